@@ -1,0 +1,16 @@
+//! LavaFS: a user-space, append-only, extent-based filesystem that owns a raw partition or an
+//! image file.
+//!
+//! Engines use it through the [`FileSystem`] and [`File`] traits.
+
+pub mod device;
+mod error;
+mod types;
+mod vfs;
+
+pub use error::{Error, PathError, Result};
+pub use types::{BLOCK_SIZE, FileSize, Generation, Ino, align_down, align_up};
+pub use vfs::{
+    CreateOptions, DirEntry, File, FileKind, FileLock, FileRef, FileSystem, FileSystemRef,
+    Metadata, ReadRequest, Space, TailPolicy,
+};

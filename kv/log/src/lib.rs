@@ -1,0 +1,1 @@
+//! LavaLog: many logical logs in two shared physical logs.

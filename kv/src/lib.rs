@@ -1,0 +1,1 @@
+//! LavaKV: an LSM key-value engine with key-value separation.

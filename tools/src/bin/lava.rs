@@ -1,0 +1,3 @@
+//! `lava`: the command-line tool.
+
+fn main() {}

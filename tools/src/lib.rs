@@ -1,0 +1,1 @@
+//! The command-line tools as a library; the binaries are thin mains over it.
