@@ -19,6 +19,8 @@ use std::fmt;
 use std::io;
 
 mod buf;
+pub(crate) mod counters;
+pub(crate) mod sys;
 
 pub use buf::{AlignedBuf, BUFFER_ALIGN};
 
