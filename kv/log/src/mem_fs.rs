@@ -302,7 +302,7 @@ impl FileSystem for MemFs {
         Ok(FileLock::new(()))
     }
 
-    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>], _queue_depth: usize) -> Result<()> {
         for request in requests {
             request.read = request.file.read_at(request.offset, request.buf)?;
         }
