@@ -5,10 +5,12 @@
 
 pub mod device;
 mod error;
+mod host_fs;
 mod types;
 mod vfs;
 
 pub use error::{Error, PathError, Result};
+pub use host_fs::HostFs;
 pub use types::{BLOCK_SIZE, FileSize, Generation, Ino, align_down, align_up};
 pub use vfs::{
     CreateOptions, DirEntry, File, FileKind, FileLock, FileRef, FileSystem, FileSystemRef,

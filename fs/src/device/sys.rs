@@ -1,0 +1,88 @@
+//! The few system calls that neither std nor nix wraps, as safe functions.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// What direct I/O on a file asks of buffers and offsets, both in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DirectAlignment {
+    /// Alignment of buffers in memory.
+    pub(crate) memory: u64,
+    /// Alignment of offsets and lengths.
+    pub(crate) offset: u64,
+}
+
+/// The alignment that `statx` reports for direct I/O on `file`; `None` where the kernel or the
+/// filesystem does not say, or says that direct I/O is not possible.
+pub(crate) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment>> {
+    // SAFETY: `statx` is plain integers, for which all zeros is a value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the path is an empty C string and `stat` is writable.
+    let rc = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &raw mut stat,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    let known = stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    if !known || !memory.is_power_of_two() || !offset.is_power_of_two() {
+        return Ok(None);
+    }
+    Ok(Some(DirectAlignment {
+        memory: u64::from(memory),
+        offset: u64::from(offset),
+    }))
+}
+
+/// Reads the extended attribute `name` of `file` into `value` and returns its length.
+pub(crate) fn get_xattr(file: &File, name: &CStr, value: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `value` is writable for the length given; `name` is a C string.
+    let len = unsafe {
+        libc::fgetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets the extended attribute `name` of `file`.
+pub(crate) fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: `value` is readable for the length given; `name` is a C string.
+    let rc = unsafe {
+        libc::fsetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The kernel's own generation number of an inode, 0 where the filesystem has none.
+pub(crate) fn inode_version(file: &File) -> u32 {
+    const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601;
+    // The request's size says `long`, but every filesystem writes an `int`.
+    let mut version = [0u32; 2];
+    // SAFETY: the buffer is writable for the eight bytes that the request may write.
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETVERSION, version.as_mut_ptr()) };
+    if rc == 0 { version[0] } else { 0 }
+}

@@ -1,0 +1,143 @@
+//! Namespace changes that are not durable yet.
+//!
+//! The kernel makes a name durable when its directory is synced. The trait promises more: a sync
+//! of a file makes the names it was given before durable too. So each file sync first syncs the
+//! directories that changed. In steady state there are none and it costs one lock.
+
+use std::collections::HashMap;
+use std::fs::File as KernelFile;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+
+use super::io::{KernelIo, path_error};
+use crate::error::{Error, Result};
+
+/// The directories with changes that are not durable.
+#[derive(Debug)]
+pub(super) struct Names {
+    root: PathBuf,
+    /// Serialises directory syncs; held across them. Taken before `dirty`.
+    syncing: Mutex<()>,
+    /// Changes so far, and for each directory the number of its last one. An entry leaves only
+    /// after its sync, so that a caller who finds none may rely on it. Not held across I/O.
+    dirty: Mutex<Dirty>,
+    /// First failed directory sync: the kernel forgets such failures, so it is final.
+    failed: OnceLock<Error>,
+}
+
+#[derive(Debug, Default)]
+struct Dirty {
+    changes: u64,
+    last_change: HashMap<PathBuf, u64>,
+}
+
+impl Names {
+    pub(super) fn new(root: PathBuf) -> Names {
+        Names {
+            root,
+            syncing: Mutex::default(),
+            dirty: Mutex::default(),
+            failed: OnceLock::new(),
+        }
+    }
+
+    /// Notes that the name `host`, inside the root, was made, changed or removed.
+    pub(super) fn changed(&self, host: &Path) {
+        let dir = host.parent().expect("a name has a directory");
+        let mut dirty = self.dirty.lock();
+        dirty.changes += 1;
+        let change = dirty.changes;
+        dirty.last_change.insert(dir.to_path_buf(), change);
+    }
+
+    /// Notes that the name `from` became `to`. Changes in a directory move with it.
+    pub(super) fn renamed(&self, from: &Path, to: &Path) {
+        {
+            let mut dirty = self.dirty.lock();
+            let last_change = std::mem::take(&mut dirty.last_change);
+            dirty.last_change = last_change
+                .into_iter()
+                .map(|(dir, change)| match dir.strip_prefix(from) {
+                    Ok(below) => (to.join(below), change),
+                    Err(_) => (dir, change),
+                })
+                .collect();
+        }
+        self.changed(from);
+        self.changed(to);
+    }
+
+    /// Makes every change so far durable.
+    pub(super) fn sync_all(&self, io: &KernelIo) -> Result<()> {
+        if self.dirty.lock().last_change.is_empty() {
+            return self.check();
+        }
+        let _syncing = self.syncing.lock();
+        self.check()?;
+        let changed: Vec<(PathBuf, u64)> = {
+            let dirty = self.dirty.lock();
+            dirty
+                .last_change
+                .iter()
+                .map(|(dir, &change)| (dir.clone(), change))
+                .collect()
+        };
+        for (dir, change) in changed {
+            match self.sync_kernel(&dir, io) {
+                // The directory was removed or replaced, and its names with it.
+                Err(Error::Path { .. }) => {}
+                result => result?,
+            }
+            self.clean(&dir, change);
+        }
+        Ok(())
+    }
+
+    /// Makes the changes in one directory durable, whether this process made them or not.
+    pub(super) fn sync_one(&self, path: &Path, host: &Path, io: &KernelIo) -> Result<()> {
+        let _syncing = self.syncing.lock();
+        self.check()?;
+        let change = self.dirty.lock().changes;
+        match self.sync_kernel(host, io) {
+            Err(Error::Path { kind, .. }) => return Err(Error::path(path, kind)),
+            result => result?,
+        }
+        self.clean(host, change);
+        Ok(())
+    }
+
+    /// Forgets the changes in `dir` up to number `change`.
+    fn clean(&self, dir: &Path, change: u64) {
+        let mut dirty = self.dirty.lock();
+        if dirty
+            .last_change
+            .get(dir)
+            .is_some_and(|&last| last <= change)
+        {
+            dirty.last_change.remove(dir);
+        }
+    }
+
+    fn sync_kernel(&self, dir: &Path, io: &KernelIo) -> Result<()> {
+        let file = KernelFile::open(dir).map_err(|error| path_error("open", dir, error))?;
+        let stat = file
+            .metadata()
+            .map_err(|error| path_error("stat", dir, error))?;
+        if !stat.is_dir() {
+            return Err(Error::path(dir, crate::PathError::NotADirectory));
+        }
+        file.sync_all().map_err(|error| {
+            let error = Error::io("sync directory", &dir.to_string_lossy(), 0, error);
+            tracing::error!(root = %self.root.display(), %error, "names can no longer be synced");
+            self.failed.get_or_init(|| error).clone()
+        })?;
+        io.counters.flushed();
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+}
