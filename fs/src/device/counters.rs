@@ -12,6 +12,7 @@ pub(crate) struct AtomicCounters {
     read_bytes: AtomicU64,
     read_ios: AtomicU64,
     flushes: AtomicU64,
+    discard_bytes: AtomicU64,
 }
 
 impl AtomicCounters {
@@ -32,6 +33,11 @@ impl AtomicCounters {
         self.flushes.fetch_add(1, Relaxed);
     }
 
+    /// One discard of `bytes`.
+    pub(crate) fn discarded(&self, bytes: u64) {
+        self.discard_bytes.fetch_add(bytes, Relaxed);
+    }
+
     /// The totals now. Exact where no command is in flight.
     pub(crate) fn snapshot(&self) -> DeviceCounters {
         DeviceCounters {
@@ -40,7 +46,7 @@ impl AtomicCounters {
             read_bytes: self.read_bytes.load(Relaxed),
             read_ios: self.read_ios.load(Relaxed),
             flushes: self.flushes.load(Relaxed),
-            discard_bytes: 0,
+            discard_bytes: self.discard_bytes.load(Relaxed),
         }
     }
 }

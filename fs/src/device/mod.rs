@@ -20,9 +20,13 @@ use std::io;
 
 mod buf;
 pub(crate) mod counters;
+mod fault;
+mod sim;
 pub(crate) mod sys;
 
 pub use buf::{AlignedBuf, BUFFER_ALIGN};
+pub use fault::{Fault, FaultOn, FaultPlan, FaultWhen};
+pub use sim::{Recording, SimDevice, SimOp, SimWrite};
 
 /// A disk, partition or image.
 pub trait BlockDevice: Send + Sync + fmt::Debug {
@@ -127,4 +131,32 @@ impl std::ops::Sub for DeviceCounters {
             discard_bytes: self.discard_bytes - earlier.discard_bytes,
         }
     }
+}
+
+/// Asserts that I/O lies on the device, in whole logical blocks.
+fn check_range(geometry: Geometry, offset: u64, len: u64) {
+    let block = geometry.logical_block;
+    assert!(
+        offset.is_multiple_of(block),
+        "offset {offset} is not aligned to {block}"
+    );
+    assert!(
+        len.is_multiple_of(block),
+        "length {len} is not aligned to {block}"
+    );
+    let end = offset.checked_add(len).expect("the end of an I/O is a u64");
+    assert!(
+        end <= geometry.size,
+        "I/O to {end} is beyond the device's {}",
+        geometry.size
+    );
+}
+
+/// Asserts that a buffer can be given to a device.
+fn check_aligned(data: &[u8]) {
+    assert!(
+        data.is_empty() || AlignedBuf::is_aligned(data),
+        "a buffer at {:p} is not aligned to {BUFFER_ALIGN}",
+        data.as_ptr()
+    );
 }
