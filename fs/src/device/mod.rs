@@ -21,12 +21,23 @@ use std::io;
 mod buf;
 pub(crate) mod counters;
 mod fault;
+mod file;
+mod holder;
+mod open;
+mod raw;
+mod ring;
 mod sim;
 pub(crate) mod sys;
+#[cfg(test)]
+mod tests;
+mod uring;
 
 pub use buf::{AlignedBuf, BUFFER_ALIGN};
 pub use fault::{Fault, FaultOn, FaultPlan, FaultWhen};
+pub use file::FileDevice;
+pub use open::{OpenMode, create_image, open};
 pub use sim::{Recording, SimDevice, SimOp, SimWrite};
+pub use uring::UringDevice;
 
 /// A disk, partition or image.
 pub trait BlockDevice: Send + Sync + fmt::Debug {

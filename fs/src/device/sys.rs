@@ -86,3 +86,51 @@ pub(crate) fn inode_version(file: &File) -> u32 {
     let rc = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETVERSION, version.as_mut_ptr()) };
     if rc == 0 { version[0] } else { 0 }
 }
+
+/// Size and logical block of a block device, in bytes.
+pub(crate) fn block_device_size(file: &File) -> io::Result<(u64, u64)> {
+    const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+    const BLKSSZGET: libc::Ioctl = 0x1268;
+    let mut size = 0u64;
+    let mut block: libc::c_int = 0;
+    // SAFETY: each request writes one value of the type that is passed.
+    let rc = unsafe {
+        match libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size) {
+            0 => libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut block),
+            failed => failed,
+        }
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let block = u64::try_from(block).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok((size, block))
+}
+
+/// Tells a block device that a range holds nothing of value.
+pub(crate) fn block_device_discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    const BLKDISCARD: libc::Ioctl = 0x1277;
+    let range = [offset, len];
+    // SAFETY: the request reads two values of eight bytes.
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes the exclusive advisory lock (flock) of `file` for as long as it is open; false where
+/// another open file has it.
+pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
+    // SAFETY: the descriptor is open; no memory is passed.
+    let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if rc == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
+        return Ok(false);
+    }
+    Err(error)
+}

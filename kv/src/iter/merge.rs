@@ -207,3 +207,6 @@ impl InternalIterator for MergingIterator {
         self.failure.clone().map_or(Ok(()), Err)
     }
 }
+
+#[cfg(test)]
+mod tests;
