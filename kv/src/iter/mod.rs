@@ -1,8 +1,12 @@
 //! Iterators over internal keys: the one interface that memtables, tables and merges share.
 
+mod db_iter;
 mod merge;
+mod run;
 
+pub use db_iter::DbIterator;
 pub use merge::MergingIterator;
+pub(crate) use run::RunIterator;
 
 use crate::error::Result;
 
