@@ -27,6 +27,63 @@ pub enum Error {
         /// What disagreed.
         detail: String,
     },
+    /// The LSN lies below the floor of the log.
+    #[error("LSN {lsn} was trimmed: the log begins at {floor}")]
+    Trimmed {
+        /// What was asked for.
+        lsn: u64,
+        /// The lowest LSN that can be there.
+        floor: u64,
+    },
+    /// Nothing was appended at the LSN, though later ones are there.
+    #[error("LSN {lsn} is missing")]
+    Missing {
+        /// What was asked for.
+        lsn: u64,
+    },
+    /// The LSN lies behind the last one, or behind the last durable one where that was asked for.
+    #[error("LSN {lsn} is beyond the end of the log")]
+    Beyond {
+        /// What was asked for.
+        lsn: u64,
+        /// The last LSN that is there; `None` for an empty log.
+        last: Option<u64>,
+    },
+    /// The log was deleted.
+    #[error("log {name} was deleted")]
+    Deleted {
+        /// Its name.
+        name: String,
+    },
+    /// The LSN is taken, in a log that rejects duplicates.
+    #[error("LSN {lsn} is there already")]
+    Duplicate {
+        /// What was appended.
+        lsn: u64,
+    },
+    /// A dense log takes another LSN next.
+    #[error("LSN {lsn} does not follow the last one: {expected} is next")]
+    OutOfOrder {
+        /// What was appended.
+        lsn: u64,
+        /// What the log takes next.
+        expected: u64,
+    },
+    /// No log has this name.
+    #[error("no log is named {name}")]
+    NoSuchLog {
+        /// The name.
+        name: String,
+    },
+    /// A log has this name already.
+    #[error("a log named {name} exists")]
+    LogExists {
+        /// The name.
+        name: String,
+    },
+    /// The engine was closed.
+    #[error("the log engine is closed")]
+    Closed,
     /// An argument is out of range.
     #[error("invalid argument: {what}")]
     Invalid {

@@ -30,6 +30,7 @@ pub(crate) struct MemFs {
 struct Shared {
     counters: Mutex<DeviceCounters>,
     fail_syncs: AtomicBool,
+    sync_us: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -43,7 +44,9 @@ pub(crate) struct MemFile {
 struct State {
     bytes: Vec<u8>,
     synced: usize,
-    /// `Some(upper)` after a crash.
+    /// The size was made durable and the file has not grown since.
+    exact: bool,
+    /// `Some(upper)` after a crash, if the size was not exact.
     between: Option<u64>,
     tail: TailPolicy,
     generation: u64,
@@ -70,7 +73,9 @@ impl MemFs {
             let synced = state.synced;
             damage(path, &mut state.bytes, synced);
             assert!(state.bytes.len() >= synced, "synced bytes are kept");
-            state.between = Some(align_up(state.bytes.len() as u64, 4096) + 8192);
+            if !state.exact {
+                state.between = Some(align_up(state.bytes.len() as u64, 4096) + 8192);
+            }
             after.files.lock().insert(
                 path.clone(),
                 Arc::new(MemFile {
@@ -89,6 +94,11 @@ impl MemFs {
         change(&mut file.state.lock().bytes);
     }
 
+    /// From now on a sync takes this long, as on a device.
+    pub(crate) fn slow_syncs(&self, us: u64) {
+        self.shared.sync_us.store(us, Ordering::SeqCst);
+    }
+
     pub(crate) fn fail_syncs(&self) {
         self.shared.fail_syncs.store(true, Ordering::SeqCst);
     }
@@ -99,6 +109,10 @@ impl MemFile {
         if self.shared.fail_syncs.load(Ordering::SeqCst) {
             let source = std::io::Error::other("injected");
             return Err(Error::io("flush", "memory", 0, source));
+        }
+        let sync_us = self.shared.sync_us.load(Ordering::SeqCst);
+        if sync_us > 0 {
+            std::thread::sleep(std::time::Duration::from_micros(sync_us));
         }
         let mut state = self.state.lock();
         if state.tail == TailPolicy::Seal {
@@ -119,6 +133,7 @@ impl File for MemFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         let mut state = self.state.lock();
         assert!(state.between.is_none(), "settle before appending");
+        state.exact = false;
         let start = state.bytes.len() as u64;
         for part in parts {
             state.bytes.extend_from_slice(part);
@@ -131,7 +146,9 @@ impl File for MemFile {
     }
 
     fn fsync(&self) -> Result<()> {
-        self.sync()
+        self.sync()?;
+        self.state.lock().exact = true;
+        Ok(())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
@@ -212,6 +229,7 @@ impl FileSystem for MemFs {
             state: Mutex::new(State {
                 bytes: Vec::new(),
                 synced: 0,
+                exact: false,
                 between: None,
                 tail: options.tail,
                 generation: self.next_generation.fetch_add(1, Ordering::SeqCst),

@@ -1,0 +1,448 @@
+//! Recovery: from files to the state of every log.
+//!
+//! 1. The metalog's highest file with a whole snapshot gives the logs, their floors and
+//!    truncations.
+//! 2. Each data file gives its records: a sealed one by its directory, any other by a scan.
+//! 3. A record counts if its log is there, its LSN is not below the floor, and no truncation to a
+//!    later epoch covers it. Of several with one LSN the operation number decides. The place of
+//!    a record among files says nothing.
+//! 4. A data file that was not sealed is cut at its last valid group and sealed, a new file of
+//!    the metalog is begun with a snapshot, and the older ones are removed. A crash before any
+//!    of these steps leaves what was there before; they can be done again.
+//!
+//! Invariant: only the last data file with records can be unsealed; if another one ends without
+//! its directory, records that were durable are missing, and that is corruption. Nothing is
+//! changed before everything was read and judged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use lavafs::FileSystemRef;
+use parking_lot::{Mutex, RwLock};
+
+use crate::codec::Cursor;
+use crate::commit::GroupCommit;
+use crate::data::{DataFile, DataLog, FileTable, data_path, place, seal_with};
+use crate::engine::{Inner, Names};
+use crate::error::{Error, Result};
+use crate::group::{GroupReader, GroupWriter};
+use crate::index::Entry;
+use crate::meta::{MetaLog, MetaOp, meta_path, read_meta_file};
+use crate::options::LogOptions;
+use crate::record::{
+    DirectoryBuilder, DirectoryEntry, SECTION_DIRECTORY, SECTION_RECORDS, parse_directory,
+    parse_footer, take_record,
+};
+use crate::state::{Core, LogState};
+
+/// Recovers the engine in `dir`.
+pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Result<Inner> {
+    fs.create_dir_all(dir)?;
+    let lock = fs.lock(&dir.join("LOCK"))?;
+    let (meta_numbers, data_numbers) = list_files(&fs, dir)?;
+    let mut namespace = read_namespace(&fs, dir, &meta_numbers, data_numbers.is_empty())?;
+    let mut scanned = Vec::new();
+    for number in &data_numbers {
+        scanned.push(read_data_file(&fs, dir, *number)?);
+    }
+    check_sealed_in_order(&scanned)?;
+    namespace.place_records(&scanned)?;
+
+    let files = FileTable::default();
+    for data in scanned {
+        if let Some(found) = data.finish(&fs)? {
+            files.add(found.0, found.1, true);
+        }
+    }
+    let next_file = data_numbers.last().map_or(1, |last| last + 1);
+    let next_meta = meta_numbers.last().map_or(1, |last| last + 1);
+    let next_log = namespace.next_log;
+    let names = namespace.build(&files);
+    let inner = Inner {
+        commit: GroupCommit::new(),
+        data: Mutex::new(DataLog::new(dir, options.data_file_size, next_file)),
+        meta: Mutex::new(None),
+        names: RwLock::new(names.0),
+        files,
+        next_op: AtomicU64::new(names.1),
+        durable: AtomicU64::new(place(next_file, 0)),
+        closed: AtomicBool::new(false),
+        fs,
+        dir: dir.to_path_buf(),
+        options: options.clone(),
+        _lock: lock,
+    };
+    let snapshot = inner.snapshot(next_log);
+    let meta = MetaLog::begin(&inner.fs, dir, next_meta, next_log, &snapshot)?;
+    *inner.meta.lock() = Some(meta);
+    for number in meta_numbers {
+        inner.fs.unlink(&meta_path(dir, number))?;
+    }
+    Ok(inner)
+}
+
+/// The numbers of the files of the metalog and of the datalog, ascending.
+fn list_files(fs: &FileSystemRef, dir: &Path) -> Result<(Vec<u32>, Vec<u32>)> {
+    let (mut meta, mut data) = (Vec::new(), Vec::new());
+    for entry in fs.list(dir)? {
+        let Some(name) = entry.name.to_str() else {
+            continue;
+        };
+        let number = |prefix| {
+            name.strip_prefix(prefix)?
+                .strip_suffix(".log")?
+                .parse::<u32>()
+                .ok()
+        };
+        meta.extend(number("meta-"));
+        data.extend(number("data-"));
+    }
+    meta.sort_unstable();
+    data.sort_unstable();
+    Ok((meta, data))
+}
+
+#[derive(Default)]
+struct Namespace {
+    path: PathBuf,
+    logs: BTreeMap<u64, Recovered>,
+    next_log: u64,
+    next_op: u64,
+}
+
+struct Recovered {
+    state: LogState,
+    /// Live records with their operation numbers.
+    records: Vec<(u64, Entry)>,
+}
+
+fn read_namespace(
+    fs: &FileSystemRef,
+    dir: &Path,
+    numbers: &[u32],
+    no_data: bool,
+) -> Result<Namespace> {
+    for number in numbers.iter().rev() {
+        let path = meta_path(dir, *number);
+        let (ops, whole) = read_meta_file(fs, &path, *number)?;
+        if whole {
+            let mut namespace = Namespace {
+                path,
+                next_log: 1,
+                next_op: 1,
+                ..Namespace::default()
+            };
+            for op in ops {
+                namespace.apply(op)?;
+            }
+            return Ok(namespace);
+        }
+    }
+    // A first open that did not come to its end leaves one file without a whole snapshot.
+    if no_data && numbers.iter().all(|number| *number == 1) {
+        return Ok(Namespace {
+            next_log: 1,
+            next_op: 1,
+            ..Namespace::default()
+        });
+    }
+    let last = numbers.last().copied().unwrap_or(1);
+    let path = meta_path(dir, last);
+    Err(Error::corrupt(
+        path,
+        0,
+        "no file of the metalog has a whole snapshot",
+    ))
+}
+
+impl Namespace {
+    fn apply(&mut self, op: MetaOp) -> Result<()> {
+        match op {
+            MetaOp::Create {
+                log,
+                op,
+                mode,
+                floor,
+                epoch,
+                name,
+                truncations,
+            } => {
+                let core = Core {
+                    floor,
+                    epoch,
+                    truncations,
+                    ..Core::default()
+                };
+                let state = LogState {
+                    id: log,
+                    name,
+                    mode,
+                    core: Mutex::new(core),
+                };
+                let records = Vec::new();
+                if self
+                    .logs
+                    .insert(log, Recovered { state, records })
+                    .is_some()
+                {
+                    return Err(self.corrupt(format!("log {log} is created twice")));
+                }
+                self.next_log = self.next_log.max(log.saturating_add(1));
+                self.saw_op(op);
+            }
+            MetaOp::Delete { log, op } => {
+                self.core(log)?;
+                self.logs.remove(&log);
+                self.saw_op(op);
+            }
+            MetaOp::Trim { log, op, floor } => {
+                let core = self.core(log)?;
+                core.floor = core.floor.max(floor);
+                self.saw_op(op);
+            }
+            MetaOp::Truncate { log, op, to } => {
+                let core = self.core(log)?;
+                let expected = core.epoch.checked_add(1);
+                core.add_truncation(to);
+                if expected != Some(to.epoch) {
+                    return Err(self.corrupt(format!("log {log} skips to epoch {}", to.epoch)));
+                }
+                self.saw_op(op);
+            }
+            MetaOp::SnapshotEnd {
+                next_log,
+                next_op,
+                logs,
+            } => {
+                if logs != self.logs.len() as u64 {
+                    return Err(self.corrupt(format!("the snapshot names {logs} logs")));
+                }
+                self.next_log = self.next_log.max(next_log);
+                self.next_op = self.next_op.max(next_op);
+            }
+        }
+        Ok(())
+    }
+
+    fn core(&mut self, log: u64) -> Result<&mut Core> {
+        if !self.logs.contains_key(&log) {
+            return Err(self.corrupt(format!("an operation on log {log}, which is not there")));
+        }
+        let recovered = self.logs.get_mut(&log).expect("looked up above");
+        Ok(recovered.state.core.get_mut())
+    }
+
+    fn saw_op(&mut self, op: u64) {
+        self.next_op = self.next_op.max(op.saturating_add(1));
+    }
+
+    fn corrupt(&self, detail: String) -> Error {
+        Error::corrupt(&self.path, 0, detail)
+    }
+
+    /// Gives each live record to its log. A record of an unknown log below `next_log` is of a
+    /// deleted one. A create or truncation is durable before a record that depends on it is
+    /// written, so a record of a log or epoch that the metalog does not know is proof that the
+    /// metalog lost its end.
+    fn place_records(&mut self, files: &[Scanned]) -> Result<()> {
+        for file in files {
+            for record in &file.records {
+                let key = record.key;
+                self.saw_op(key.op);
+                if key.log >= self.next_log {
+                    let at = format!("{} at byte {}", file.path.display(), record.offset);
+                    return Err(self.corrupt(format!(
+                        "the creation of log {} is lost: {at} has a record of it",
+                        key.log
+                    )));
+                }
+                let Some(log) = self.logs.get_mut(&key.log) else {
+                    continue;
+                };
+                let core = log.state.core.get_mut();
+                if key.epoch > core.epoch {
+                    let at = format!("{} at byte {}", file.path.display(), record.offset);
+                    return Err(self.corrupt(format!(
+                        "a truncation of log {} is lost: {at} has a record of epoch {}",
+                        key.log, key.epoch
+                    )));
+                }
+                if core.is_live(key.epoch, key.lsn) {
+                    let entry = Entry {
+                        lsn: key.lsn,
+                        file: file.number,
+                        offset: record.offset,
+                        len: record.len,
+                    };
+                    log.records.push((key.op, entry));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the indexes and counts live records; also the next operation number.
+    fn build(self, files: &FileTable) -> (Names, u64) {
+        let mut names = Names::default();
+        let mut live: HashMap<u32, u64> = HashMap::new();
+        for recovered in self.logs.into_values() {
+            let Recovered {
+                mut state,
+                mut records,
+            } = recovered;
+            records.sort_unstable_by_key(|(op, entry)| (entry.lsn, *op));
+            let later_wins = state.later_wins();
+            let core = state.core.get_mut();
+            for (_, entry) in records {
+                if core.index.last() == Some(entry.lsn) && !later_wins {
+                    continue;
+                }
+                *live.entry(entry.file).or_insert(0) += 1;
+                if let Some(old) = core.index.insert(entry) {
+                    *live.entry(old.file).or_insert(0) -= 1;
+                }
+            }
+            names.add(Arc::new(state));
+        }
+        for (number, count) in live {
+            files.add_live(number, count);
+        }
+        (names, self.next_op)
+    }
+}
+
+/// What was found in one data file.
+struct Scanned {
+    number: u32,
+    path: PathBuf,
+    generation: u64,
+    records: Vec<DirectoryEntry>,
+    /// The directory was read, or seen behind all records: none is missing.
+    complete: bool,
+    /// Present if the file is to be sealed.
+    unsealed: Option<GroupReader>,
+    file: lavafs::FileRef,
+}
+
+fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned> {
+    let path = data_path(dir, number);
+    let file = fs.open(&path)?;
+    let mut reader = GroupReader::open(file.clone(), &path)?;
+    if reader.tag().is_some_and(|tag| tag != u64::from(number)) {
+        return Err(Error::corrupt(&path, 0, "the file has another file's name"));
+    }
+    let mut scanned = Scanned {
+        number,
+        generation: reader.generation(),
+        records: Vec::new(),
+        complete: true,
+        unsealed: None,
+        file,
+        path,
+    };
+    if let Some(records) = read_directory(&mut reader)? {
+        scanned.records = records;
+        return Ok(scanned);
+    }
+    let mut reader = GroupReader::open(scanned.file.clone(), &scanned.path)?;
+    scanned.complete = scan_groups(&mut reader, &mut scanned.records)?;
+    if !reader.is_closed() {
+        scanned.unsealed = Some(reader);
+    }
+    Ok(scanned)
+}
+
+/// The records of a sealed file; `None` if it is not sealed or its end is damaged.
+fn read_directory(reader: &mut GroupReader) -> Result<Option<Vec<DirectoryEntry>>> {
+    let Some(closing) = GroupReader::read_closing(reader.file(), reader.path())? else {
+        return Ok(None);
+    };
+    let Some((offset, count)) = parse_footer(&closing.footer) else {
+        return Ok(None);
+    };
+    if offset >= closing.offset {
+        return Ok(None);
+    }
+    reader.seek(offset);
+    match reader.next_group() {
+        Ok(Some(group)) => Ok(parse_directory(group.payload, count)),
+        Ok(None) => Ok(None),
+        Err(error) if error.is_corrupt() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads every group; true if the directory or the closing group was seen behind the records.
+fn scan_groups(reader: &mut GroupReader, records: &mut Vec<DirectoryEntry>) -> Result<bool> {
+    let path = reader.path().to_path_buf();
+    let generation = reader.generation();
+    let mut complete = false;
+    while let Some(group) = reader.next_group()? {
+        let corrupt = |offset, detail| Error::corrupt(&path, offset, detail);
+        match group.payload.first() {
+            Some(&SECTION_DIRECTORY) => complete = true,
+            Some(&SECTION_RECORDS) => {
+                let mut cursor = Cursor::new(&group.payload[1..]);
+                while !cursor.is_empty() {
+                    let offset = group.position.end() - cursor.remaining() as u64;
+                    let record = take_record(&mut cursor, generation);
+                    let (key, _, len) = record.map_err(|detail| corrupt(offset, detail))?;
+                    let offset = u32::try_from(offset)
+                        .map_err(|_| corrupt(offset, "a data file of over 4 GiB"))?;
+                    records.push(DirectoryEntry { key, offset, len });
+                }
+            }
+            _ => {
+                return Err(corrupt(
+                    group.position.offset,
+                    "a group of an unknown section",
+                ));
+            }
+        }
+    }
+    Ok(complete || reader.is_closed())
+}
+
+/// Refuses a file that ends without its directory though a later one has records.
+fn check_sealed_in_order(files: &[Scanned]) -> Result<()> {
+    let Some(last) = files.iter().rposition(|file| !file.records.is_empty()) else {
+        return Ok(());
+    };
+    match files[..last].iter().find(|file| !file.complete) {
+        Some(file) => {
+            let end = file.unsealed.as_ref().map_or(0, GroupReader::valid_len);
+            let detail = "the file ends here, yet a later one was begun";
+            Err(Error::corrupt(&file.path, end, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+impl Scanned {
+    /// Seals the file if it is not, or removes it if it never got a header.
+    fn finish(self, fs: &FileSystemRef) -> Result<Option<(u32, DataFile)>> {
+        if let Some(reader) = &self.unsealed {
+            if reader.tag().is_none() {
+                fs.unlink(&self.path)?;
+                return Ok(None);
+            }
+            tracing::info!(
+                file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
+                "sealing a file that was being written at the crash"
+            );
+            let mut directory = DirectoryBuilder::default();
+            self.records
+                .iter()
+                .for_each(|record| directory.add(*record));
+            seal_with(GroupWriter::resume(reader)?, &directory)?;
+        }
+        let file = DataFile {
+            file: self.file,
+            path: self.path,
+            generation: self.generation,
+        };
+        Ok(Some((self.number, file)))
+    }
+}
