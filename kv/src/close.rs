@@ -1,6 +1,7 @@
 //! Waiting for background work, and ending it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
 use crate::engine::{Engine, State, closing};
@@ -78,6 +79,7 @@ impl Engine {
 
     /// Ends background work, closes the log without a sync and unlocks the directory.
     pub(crate) fn stop(self: &Arc<Self>) {
+        self.unreadable.store(true, Ordering::Release);
         let mut state = self.state.lock();
         state.closing = true;
         self.changed.notify_all();

@@ -92,7 +92,11 @@ impl Engine {
             dir: &self.dir,
             table_options: self.options.table_options(),
             target_file_size: self.options.target_file_size_base,
-            expected_size: self.options.target_file_size_base.min(choice.bytes()),
+            expected_size: self
+                .options
+                .target_file_size_base
+                .min(choice.bytes())
+                .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
             is_oldest: &|key| {

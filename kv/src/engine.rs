@@ -14,8 +14,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
@@ -167,6 +167,10 @@ pub(crate) struct Engine {
     /// Signalled with every change of `state` that somebody may wait for.
     pub(crate) changed: Condvar,
     pub(crate) lock: Mutex<Option<FileLock>>,
+    /// The default column family, which is never dropped.
+    pub(crate) default_cf: OnceLock<Arc<ColumnFamily>>,
+    /// Reads are refused too: the database is poisoned or closed.
+    pub(crate) unreadable: AtomicBool,
 }
 
 impl Engine {
@@ -185,8 +189,28 @@ impl Engine {
         Mem::new(self.next_mem.fetch_add(1, Ordering::Relaxed), log_number)
     }
 
-    /// The column family, if it exists.
+    /// Bytes of a new log. On a small device a part of the free space: a log that is taken at
+    /// once must leave room for the tables.
+    pub(crate) fn log_size_expected(&self) -> u64 {
+        let buffer = self.options.write_buffer_size as u64;
+        (buffer + buffer / 8).min(self.fs.space().free / 16)
+    }
+
+    /// The column family, if it exists. The default one takes no lock once it was asked for.
     pub(crate) fn cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
+        if id == CfId::DEFAULT
+            && let Some(cf) = self.default_cf.get()
+        {
+            return Ok(Arc::clone(cf));
+        }
+        let cf = self.find_cf(id)?;
+        if id == CfId::DEFAULT {
+            return Ok(Arc::clone(self.default_cf.get_or_init(|| cf)));
+        }
+        Ok(cf)
+    }
+
+    fn find_cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
         self.state
             .lock()
             .cfs
@@ -215,6 +239,9 @@ impl Engine {
             return;
         }
         tracing::error!(%error, transient, dir = %self.dir.display(), "background failure");
+        if matches!(error, Error::Poisoned { .. }) {
+            self.unreadable.store(true, Ordering::Release);
+        }
         state.error = Some(BackgroundError { error, transient });
         let resume = transient && !state.resuming;
         state.resuming |= resume;

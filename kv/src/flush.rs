@@ -29,7 +29,7 @@ impl Engine {
             dir: &self.dir,
             table_options: self.options.table_options(),
             target_file_size: u64::MAX,
-            expected_size: memory as u64,
+            expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
             is_oldest: &|_| false,

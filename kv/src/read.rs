@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
-use crate::engine::{Engine, View, no_such_cf};
+use crate::engine::{Engine, View, closing, no_such_cf};
 use crate::error::{Error, Result};
 use crate::iter::{DbIterator, InternalIterator, RunIterator};
 use crate::key::{LookupKey, SeqNo, ValueKind};
@@ -17,14 +17,15 @@ use crate::version::{TableOpener, Version};
 
 impl Engine {
     fn read_view(&self, id: CfId, options: &ReadOptions) -> Result<(Arc<View>, SeqNo)> {
+        if self.unreadable.load(Ordering::Acquire) {
+            let error = &self.state.lock().error;
+            return Err(error
+                .as_ref()
+                .map_or_else(closing, |known| known.error.clone()));
+        }
         let cf = self.cf(id)?;
         if cf.dropped.load(Ordering::Acquire) {
             return Err(no_such_cf(id));
-        }
-        if let Some(background) = &self.state.lock().error
-            && let Error::Poisoned { .. } = background.error
-        {
-            return Err(background.error.clone());
         }
         let view = cf.view();
         let sequence = match &options.snapshot {

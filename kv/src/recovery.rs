@@ -14,8 +14,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
@@ -164,6 +164,8 @@ fn engine_for(
         state: Mutex::new(State::default()),
         changed: Condvar::new(),
         lock: Mutex::new(Some(lock)),
+        default_cf: OnceLock::new(),
+        unreadable: AtomicBool::new(false),
     }))
 }
 
@@ -328,7 +330,7 @@ impl Engine {
             self.write_recovered(cf)?;
         }
         let number = self.new_file_number();
-        let expected = (self.options.write_buffer_size + self.options.write_buffer_size / 8) as u64;
+        let expected = self.log_size_expected();
         *self.log.lock() = Some(WalWriter::create(&self.fs, &self.dir, number, expected)?);
         for cf in cfs.values() {
             cf.log_number.store(number, Ordering::Release);

@@ -56,8 +56,21 @@ impl WalWriter {
         expected_size: u64,
     ) -> Result<WalWriter> {
         let path = dir.join(FileName::Wal(number).to_string());
-        let writer = GroupWriter::create_tagged(fs, &path, expected_size, number)?;
-        fs.sync_dir(dir)?;
+        let created = GroupWriter::create_tagged(fs, &path, expected_size, number)
+            .map_err(Error::from)
+            .and_then(|writer| fs.sync_dir(dir).map(|()| writer).map_err(Error::from));
+        let writer = match created {
+            Ok(writer) => writer,
+            Err(error) => {
+                // On a full device every later write tries again: nothing may be left behind.
+                if let Err(unlink) = fs.unlink(&path)
+                    && !unlink.is_not_found()
+                {
+                    tracing::warn!(path = %path.display(), error = %unlink, "log not removed");
+                }
+                return Err(error);
+            }
+        };
         Ok(WalWriter {
             writer,
             number,

@@ -301,7 +301,7 @@ impl Engine {
     /// Ends the log in use, durable to its last byte, and begins the next one.
     fn switch_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<FileNumber> {
         let number = self.new_file_number();
-        let expected = (self.options.write_buffer_size + self.options.write_buffer_size / 8) as u64;
+        let expected = self.log_size_expected();
         // The next log is made before the old one is closed: without space for it, the old one
         // goes on.
         let next = WalWriter::create(&self.fs, &self.dir, number, expected)?;

@@ -110,6 +110,8 @@ fn unlogged_writes_are_durable_after_flush_or_close_only() {
         db.put(b"late", b"", &unlogged),
         Err(Error::Busy { .. })
     ));
+    let late = db.get(b"closed", &ReadOptions::default());
+    assert!(matches!(late, Err(Error::Busy { .. })), "{late:?}");
     drop(db);
     let db = open(dir.path(), tiny()).unwrap();
     assert_eq!(get(&db, b"closed"), Some(b"3".to_vec()));
@@ -563,4 +565,58 @@ fn copy_opens(dir: &Path) -> bool {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir, copy.path());
     open(copy.path(), tiny()).is_ok()
+}
+
+#[test]
+fn a_failed_sync_makes_the_database_read_only_until_it_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
+    let db = Db::open(fs.clone(), Path::new(AT), tiny()).unwrap();
+    db.put(b"kept", b"1", &WriteOptions::synced()).unwrap();
+    fs.break_syncs();
+    let failed = db
+        .put(b"unknown", b"2", &WriteOptions::synced())
+        .unwrap_err();
+    assert!(failed.to_string().contains("flush of the disk"), "{failed}");
+    let refused = db
+        .put(b"later", b"3", &WriteOptions::default())
+        .unwrap_err();
+    assert!(matches!(refused, Error::ReadOnly { .. }), "{refused}");
+    assert!(
+        refused.to_string().contains("flush of the disk"),
+        "{refused}"
+    );
+    assert!(matches!(db.flush(), Err(Error::ReadOnly { .. })));
+    assert_eq!(get(&db, b"kept"), Some(b"1".to_vec()));
+    assert_eq!(get(&db, b"unknown"), None, "a failed write is not applied");
+    drop(db);
+    let db = open(dir.path(), tiny()).unwrap();
+    assert_eq!(get(&db, b"kept"), Some(b"1".to_vec()));
+    assert_eq!(get(&db, b"later"), None);
+}
+
+#[test]
+fn a_panicking_background_thread_poisons_the_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let watcher = |op: &str, path: &Path| {
+        let is_table = path.extension().is_some_and(|kind| kind == "sst");
+        assert!(!(op == "create" && is_table), "on purpose");
+    };
+    let fs = WatchFs::new(host(dir.path()), Box::new(watcher));
+    let db = Db::open(fs, Path::new(AT), tiny()).unwrap();
+    db.put(b"k", b"v", &WriteOptions::synced()).unwrap();
+    let poisoned = db.flush().unwrap_err();
+    assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+    assert!(poisoned.to_string().contains("on purpose"), "{poisoned}");
+    assert!(matches!(
+        db.put(b"k", b"w", &WriteOptions::default()),
+        Err(Error::Poisoned { .. })
+    ));
+    assert!(matches!(
+        db.get(b"k", &ReadOptions::default()),
+        Err(Error::Poisoned { .. })
+    ));
+    drop(db);
+    let db = open(dir.path(), tiny()).unwrap();
+    assert_eq!(get(&db, b"k"), Some(b"v".to_vec()));
 }

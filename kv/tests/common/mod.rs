@@ -11,7 +11,7 @@ use std::any::Any;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lavafs::device::DeviceCounters;
 use lavafs::{
@@ -97,6 +97,8 @@ struct Shared {
     watcher: Box<Watcher>,
     /// Bytes that may still be appended.
     space: AtomicU64,
+    /// Every fdatasync fails.
+    broken: AtomicBool,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
     gate: Mutex<()>,
 }
@@ -123,6 +125,7 @@ impl WatchFs {
             shared: Arc::new(Shared {
                 watcher,
                 space,
+                broken: AtomicBool::new(false),
                 gate: Mutex::new(()),
             }),
         })
@@ -131,6 +134,11 @@ impl WatchFs {
     /// From now on `bytes` may be appended.
     pub(crate) fn set_space(&self, bytes: u64) {
         self.shared.space.store(bytes, Ordering::SeqCst);
+    }
+
+    /// From now on every fdatasync fails.
+    pub(crate) fn break_syncs(&self) {
+        self.shared.broken.store(true, Ordering::SeqCst);
     }
 
     fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
@@ -231,6 +239,10 @@ impl File for WatchFile {
     }
     fn fdatasync(&self) -> Result<()> {
         let _gate = self.shared.tell("fdatasync", &self.path);
+        if self.shared.broken.load(Ordering::SeqCst) {
+            let source = std::io::Error::from_raw_os_error(5);
+            return Err(Error::io("flush", "the disk", 0, source));
+        }
         self.inner.fdatasync()
     }
     fn fsync(&self) -> Result<()> {
