@@ -6,7 +6,8 @@
 //!
 //! Paths are absolute within the filesystem (`/db/000001.wal`); a missing leading slash is
 //! accepted. Namespace changes are atomic and happen in order; they are durable after
-//! [`FileSystem::sync_dir`], or after any later `fsync`/`fdatasync` of a file they name.
+//! [`FileSystem::sync_dir`], or after a later `fsync` of a file they name. A file's creation is
+//! durable after its first `fdatasync` too.
 
 use std::any::Any;
 use std::fmt;
@@ -60,12 +61,12 @@ pub trait FileSystem: Send + Sync + fmt::Debug {
     /// returned guard is dropped or the process ends. Fails at once where another holder has it.
     fn lock(&self, path: &Path) -> Result<FileLock>;
 
-    /// Reads from several files in one submission. Every request's `read` is set; a request
-    /// that begins beyond the end reads 0 bytes.
+    /// Reads from several files in one submission, with up to `queue_depth` reads in flight at a
+    /// time. Every request's `read` is set; a request that begins beyond the end reads 0 bytes.
     ///
     /// # Errors
     /// The first failure; the buffers' contents are then unspecified.
-    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()>;
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()>;
 
     /// Space in bytes.
     fn space(&self) -> Space;
@@ -112,7 +113,9 @@ pub trait File: Send + Sync + fmt::Debug {
     fn size(&self) -> FileSize;
 
     /// Ends an uncertain size: the file is `size` bytes long, within the bounds of
-    /// [`File::size`], and the size is durable on return. Appends then continue there. No-op on an exact size equal to `size`.
+    /// [`File::size`], and the size is durable on return. Appends then continue there, and the
+    /// generation stays. On an exact size it is a truncation that is durable on return: for an
+    /// engine that drops a torn record.
     fn settle(&self, size: u64) -> Result<()>;
 
     /// Cuts the file to `size` bytes, at most its present size. Durable after `fsync`.

@@ -1,1 +1,48 @@
 //! LavaKV: an LSM key-value engine with key-value separation.
+//!
+//! [`Db`] is the handle; its vocabulary is RocksDB's. It runs on any [`lavafs::FileSystem`]. The formats on disk
+//! are described in FORMAT.md beside this crate's manifest.
+
+mod batch;
+pub mod cache;
+mod close;
+mod codec;
+mod compact;
+mod compaction;
+mod compression;
+mod db;
+mod engine;
+mod env;
+pub mod error;
+mod file_names;
+mod flush;
+mod install;
+pub mod iter;
+pub mod key;
+pub mod memtable;
+mod metrics;
+mod options;
+mod properties;
+mod read;
+mod recovery;
+mod scheduler;
+mod snapshot;
+pub mod sstable;
+mod stall;
+mod verify;
+mod version;
+mod wal;
+mod write;
+
+pub use batch::{BatchEntry, CfId, MAX_KEY_LEN, MAX_VALUE_LEN, WriteBatch};
+pub use cache::BlockCache;
+pub use db::Db;
+pub use env::{Env, Priority};
+pub use error::{Error, Result};
+pub use iter::DbIterator;
+pub use metrics::TickerValues;
+pub use options::{Options, ReadOptions, WalRecoveryMode, WriteOptions};
+pub use properties::{LevelStats, Stats};
+pub use snapshot::Snapshot;
+pub use sstable::Compression;
+pub use verify::VerifyReport;

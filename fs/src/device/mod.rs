@@ -5,8 +5,8 @@
 //! seam where faults are injected.
 //!
 //! Rules that hold for every implementation:
-//! - offsets and lengths are multiples of [`Geometry::logical_block`], and buffers are aligned
-//!   to [`BUFFER_ALIGN`] (use [`AlignedBuf`]); anything else is a programmer's error (panic);
+//! - offsets, lengths and the addresses of buffers are multiples of [`Geometry::logical_block`]
+//!   (parts of an [`AlignedBuf`] will do); anything else is a programmer's error (panic);
 //! - a call returns when the device has completed it: I/O is submitted and reaped on the calling
 //!   thread, there is no hand-off to another one;
 //! - a completed [`Durability::Volatile`] write may be lost or torn by a crash until a later
@@ -164,10 +164,11 @@ fn check_range(geometry: Geometry, offset: u64, len: u64) {
 }
 
 /// Asserts that a buffer can be given to a device.
-fn check_aligned(data: &[u8]) {
+fn check_aligned(geometry: Geometry, data: &[u8]) {
+    let block = geometry.logical_block as usize;
     assert!(
-        data.is_empty() || AlignedBuf::is_aligned(data),
-        "a buffer at {:p} is not aligned to {BUFFER_ALIGN}",
+        data.is_empty() || data.as_ptr().addr().is_multiple_of(block),
+        "a buffer at {:p} is not aligned to {block}",
         data.as_ptr()
     );
 }

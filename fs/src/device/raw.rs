@@ -33,13 +33,13 @@ pub(super) struct Raw {
 impl Raw {
     /// Asserts that a read may be asked for.
     pub(super) fn check_read(&self, offset: u64, buf: &[u8]) {
-        check_aligned(buf);
+        check_aligned(self.geometry, buf);
         check_range(self.geometry, offset, buf.len() as u64);
     }
 
     /// As `check_read` for a write; fails on a device opened for reading.
     pub(super) fn check_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        check_aligned(data);
+        check_aligned(self.geometry, data);
         check_range(self.geometry, offset, data.len() as u64);
         self.check_writable()
     }

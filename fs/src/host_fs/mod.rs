@@ -429,7 +429,8 @@ impl FileSystem for HostFs {
         }
     }
 
-    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+    /// One read after another: the kernel's readahead does the rest.
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>], _queue_depth: usize) -> Result<()> {
         for request in requests {
             assert!(
                 request.file.as_any().is::<HostFile>(),

@@ -491,7 +491,7 @@ fn batches_read_what_single_reads_do(fs: &dyn FileSystem) {
             read: usize::MAX,
         })
         .collect();
-    fs.read_batch(&mut requests).unwrap();
+    fs.read_batch(&mut requests, 8).unwrap();
     for (request, &(file, offset, _)) in requests.iter().zip(&places) {
         let expected = bytes[file].get(offset..).unwrap_or_default();
         assert_eq!(request.read, expected.len().min(request.buf.len()));

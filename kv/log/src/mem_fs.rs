@@ -30,6 +30,7 @@ pub(crate) struct MemFs {
 struct Shared {
     counters: Mutex<DeviceCounters>,
     fail_syncs: AtomicBool,
+    sync_us: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -93,6 +94,11 @@ impl MemFs {
         change(&mut file.state.lock().bytes);
     }
 
+    /// From now on a sync takes this long, as on a device.
+    pub(crate) fn slow_syncs(&self, us: u64) {
+        self.shared.sync_us.store(us, Ordering::SeqCst);
+    }
+
     pub(crate) fn fail_syncs(&self) {
         self.shared.fail_syncs.store(true, Ordering::SeqCst);
     }
@@ -103,6 +109,10 @@ impl MemFile {
         if self.shared.fail_syncs.load(Ordering::SeqCst) {
             let source = std::io::Error::other("injected");
             return Err(Error::io("flush", "memory", 0, source));
+        }
+        let sync_us = self.shared.sync_us.load(Ordering::SeqCst);
+        if sync_us > 0 {
+            std::thread::sleep(std::time::Duration::from_micros(sync_us));
         }
         let mut state = self.state.lock();
         if state.tail == TailPolicy::Seal {
@@ -292,7 +302,7 @@ impl FileSystem for MemFs {
         Ok(FileLock::new(()))
     }
 
-    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>], _queue_depth: usize) -> Result<()> {
         for request in requests {
             request.read = request.file.read_at(request.offset, request.buf)?;
         }

@@ -15,6 +15,9 @@ use crate::state::LogState;
 const BATCH_RECORDS_MAX: usize = 64;
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
+/// Reads of a batch in flight at a time.
+const READ_DEPTH: usize = 32;
+
 /// What a scan yields.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ScanItem {
@@ -139,7 +142,7 @@ impl Scan {
                 Found::Gap(..) => None,
             })
             .collect();
-        self.inner.fs.read_batch(&mut requests)?;
+        self.inner.fs.read_batch(&mut requests, READ_DEPTH)?;
         let lens: Vec<usize> = requests.iter().map(|request| request.read).collect();
         let mut lens = lens.into_iter();
         for (found, buf) in found.into_iter().zip(buffers) {

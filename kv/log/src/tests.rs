@@ -405,6 +405,33 @@ fn writers_and_readers_run_side_by_side_and_share_flushes() {
 }
 
 #[test]
+fn sixteen_writers_of_4_kib_records_share_flushes_at_1_03() {
+    let (mem, fs) = mem();
+    let engine = LogEngine::open(fs, dir(), &LogOptions::default()).unwrap();
+    let logs: Vec<_> = (0..16)
+        .map(|i| engine.create(&format!("log-{i}"), DENSE).unwrap())
+        .collect();
+    mem.slow_syncs(500);
+    let before = mem.counters();
+    std::thread::scope(|scope| {
+        for log in &logs {
+            scope.spawn(move || {
+                for lsn in 0..100 {
+                    log.append(lsn, &data(lsn, 0, 4096), true).unwrap();
+                }
+            });
+        }
+    });
+    let cost = mem.counters() - before;
+    let amplification = cost.write_bytes as f64 / (1600.0 * 4096.0);
+    println!(
+        "write amplification {amplification:.4}, flushes {}",
+        cost.flushes
+    );
+    assert!(amplification <= 1.03 && cost.flushes <= 400);
+}
+
+#[test]
 fn durable_reads_see_nothing_that_a_crash_can_lose() {
     let (_, fs) = mem();
     let engine = open(&fs).unwrap();

@@ -140,7 +140,7 @@ impl SimDevice {
     }
 
     fn do_read(&self, state: &mut State, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        check_aligned(buf);
+        check_aligned(self.geometry, buf);
         check_range(self.geometry, offset, buf.len() as u64);
         let fault = state.fault(FaultOn::Read, offset, buf.len() as u64);
         if fault == Some(Fault::Eio) {
@@ -160,7 +160,7 @@ impl SimDevice {
         let mut done = Vec::with_capacity(writes.len());
         let mut failed = false;
         for write in writes {
-            check_aligned(write.data);
+            check_aligned(self.geometry, write.data);
             check_range(self.geometry, write.offset, write.data.len() as u64);
             let fault = state.fault(FaultOn::Write, write.offset, write.data.len() as u64);
             failed |= fault == Some(Fault::Eio);

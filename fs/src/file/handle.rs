@@ -1,0 +1,127 @@
+//! An open file, and the handles on it.
+//!
+//! [`OpenFile`] is the state that all handles on one file share; [`LavaFile`] is one handle.
+//! When the last handle goes, buffered bytes are written out, surplus space returns and the size
+//! is enqueued for the journal; nothing of that is durable until a later sync of anything.
+//!
+//! Locks of an open file, in order: `appender` (one append, sync or truncate at a time; held across
+//! device I/O), `gate` (readers share it across device I/O, truncate takes it alone, so that no
+//! reader sees blocks that have gone to another file), `tail` (the buffer of bytes not on the
+//! device yet; shared during device I/O, exclusive only to copy bytes), then the inode's state.
+
+use std::any::Any;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::core::Core;
+use crate::error::Result;
+use crate::file::appender::{Appender, Tail};
+use crate::meta::inode::Inode;
+use crate::types::{FileSize, Generation, Ino};
+use crate::vfs::{File, TailPolicy};
+
+/// State shared by all handles on one file.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) core: Arc<Core>,
+    pub(crate) inode: Arc<Inode>,
+    pub(super) appender: Mutex<Appender>,
+    pub(super) gate: RwLock<()>,
+    pub(super) tail: RwLock<Tail>,
+    pub(super) policy: TailPolicy,
+    /// The size is only known between bounds, since a crash.
+    pub(super) uncertain: AtomicBool,
+    /// The background thread was asked for the next extent.
+    pub(super) ahead_asked: AtomicBool,
+}
+
+impl OpenFile {
+    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, expected_size: u64) -> Self {
+        let (size, policy, journaled) = {
+            let state = inode.state.read();
+            (state.size, state.tail, state.journaled_size())
+        };
+        let uncertain = matches!(journaled, FileSize::Between { .. }) && journaled.lower() == size;
+        let last_ticket = core.last_ticket();
+        OpenFile {
+            core,
+            inode,
+            appender: Mutex::new(Appender::new(size, expected_size, last_ticket)),
+            gate: RwLock::new(()),
+            tail: RwLock::new(Tail::empty_at(size)),
+            policy,
+            uncertain: AtomicBool::new(uncertain),
+            ahead_asked: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn ino(&self) -> Ino {
+        self.inode.ino
+    }
+
+    /// What is known of the size, buffered bytes included.
+    pub(crate) fn size(&self) -> FileSize {
+        if self.uncertain.load(Ordering::Acquire) {
+            self.inode.state.read().journaled_size()
+        } else {
+            FileSize::Exact(self.tail.read().end())
+        }
+    }
+}
+
+/// A handle on an open file.
+#[derive(Debug)]
+pub(crate) struct LavaFile {
+    pub(crate) open: Arc<OpenFile>,
+}
+
+impl Drop for LavaFile {
+    fn drop(&mut self) {
+        self.open.core.clone().close_handle(&self.open);
+    }
+}
+
+impl File for LavaFile {
+    fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        self.open.append(parts)
+    }
+
+    fn fdatasync(&self) -> Result<()> {
+        self.open.fdatasync()
+    }
+
+    fn fsync(&self) -> Result<()> {
+        self.open.fsync()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.open.read(offset, buf, false)
+    }
+
+    fn read_unverified(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.open.read(offset, buf, true)
+    }
+
+    fn size(&self) -> FileSize {
+        self.open.size()
+    }
+
+    fn settle(&self, size: u64) -> Result<()> {
+        self.open.settle(size)
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.open.truncate(size)
+    }
+
+    fn generation(&self) -> Generation {
+        Generation(self.open.inode.state.read().generation)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

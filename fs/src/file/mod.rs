@@ -1,0 +1,8 @@
+//! Open files: appending, syncing, reading, closing.
+
+mod appender;
+mod handle;
+mod reader;
+
+pub(crate) use handle::{LavaFile, OpenFile};
+pub(crate) use reader::read_batch;

@@ -1,0 +1,48 @@
+//! Options of mkfs and mount, with their defaults and limits.
+
+use uuid::Uuid;
+
+/// Smallest device in bytes that can hold a filesystem: 2 MiB.
+pub const DEVICE_SIZE_MIN: u64 = 2 << 20;
+
+/// How a filesystem is made.
+#[derive(Clone, Debug, Default)]
+pub struct MkfsOptions {
+    /// Name of the filesystem, at most 64 bytes. Default empty.
+    pub label: Option<String>,
+    /// Identity. Default random.
+    pub uuid: Option<Uuid>,
+    /// Bytes of one of the two journal regions. Default 1/128 of the device, between 256 KiB and
+    /// 256 MiB. A file takes about 80 bytes of it, an extent about 10, and at most 5/8 of it can be used.
+    pub journal_size: Option<u64>,
+    /// Feature names to set, or with a leading `^` to clear. Known: `discard` (freed space is
+    /// discarded on the device; default off).
+    pub features: Vec<String>,
+    /// Format even if the device holds a known filesystem.
+    pub force: bool,
+    /// Check everything and report, but write nothing.
+    pub dry_run: bool,
+}
+
+/// How a filesystem is mounted.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Write nothing to the device, not even to repair. Default false.
+    pub read_only: bool,
+    /// Run a background thread for checkpoints, extents ahead of need and discards. Without it the
+    /// calling threads do these themselves, which makes runs repeatable. Default true.
+    pub background: bool,
+    /// Take over a device whose owner record names a process on another machine. Default
+    /// false: refuse.
+    pub take_over: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            read_only: false,
+            background: true,
+            take_over: false,
+        }
+    }
+}

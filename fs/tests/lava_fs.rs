@@ -1,0 +1,240 @@
+//! `LavaFs` against the filesystem contract, and what is its own, on the simulated device.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod conformance;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lavafs::device::SimDevice;
+use lavafs::{
+    CheckMode, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions,
+    check, mkfs,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn device(size: u64) -> Arc<SimDevice> {
+    let device = SimDevice::new(size, 512);
+    mkfs(&device, &MkfsOptions::default()).unwrap();
+    Arc::new(device)
+}
+
+fn mount(device: &Arc<SimDevice>) -> LavaFs {
+    let options = MountOptions {
+        background: false,
+        ..MountOptions::default()
+    };
+    LavaFs::mount(device.clone(), &options).unwrap()
+}
+
+fn assert_clean(device: &Arc<SimDevice>) {
+    let report = check(device.clone(), CheckMode::ReadOnly).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn lava_fs_meets_the_contract() {
+    conformance::run_all(|| (Box::new(mount(&device(64 * MIB))), ()));
+}
+
+#[test]
+fn a_steady_synced_append_is_one_block_and_one_flush() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let options = CreateOptions {
+        expected_size: 8 * MIB,
+        ..CreateOptions::default()
+    };
+    let file = fs.create(Path::new("/wal"), &options).unwrap();
+    file.append(&[1; 4096]).unwrap();
+    file.fdatasync().unwrap();
+    let before = fs.counters();
+    for _ in 0..1000 {
+        file.append(&[2; 4096]).unwrap();
+        file.fdatasync().unwrap();
+    }
+    let cost = fs.counters() - before;
+    assert_eq!(
+        (cost.write_bytes, cost.write_ios, cost.flushes),
+        (1000 * 4096, 1000, 1000)
+    );
+    assert_eq!(cost.read_ios, 0);
+}
+
+#[test]
+fn a_steady_fsync_is_one_flush_and_at_most_two_blocks() {
+    let device = SimDevice::new(64 * MIB, 512);
+    let options = MkfsOptions {
+        journal_size: Some(4 * MIB),
+        ..MkfsOptions::default()
+    };
+    mkfs(&device, &options).unwrap();
+    let device = Arc::new(device);
+    let fs = mount(&device);
+    let file = fs
+        .create(
+            Path::new("/f"),
+            &CreateOptions {
+                expected_size: 8 * MIB,
+                ..CreateOptions::default()
+            },
+        )
+        .unwrap();
+    file.append(&[1; 4096]).unwrap();
+    file.fsync().unwrap();
+    let before = fs.counters();
+    for _ in 0..500 {
+        file.append(&[2; 4096]).unwrap();
+        file.fsync().unwrap();
+    }
+    let cost = fs.counters() - before;
+    assert_eq!(cost.flushes, 500);
+    assert_eq!(cost.write_bytes, 500 * (4096 + 512));
+}
+
+#[test]
+fn everything_is_there_after_an_unmount() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    fs.create_dir_all(Path::new("/a/b")).unwrap();
+    for name in 0..300 {
+        let path = format!("/a/b/{name}");
+        let file = fs
+            .create(Path::new(&path), &CreateOptions::default())
+            .unwrap();
+        file.append(&vec![name as u8; name * 100]).unwrap();
+    }
+    fs.unmount().unwrap();
+    assert_clean(&device);
+    let fs = mount(&device);
+    assert_eq!(fs.list(Path::new("/a/b")).unwrap().len(), 300);
+    for name in 0..300usize {
+        let file = fs.open(Path::new(&format!("/a/b/{name}"))).unwrap();
+        assert_eq!(file.size(), FileSize::Exact(name as u64 * 100));
+        let mut buf = vec![0; name * 100 + 10];
+        assert_eq!(file.read_at(0, &mut buf).unwrap(), name * 100);
+        assert!(buf[..name * 100].iter().all(|&byte| byte == name as u8));
+    }
+}
+
+#[test]
+fn synced_bytes_are_between_the_bounds_after_a_crash() {
+    let device = device(16 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/wal"), &CreateOptions::default())
+        .unwrap();
+    for record in 0..20u8 {
+        file.append(&[record; 100]).unwrap();
+        file.fdatasync().unwrap();
+    }
+    let generation = file.generation();
+    let crashed = Arc::new(device.crash(1));
+    drop((file, fs));
+    assert_clean(&crashed);
+    let fs = mount(&crashed);
+    let file = fs.open(Path::new("/wal")).unwrap();
+    let FileSize::Between { lower, upper } = file.size() else {
+        panic!("{:?}", file.size())
+    };
+    assert!(lower <= 2000 && upper >= 2000);
+    let mut buf = vec![0; 2000];
+    assert_eq!(file.read_unverified(0, &mut buf).unwrap(), 2000);
+    for (record, bytes) in buf.chunks(100).enumerate() {
+        assert_eq!(bytes, [record as u8; 100]);
+    }
+    assert!(matches!(file.append(b"x"), Err(Error::Invalid { .. })));
+    file.settle(2000).unwrap();
+    assert_eq!(file.generation(), generation);
+    assert_eq!(file.append(b"x").unwrap(), 2000);
+    file.fsync().unwrap();
+    assert_eq!(file.size(), FileSize::Exact(2001));
+}
+
+#[test]
+fn a_full_device_says_so_and_deletes_still_work() {
+    let device = device(8 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/big"), &CreateOptions::default())
+        .unwrap();
+    let chunk = vec![7; 100_000];
+    let mut written = 0;
+    let error = loop {
+        match file.append(&chunk) {
+            Ok(_) => written += chunk.len() as u64,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    file.fsync().unwrap();
+    assert_eq!(file.size(), FileSize::Exact(written));
+    assert!(fs.space().free < 200_000, "{:?}", fs.space());
+    drop(file);
+    fs.unlink(Path::new("/big")).unwrap();
+    let file = fs
+        .create(Path::new("/next"), &CreateOptions::default())
+        .unwrap();
+    for _ in 0..written / chunk.len() as u64 {
+        file.append(&chunk).unwrap();
+    }
+    file.fsync().unwrap();
+    drop(file);
+    fs.unmount().unwrap();
+    assert_clean(&device);
+}
+
+#[test]
+fn the_journal_wraps_through_checkpoints_without_losing_a_name() {
+    let device = device(16 * MIB);
+    let fs = mount(&device);
+    for round in 0..40 {
+        for name in 0..100 {
+            let path = format!("/file-with-a-rather-long-name-{name}");
+            if round > 0 {
+                fs.unlink(Path::new(&path)).unwrap();
+            }
+            let file = fs
+                .create(Path::new(&path), &CreateOptions::default())
+                .unwrap();
+            file.append(&[round; 10]).unwrap();
+            file.fsync().unwrap();
+        }
+    }
+    let crashed = Arc::new(device.crash(3));
+    assert_clean(&crashed);
+    let after = mount(&crashed);
+    assert_eq!(after.list(Path::new("/")).unwrap().len(), 100);
+    for name in 0..100 {
+        let path = format!("/file-with-a-rather-long-name-{name}");
+        let file = after.open(Path::new(&path)).unwrap();
+        let mut buf = [0; 11];
+        assert_eq!(file.read_at(0, &mut buf).unwrap(), 10);
+        assert_eq!(buf[..10], [39; 10]);
+    }
+}
+
+#[test]
+fn a_file_unlinked_while_open_goes_with_its_last_handle() {
+    let device = device(16 * MIB);
+    let fs = mount(&device);
+    let free = fs.space().free;
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    file.append(&[1; 100_000]).unwrap();
+    file.fsync().unwrap();
+    fs.unlink(Path::new("/f")).unwrap();
+    fs.commit().unwrap();
+    let crashed = Arc::new(device.crash(5));
+    let mut buf = [0; 10];
+    assert_eq!(file.read_at(99_995, &mut buf).unwrap(), 5);
+    drop(file);
+    fs.commit().unwrap();
+    assert_eq!(fs.space().free, free);
+    drop(fs);
+    assert_clean(&device);
+    let fs = mount(&crashed);
+    assert_eq!(fs.space().free, free);
+}

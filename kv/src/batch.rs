@@ -1,0 +1,311 @@
+//! `WriteBatch`: changes applied atomically, in the one encoding used by the caller's buffer, the
+//! write-ahead log and the memtable's input.
+//!
+//!  off  len  field
+//!    0    8  sequence  of the first entry; entry i has sequence + i. 0 until written
+//!    8    4  count     number of entries
+//!   12    .  entries:  kind u8, column family varint32, key length varint32, key,
+//!                      and for kinds with a value: value length varint32, value
+//!
+//! Invariants: a batch built here decodes; `count` equals the number of entries; a key is at most
+//! [`MAX_KEY_LEN`] and a value at most [`MAX_VALUE_LEN`] bytes. Integers are little-endian.
+//!
+//! It carries no checksum: the log frames it with one (kv/FORMAT.md, "WAL").
+
+use crate::codec::{Decoder, put_varint};
+use crate::error::{Error, Result};
+use crate::key::{SeqNo, ValueKind};
+
+/// Longest key in bytes.
+pub const MAX_KEY_LEN: usize = 65_535;
+
+/// Longest value in bytes.
+pub const MAX_VALUE_LEN: usize = 512 << 20;
+
+/// Longest batch in bytes, as encoded.
+pub(crate) const MAX_BATCH_LEN: usize = 1 << 29 | 1 << 20;
+
+/// Bytes before the first entry.
+pub(crate) const BATCH_HEADER_LEN: usize = 12;
+
+/// Number of a column family: never reused within one database.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CfId(pub u32);
+
+impl CfId {
+    /// The column family that every database has, named "default".
+    pub const DEFAULT: CfId = CfId(0);
+}
+
+/// A group of changes that are applied together or not at all, in order.
+#[derive(Clone, Debug)]
+pub struct WriteBatch {
+    data: Vec<u8>,
+    /// The first change that was over a limit; [`crate::Db::write`] reports it.
+    refused: Option<String>,
+}
+
+/// One decoded change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchEntry<'a> {
+    /// Column family it belongs to.
+    pub cf: CfId,
+    /// What it does.
+    pub kind: ValueKind,
+    /// User key.
+    pub key: &'a [u8],
+    /// The value; empty for deletions.
+    pub value: &'a [u8],
+}
+
+impl Default for WriteBatch {
+    fn default() -> Self {
+        WriteBatch::new()
+    }
+}
+
+impl WriteBatch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        WriteBatch::with_capacity(0)
+    }
+
+    /// An empty batch with room for `bytes` of entries.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut data = Vec::with_capacity(BATCH_HEADER_LEN + bytes);
+        data.resize(BATCH_HEADER_LEN, 0);
+        WriteBatch {
+            data,
+            refused: None,
+        }
+    }
+
+    /// Sets `key` to `value` in the default column family.
+    ///
+    /// A key or value over its limit makes the whole batch fail when it is written.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.put_cf(CfId::DEFAULT, key, value);
+    }
+
+    /// Removes `key` from the default column family.
+    pub fn delete(&mut self, key: &[u8]) {
+        self.delete_cf(CfId::DEFAULT, key);
+    }
+
+    /// Sets `key` to `value` in column family `cf`.
+    pub fn put_cf(&mut self, cf: CfId, key: &[u8], value: &[u8]) {
+        self.push(cf, ValueKind::Value, key, Some(value));
+    }
+
+    /// Removes `key` from column family `cf`.
+    pub fn delete_cf(&mut self, cf: CfId, key: &[u8]) {
+        self.push(cf, ValueKind::Delete, key, None);
+    }
+
+    /// Number of changes.
+    pub fn count(&self) -> u32 {
+        u32::from_le_bytes(self.data[8..12].try_into().expect("four bytes"))
+    }
+
+    /// True without changes.
+    pub fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// Encoded size in bytes, as the log will hold it.
+    pub fn data_size(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Forgets all changes; keeps the memory.
+    pub fn clear(&mut self) {
+        self.data.truncate(BATCH_HEADER_LEN);
+        self.data.fill(0);
+        self.refused = None;
+    }
+
+    /// The changes in order.
+    pub fn iter(&self) -> impl Iterator<Item = BatchEntry<'_>> {
+        BatchReader::new(&self.data)
+            .expect("a batch has a header")
+            .map(|entry| entry.expect("a batch built here decodes"))
+    }
+
+    fn push(&mut self, cf: CfId, kind: ValueKind, key: &[u8], value: Option<&[u8]>) {
+        if key.len() > MAX_KEY_LEN || value.is_some_and(|value| value.len() > MAX_VALUE_LEN) {
+            self.refused.get_or_insert_with(|| {
+                format!(
+                    "key of {} and value of {} bytes: at most {MAX_KEY_LEN} and {MAX_VALUE_LEN}",
+                    key.len(),
+                    value.map_or(0, <[u8]>::len),
+                )
+            });
+            return;
+        }
+        self.data
+            .reserve(16 + key.len() + value.map_or(0, <[u8]>::len));
+        self.data.push(kind as u8);
+        put_varint(&mut self.data, u64::from(cf.0));
+        put_varint(&mut self.data, key.len() as u64);
+        self.data.extend_from_slice(key);
+        if let Some(value) = value {
+            put_varint(&mut self.data, value.len() as u64);
+            self.data.extend_from_slice(value);
+        }
+        let count = self.count() + 1;
+        self.data[8..12].copy_from_slice(&count.to_le_bytes());
+    }
+
+    /// The limit that the batch broke, if any.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.refused {
+            Some(what) => Err(Error::invalid_argument(what.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the batch its sequence number.
+    pub(crate) fn set_sequence(&mut self, sequence: SeqNo) {
+        self.data[..8].copy_from_slice(&sequence.to_le_bytes());
+    }
+
+    /// The sequence number of the first change.
+    pub(crate) fn sequence(&self) -> SeqNo {
+        SeqNo::from_le_bytes(self.data[..8].try_into().expect("eight bytes"))
+    }
+
+    /// The encoded batch.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Decodes a batch that may come from a log: bad bytes give an error and end the iteration.
+pub(crate) struct BatchReader<'a> {
+    decoder: Decoder<'a>,
+    sequence: SeqNo,
+    count: u32,
+    left: u32,
+}
+
+impl<'a> BatchReader<'a> {
+    /// Reads the header. `Err` tells what disagrees.
+    pub(crate) fn new(data: &'a [u8]) -> Result<Self, &'static str> {
+        let mut decoder = Decoder::new(data);
+        let sequence = decoder.u64().ok_or("batch shorter than its header")?;
+        let count = decoder.u32().ok_or("batch shorter than its header")?;
+        Ok(BatchReader {
+            decoder,
+            sequence,
+            count,
+            left: count,
+        })
+    }
+
+    /// Sequence number of the first entry.
+    pub(crate) fn sequence(&self) -> SeqNo {
+        self.sequence
+    }
+
+    /// Number of entries that the header tells.
+    pub(crate) fn entry_count(&self) -> u32 {
+        self.count
+    }
+
+    fn entry(&mut self) -> Option<BatchEntry<'a>> {
+        let kind = ValueKind::from_u8(self.decoder.u8()?)?;
+        let cf = CfId(u32::try_from(self.decoder.varint()?).ok()?);
+        let key = self.decoder.bytes(MAX_KEY_LEN)?;
+        let value = match kind {
+            ValueKind::Value => self.decoder.bytes(MAX_VALUE_LEN)?,
+            ValueKind::Delete => &[],
+            _ => return None,
+        };
+        Some(BatchEntry {
+            cf,
+            kind,
+            key,
+            value,
+        })
+    }
+}
+
+impl<'a> Iterator for BatchReader<'a> {
+    type Item = Result<BatchEntry<'a>, &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            let rest = self.decoder.rest();
+            self.decoder = Decoder::new(&[]);
+            return (!rest.is_empty()).then_some(Err("bytes after a batch's last entry"));
+        }
+        match self.entry() {
+            Some(entry) => {
+                self.left -= 1;
+                Some(Ok(entry))
+            }
+            None => {
+                self.left = 0;
+                self.decoder = Decoder::new(&[]);
+                Some(Err("bad entry in a batch"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_reads_back_in_order() {
+        let mut batch = WriteBatch::new();
+        batch.put(b"a", b"1");
+        batch.delete(b"b");
+        batch.put_cf(CfId(300), b"", &[7; 70_000]);
+        batch.set_sequence(42);
+        let reader = BatchReader::new(batch.data()).unwrap();
+        assert_eq!((reader.sequence(), reader.entry_count()), (42, 3));
+        let entries: Vec<_> = reader.map(|entry| entry.unwrap()).collect();
+        assert_eq!(entries[0].key, b"a");
+        assert_eq!(entries[1].kind, ValueKind::Delete);
+        assert_eq!(entries[2].cf, CfId(300));
+        assert_eq!(entries[2].value.len(), 70_000);
+        assert_eq!(batch.iter().count(), 3);
+        batch.clear();
+        assert!(batch.is_empty() && batch.iter().next().is_none());
+    }
+
+    #[test]
+    fn an_oversized_key_fails_the_whole_batch() {
+        let mut batch = WriteBatch::new();
+        batch.put(b"fine", b"");
+        batch.put(&vec![0; MAX_KEY_LEN + 1], b"");
+        assert!(batch.check().is_err());
+        assert_eq!(batch.count(), 1);
+        batch.clear();
+        assert!(batch.check().is_ok());
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_decodes_or_errors_but_never_panics() {
+        let mut batch = WriteBatch::new();
+        batch.put(b"key", b"value");
+        batch.delete(b"other");
+        let whole = batch.data().to_vec();
+        for cut in 0..whole.len() {
+            let outcome = BatchReader::new(&whole[..cut])
+                .and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
+            assert!(outcome.is_err(), "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut bad = whole.clone();
+                bad[at] ^= 1 << bit;
+                if let Ok(reader) = BatchReader::new(&bad) {
+                    assert!(reader.take(100).count() < 100);
+                }
+            }
+        }
+    }
+}

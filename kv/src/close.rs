@@ -1,0 +1,99 @@
+//! Waiting for background work, and ending it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::batch::CfId;
+use crate::engine::{Engine, State, closing};
+use crate::error::Result;
+use crate::wal::WalWriter;
+use crate::write::WriteItem;
+
+impl Engine {
+    /// Seals every memtable and waits until what was in memory is in tables.
+    pub(crate) fn flush_all(self: &Arc<Self>) -> Result<()> {
+        let cfs: Vec<CfId> = self.state.lock().cfs.keys().copied().collect();
+        let mut last = None;
+        for cf in cfs {
+            match self.submit(WriteItem::Seal(cf)) {
+                // Dropped meanwhile: nothing to flush.
+                Err(_) if self.cf(cf).is_err() => {}
+                other => other?,
+            }
+            if let Ok(cf) = self.cf(cf) {
+                last = last.max(cf.view().imms.first().map(|mem| mem.table.id()));
+            }
+        }
+        let Some(last) = last else {
+            return Ok(());
+        };
+        self.wait_until(|state| {
+            state.cfs.values().all(|cf| {
+                let view = cf.view();
+                view.imms.iter().all(|mem| mem.table.id() > last)
+            })
+        })
+    }
+
+    /// Waits until nothing is due.
+    pub(crate) fn wait_idle(self: &Arc<Self>) -> Result<()> {
+        self.wait_until(|state| {
+            state.tasks == 0 && state.cfs.values().all(|cf| cf.view().imms.is_empty())
+        })
+    }
+
+    fn wait_until(&self, done: impl Fn(&State) -> bool) -> Result<()> {
+        let mut state = self.state.lock();
+        while !done(&state) {
+            if let Some(background) = &state.error {
+                return Err(background.error.clone());
+            }
+            if state.closing {
+                return Err(closing());
+            }
+            self.changed.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable, then stops.
+    pub(crate) fn close(self: &Arc<Self>) -> Result<()> {
+        if self.state.lock().closing {
+            return Ok(());
+        }
+        let unlogged = {
+            let state = self.state.lock();
+            state.cfs.values().any(|cf| {
+                let view = cf.view();
+                view.mem.is_unlogged() || view.imms.iter().any(|mem| mem.is_unlogged())
+            })
+        };
+        let flushed = match unlogged {
+            true => self.flush_all(),
+            false => Ok(()),
+        };
+        let synced = self.submit(WriteItem::SyncLog);
+        self.stop();
+        flushed.and(synced)
+    }
+
+    /// Ends background work, closes the log without a sync and unlocks the directory.
+    pub(crate) fn stop(self: &Arc<Self>) {
+        self.unreadable.store(true, Ordering::Release);
+        let mut state = self.state.lock();
+        state.closing = true;
+        self.changed.notify_all();
+        while state.tasks > 0 || state.resuming {
+            self.changed.wait(&mut state);
+        }
+        let cfs = std::mem::take(&mut state.cfs);
+        drop(state);
+        // A leader may still be at work on another thread; it ends with the error of a closing
+        // database, or has begun before.
+        let log: Option<WalWriter> = self.log.lock().take();
+        drop(log);
+        drop(cfs);
+        self.remover.purge();
+        drop(self.lock.lock().take());
+    }
+}

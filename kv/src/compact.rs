@@ -1,0 +1,195 @@
+//! Running compactions: a choice of the picker becomes tables and a change of the version.
+
+use std::sync::Arc;
+
+use crate::batch::CfId;
+use crate::compaction::{
+    self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
+    pick_range,
+};
+use crate::engine::{Engine, read_only};
+use crate::error::Result;
+use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::scheduler;
+use crate::sstable::TableReadOptions;
+use crate::version::{CfEdit, SstMeta, Version};
+
+/// Bytes that a compaction reads ahead in each input.
+const READAHEAD: usize = 1 << 20;
+
+impl Engine {
+    /// Does `choice`, which is listed as running, and takes it off the list.
+    pub(crate) fn compact(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        version: &Version,
+    ) -> Result<()> {
+        let outcome = if choice.is_trivial_move() {
+            self.move_tables(cf, choice)
+        } else {
+            self.merge_tables(cf, choice, version)
+        };
+        let first = choice.files().next().map(|(_, file)| file.meta.number);
+        let mut state = self.state.lock();
+        state
+            .compacting
+            .retain(|(_, running)| first.is_none_or(|number| !running.inputs.contains(&number)));
+        drop(state);
+        self.changed.notify_all();
+        match outcome {
+            Err(_) if self.cf(cf).is_err() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
+        let moved = choice.files().map(|(_, file)| file.meta.clone()).collect();
+        self.install_outputs(cf, choice, moved)?;
+        self.tickers.trivial_moves.add(1);
+        Ok(())
+    }
+
+    fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
+        let outputs = self.merge_inputs(choice, version)?;
+        let bytes = outputs.bytes();
+        if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
+            if self.cf(cf).is_err() {
+                outputs.discard(&self.fs, &self.dir);
+            }
+            // Otherwise the record may be durable: the files stay until the next open knows.
+            return Err(error);
+        }
+        self.tickers.compactions.add(1);
+        self.tickers.compaction_read_bytes.add(choice.bytes());
+        self.tickers.compaction_write_bytes.add(bytes);
+        Ok(())
+    }
+
+    fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
+        let filter = VersionFilter::new(Retention {
+            snapshots: self.snapshots.sequences(),
+        });
+        let children = choice
+            .inputs
+            .iter()
+            .map(|input| {
+                let run = RunIterator::new(
+                    input.files.clone(),
+                    Arc::clone(self) as Arc<dyn crate::version::TableOpener>,
+                    TableReadOptions {
+                        fill_cache: false,
+                        readahead_bytes: READAHEAD,
+                        ..TableReadOptions::default()
+                    },
+                );
+                Box::new(run) as Box<dyn InternalIterator>
+            })
+            .collect();
+        let older = &version.levels[choice.output_level + 1..];
+        let context = CompactionContext {
+            fs: &self.fs,
+            dir: &self.dir,
+            table_options: self.options.table_options(),
+            target_file_size: self.options.target_file_size_base,
+            expected_size: self
+                .options
+                .target_file_size_base
+                .min(choice.bytes())
+                .min(self.fs.space().free / 4),
+            new_number: &|| self.new_file_number(),
+            keep_going: &|| self.keep_going(),
+            is_oldest: &|key| {
+                !older
+                    .iter()
+                    .flat_map(|level| &level.runs)
+                    .any(|run| run.file_for(key).is_some())
+            },
+        };
+        compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    fn install_outputs(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        outputs: Vec<SstMeta>,
+    ) -> Result<()> {
+        let removed = choice
+            .files()
+            .map(|(level, file)| (level as u32, file.meta.number))
+            .collect();
+        let level = choice.output_level as u32;
+        let edit = CfEdit {
+            removed,
+            added: outputs.into_iter().map(|meta| (level, 0, meta)).collect(),
+            ..CfEdit::default()
+        };
+        self.change_cf(cf, |_, _| edit, |_| {})
+    }
+
+    /// Merges everything in the range down to the last level that has data, level by level.
+    /// Background compactions wait meanwhile. Runs on the caller's thread.
+    pub(crate) fn compact_range(
+        self: &Arc<Self>,
+        cf: CfId,
+        range: (Option<&[u8]>, Option<&[u8]>),
+    ) -> Result<()> {
+        self.state.lock().manual_compactions += 1;
+        let outcome = (0..self.options.num_levels - 1)
+            .try_for_each(|level| self.compact_level(cf, level, range));
+        let mut state = self.state.lock();
+        state.manual_compactions -= 1;
+        scheduler::schedule(self, &mut state);
+        outcome
+    }
+
+    fn compact_level(
+        self: &Arc<Self>,
+        id: CfId,
+        level: usize,
+        range: (Option<&[u8]>, Option<&[u8]>),
+    ) -> Result<()> {
+        let options = PickerOptions::of(&self.options);
+        loop {
+            let mut state = self.state.lock();
+            crate::write::check_writable(&state)?;
+            if let Some(background) = &state.error {
+                return Err(read_only(&background.error));
+            }
+            let cf = state
+                .cfs
+                .get(&id)
+                .cloned()
+                .ok_or_else(|| crate::engine::no_such_cf(id))?;
+            let version = Arc::clone(&cf.view().version);
+            // Data above the base level's first table goes no deeper than the data already is.
+            let deeper = version.levels[level + 1..]
+                .iter()
+                .any(|level| level.file_count() > 0);
+            if level > 0 && !deeper {
+                return Ok(());
+            }
+            let busy: Vec<_> = state
+                .compacting
+                .iter()
+                .filter(|(cf, _)| *cf == id)
+                .map(|(_, running)| running.clone())
+                .collect();
+            match pick_range(&version, level, range, &options, &busy) {
+                None => return Ok(()),
+                Some(Err(())) => {
+                    self.changed.wait(&mut state);
+                }
+                Some(Ok(choice)) => {
+                    state.compacting.push((id, choice.in_flight()));
+                    drop(state);
+                    if let Err(error) = self.compact(id, &choice, &version) {
+                        self.fail(error.clone());
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Writing tables: merges sorted input into output tables, for compactions and flushes alike.
+//!
+//! Output order: a table is written and synced, then (once, for all of them) its directory; only then
+//! may the manifest name it. A crash before that leaves files that no version names, and the
+//! next open removes them. On an error the files written so far are removed at once.
+//!
+//! No user key is split between two output tables, so runs have disjoint user-key ranges.
+
+use std::path::Path;
+
+use lavafs::{CreateOptions, FileSystemRef};
+
+use crate::error::{Error, Result};
+use crate::file_names::{FileName, FileNumber};
+use crate::iter::InternalIterator;
+use crate::key::InternalKeyRef;
+use crate::sstable::{TableBuilder, TableOptions, TableSummary};
+use crate::version::SstMeta;
+
+use super::merge::VersionFilter;
+
+/// Entries between two looks at whether the database is closing.
+const STOP_CHECK_INTERVAL: u64 = 1024;
+
+/// Where and how output tables are written.
+pub(crate) struct CompactionContext<'a> {
+    pub(crate) fs: &'a FileSystemRef,
+    pub(crate) dir: &'a Path,
+    pub(crate) table_options: TableOptions,
+    /// Bytes at which the next table begins.
+    pub(crate) target_file_size: u64,
+    /// Bytes that a table may reach, for the filesystem to place it.
+    pub(crate) expected_size: u64,
+    /// Gives a number to a new file.
+    pub(crate) new_number: &'a dyn Fn() -> FileNumber,
+    /// An error ends the job.
+    pub(crate) keep_going: &'a dyn Fn() -> Result<()>,
+    /// True where no table outside the merge can hold an older version of the key.
+    pub(crate) is_oldest: &'a dyn Fn(&[u8]) -> bool,
+}
+
+/// Tables written by a job, all durable.
+#[derive(Debug, Default)]
+pub(crate) struct TableOutputs {
+    pub(crate) tables: Vec<SstMeta>,
+}
+
+impl TableOutputs {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tables.iter().map(|table| table.file_size).sum()
+    }
+
+    /// Removes the files of a job whose result is not wanted.
+    pub(crate) fn discard(&self, fs: &FileSystemRef, dir: &Path) {
+        for table in &self.tables {
+            remove_table(fs, dir, table.number);
+        }
+    }
+}
+
+/// Merges `input` into tables.
+pub(crate) fn run(
+    context: &CompactionContext<'_>,
+    input: &mut dyn InternalIterator,
+    filter: VersionFilter,
+) -> Result<TableOutputs> {
+    let mut writer = OutputWriter {
+        context,
+        open: None,
+        done: TableOutputs::default(),
+    };
+    let outcome = merge(context, input, filter, &mut writer);
+    match outcome {
+        Ok(()) => Ok(writer.done),
+        Err(error) => {
+            if let Some(open) = writer.open.take() {
+                let number = open.number;
+                drop(open);
+                remove_table(context.fs, context.dir, number);
+            }
+            writer.done.discard(context.fs, context.dir);
+            Err(error)
+        }
+    }
+}
+
+fn merge(
+    context: &CompactionContext<'_>,
+    input: &mut dyn InternalIterator,
+    mut filter: VersionFilter,
+    writer: &mut OutputWriter<'_>,
+) -> Result<()> {
+    let mut seen = 0_u64;
+    input.seek_to_first();
+    while input.valid() {
+        if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
+            (context.keep_going)()?;
+        }
+        seen += 1;
+        let key = input.key();
+        let entry = InternalKeyRef::decode(key)
+            .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        let new_key = !filter.is_same_key(entry.user_key);
+        if filter.keep(entry, context.is_oldest) {
+            writer.add(key, input.value(), new_key)?;
+        }
+        input.next();
+    }
+    input.status()?;
+    writer.finish_table()?;
+    if !writer.done.tables.is_empty() {
+        context.fs.sync_dir(context.dir)?;
+    }
+    Ok(())
+}
+
+struct OpenTable {
+    number: FileNumber,
+    builder: TableBuilder,
+}
+
+struct OutputWriter<'a> {
+    context: &'a CompactionContext<'a>,
+    open: Option<OpenTable>,
+    done: TableOutputs,
+}
+
+impl OutputWriter<'_> {
+    /// Adds an entry; `may_split` where its user key is a new one.
+    fn add(&mut self, key: &[u8], value: &[u8], may_split: bool) -> Result<()> {
+        let full = self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.builder.estimated_size() >= self.context.target_file_size);
+        if full && may_split {
+            self.finish_table()?;
+        }
+        if self.open.is_none() {
+            self.open = Some(self.begin_table()?);
+        }
+        let open = self.open.as_mut().expect("opened above");
+        open.builder.add(key, value)
+    }
+
+    fn begin_table(&self) -> Result<OpenTable> {
+        let context = self.context;
+        let number = (context.new_number)();
+        let path = context.dir.join(FileName::Table(number).to_string());
+        let options = CreateOptions {
+            expected_size: context.expected_size,
+            ..CreateOptions::default()
+        };
+        let file = context.fs.create(&path, &options)?;
+        let builder = TableBuilder::new(file, context.table_options.clone());
+        Ok(OpenTable { number, builder })
+    }
+
+    fn finish_table(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let OpenTable { number, builder } = open;
+        match builder.finish() {
+            Ok(summary) => self.done.tables.push(meta_of(number, summary)),
+            Err(error) => {
+                remove_table(self.context.fs, self.context.dir, number);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
+    SstMeta {
+        number,
+        file_size: summary.file_size,
+        smallest: summary.smallest,
+        largest: summary.largest,
+        entries: summary.entries,
+        deletions: summary.deletions,
+        checksum: summary.checksum,
+        smallest_seq: summary.smallest_seq,
+        largest_seq: summary.largest_seq,
+    }
+}
+
+fn remove_table(fs: &FileSystemRef, dir: &Path, number: FileNumber) {
+    let path = dir.join(FileName::Table(number).to_string());
+    if let Err(error) = fs.unlink(&path)
+        && !error.is_not_found()
+    {
+        tracing::warn!(path = %path.display(), %error, "unwanted table not removed");
+    }
+}

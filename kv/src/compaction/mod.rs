@@ -1,0 +1,9 @@
+//! Compaction: which tables to merge (`picker`, pure) and merging them (`job`).
+
+mod job;
+mod merge;
+mod picker;
+
+pub(crate) use job::{CompactionContext, TableOutputs, run};
+pub(crate) use merge::{Retention, VersionFilter};
+pub(crate) use picker::{Choice, InFlight, PickerOptions, pick, pick_range, score};

@@ -1,0 +1,142 @@
+//! Block compression: none or zstd, with contexts that are made once per thread or builder.
+//!
+//! A compressed block is the length of its contents as a varint, then one zstd frame. A block
+//! that saves less than an eighth is kept as it is: reading it would cost more than it saves.
+
+use std::cell::RefCell;
+
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::error::{Error, Result};
+use crate::sstable::varint;
+
+/// How the blocks of a new table are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Compression {
+    /// Blocks are stored as they are.
+    #[default]
+    None,
+    /// Zstandard.
+    Zstd {
+        /// 1 to 22; 1 is the fastest. Negative levels are faster still.
+        level: i32,
+    },
+}
+
+/// The number of a compression on disk.
+pub(crate) const CODE_NONE: u8 = 0;
+/// See [`CODE_NONE`].
+pub(crate) const CODE_ZSTD: u8 = 1;
+
+/// What one compressed byte can become at most: zstd spends at least four bytes on a run of
+/// 128 KiB. Bounds what a damaged length can make us allocate.
+const MAX_RATIO: u64 = 32 << 10;
+
+/// Slack of the bound for very short frames.
+const RATIO_SLACK: u64 = 128 << 10;
+
+/// Compresses blocks one after another with one context and one buffer.
+pub(crate) struct BlockCompressor {
+    context: Option<Compressor<'static>>,
+    buf: Vec<u8>,
+}
+
+impl BlockCompressor {
+    pub(crate) fn new(compression: Compression) -> Result<Self> {
+        let context = match compression {
+            Compression::None => None,
+            Compression::Zstd { level } => Some(Compressor::new(level).map_err(|error| {
+                Error::invalid_argument(format!("zstd level {level}: {error}"))
+            })?),
+        };
+        Ok(BlockCompressor {
+            context,
+            buf: Vec::new(),
+        })
+    }
+
+    /// The compressed form of `raw` if it is small enough to be worth it.
+    pub(crate) fn compress(&mut self, raw: &[u8]) -> Option<&[u8]> {
+        let context = self.context.as_mut()?;
+        self.buf.clear();
+        varint::put(&mut self.buf, raw.len() as u64);
+        let head = self.buf.len();
+        // An output that would not be kept does not fit, and zstd gives up on it early.
+        let limit = raw.len() - raw.len() / 8;
+        self.buf.resize(limit.max(head), 0);
+        let written = context
+            .compress_to_buffer(raw, &mut self.buf[head..])
+            .ok()?;
+        Some(&self.buf[..head + written])
+    }
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// The contents of a block compressed with zstd, or what is wrong with it.
+pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let mut at = 0;
+    let len = varint::get(stored, &mut at).ok_or("compressed block without a length")?;
+    let frame = &stored[at..];
+    if len > (frame.len() as u64).saturating_mul(MAX_RATIO) + RATIO_SLACK {
+        return Err("compressed block with an impossible length");
+    }
+    let mut raw = Vec::with_capacity(len as usize);
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let context = match slot {
+            Some(context) => context,
+            None => slot.insert(Decompressor::new().map_err(|_| "no memory for zstd")?),
+        };
+        let written = context
+            .decompress_to_buffer(frame, &mut raw)
+            .map_err(|_| "compressed block does not decompress")?;
+        if written as u64 != len {
+            return Err("compressed block of another length than it says");
+        }
+        Ok(())
+    })?;
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compressible_blocks_come_back_and_others_are_left_alone() {
+        let mut zstd = BlockCompressor::new(Compression::Zstd { level: 1 }).unwrap();
+        for len in [0usize, 1, 100, 4096, 3 << 20] {
+            let zeros = vec![0; len];
+            if let Some(stored) = zstd.compress(&zeros) {
+                assert!(stored.len() <= len - len / 8);
+                assert_eq!(decompress(stored).unwrap(), zeros);
+            } else {
+                assert!(len <= 100, "zeros compress");
+            }
+        }
+        let mut state = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(4096)
+        .collect();
+        assert!(zstd.compress(&noise).is_none());
+        let mut none = BlockCompressor::new(Compression::None).unwrap();
+        assert!(none.compress(&[0; 4096]).is_none());
+    }
+
+    #[test]
+    fn damaged_lengths_do_not_allocate() {
+        let mut stored = Vec::new();
+        varint::put(&mut stored, u64::MAX);
+        stored.extend_from_slice(&[0; 20]);
+        assert!(decompress(&stored).is_err());
+        assert!(decompress(&[0x80; 12]).is_err());
+        assert!(decompress(&[]).is_err());
+    }
+}

@@ -1,0 +1,301 @@
+//! `Db`: the handle that callers hold.
+//!
+//! It is `Send` and `Sync`; a clone shares the same open database. When the last clone is dropped,
+//! background work stops and the directory is unlocked, but nothing is flushed or synced: what
+//! was acknowledged with `sync` is durable, and the rest is as after a crash of the process.
+//! [`Db::close`] also makes the rest durable.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lavafs::FileSystemRef;
+
+use crate::batch::{CfId, WriteBatch};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::file_names::FileName;
+use crate::iter::DbIterator;
+use crate::metrics::TickerValues;
+use crate::options::{Options, ReadOptions, WriteOptions};
+use crate::properties::{self, Stats};
+use crate::recovery;
+use crate::snapshot::Snapshot;
+use crate::verify::{self, VerifyReport};
+use crate::write::WriteItem;
+
+/// An open database. Cheap to clone; all methods may be called from any thread.
+#[derive(Clone, Debug)]
+pub struct Db {
+    handle: Arc<Handle>,
+}
+
+/// Stops the engine when the last `Db` goes.
+#[derive(Debug)]
+struct Handle {
+    engine: Arc<Engine>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.engine.stop();
+    }
+}
+
+impl Db {
+    /// Opens the database in directory `dir` of `fs`, making it if
+    /// [`Options::create_if_missing`] says so, and recovers what a crash left.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where it is open elsewhere, [`Error::InvalidArgument`] for an option out of range
+    /// or a database that does not exist, [`Error::Corrupt`] with file and offset for damage,
+    /// [`Error::Unsupported`] for a newer format. Nothing is changed in these cases.
+    pub fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Db> {
+        let engine = recovery::open(fs, dir, options)?;
+        Ok(Db {
+            handle: Arc::new(Handle { engine }),
+        })
+    }
+
+    /// Removes the database in `dir` with all its files, and the directory if nothing else is in it.
+    /// No error where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where it is open.
+    pub fn destroy(fs: &FileSystemRef, dir: &Path) -> Result<()> {
+        match fs.metadata(dir) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        let lock = recovery::lock_dir(fs, dir)?;
+        // Without CURRENT there is no database any more, so it goes first.
+        let mut names: Vec<FileName> = fs
+            .list(dir)?
+            .iter()
+            .filter_map(|entry| FileName::parse(&entry.name))
+            .collect();
+        names.sort_by_key(|name| match name {
+            FileName::Current => 0,
+            FileName::Lock => 2,
+            _ => 1,
+        });
+        for name in names.iter().filter(|name| **name != FileName::Lock) {
+            fs.unlink(&dir.join(name.to_string()))?;
+            if *name == FileName::Current {
+                fs.sync_dir(dir)?;
+            }
+        }
+        drop(lock);
+        fs.unlink(&dir.join(crate::file_names::LOCK))?;
+        if fs.list(dir)?.is_empty() {
+            fs.remove_dir(dir)?;
+        }
+        Ok(())
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.handle.engine
+    }
+
+    /// Sets `key` to `value`.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn put(&self, key: &[u8], value: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + value.len() + 16);
+        batch.put(key, value);
+        self.write(batch, options)
+    }
+
+    /// Removes `key`; no error where it does not exist.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn delete(&self, key: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + 16);
+        batch.delete(key);
+        self.write(batch, options)
+    }
+
+    /// Applies `batch` atomically: readers see all of it or nothing, and so does recovery. With
+    /// [`WriteOptions::sync`] it is durable on return.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a key or value over its limit or an unknown column family,
+    /// [`Error::Fs`] where the log cannot be written (with no space left, later writes succeed
+    /// again when there is some), [`Error::ReadOnly`] after a hard failure. A batch whose sync
+    /// failed is not applied, but may be there after a reopen.
+    pub fn write(&self, batch: WriteBatch, options: &WriteOptions) -> Result<()> {
+        batch.check()?;
+        if batch.data_size() > crate::batch::MAX_BATCH_LEN {
+            return Err(Error::invalid_argument(format!(
+                "batch of {} bytes: at most {}",
+                batch.data_size(),
+                crate::batch::MAX_BATCH_LEN
+            )));
+        }
+        if options.sync && options.disable_wal {
+            let what = "a write without log cannot be synced";
+            return Err(Error::invalid_argument(what));
+        }
+        if batch.is_empty() {
+            return match options.sync {
+                true => self.sync_wal(),
+                false => Ok(()),
+            };
+        }
+        self.engine().submit(WriteItem::Write(batch, *options))
+    }
+
+    /// The value of `key`, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with file and offset for damage on the way; never a wrong value.
+    pub fn get(&self, key: &[u8], options: &ReadOptions) -> Result<Option<Vec<u8>>> {
+        self.get_cf(CfId::DEFAULT, key, options)
+    }
+
+    /// The value of `key` in a column family.
+    ///
+    /// # Errors
+    /// As [`Db::get`], and [`Error::InvalidArgument`] for an unknown column family.
+    pub fn get_cf(&self, cf: CfId, key: &[u8], options: &ReadOptions) -> Result<Option<Vec<u8>>> {
+        self.engine().get(cf, key, options)
+    }
+
+    /// The values of `keys`, in their order, as of one moment.
+    ///
+    /// # Errors
+    /// As [`Db::get`]: the first failure.
+    pub fn multi_get(&self, keys: &[&[u8]], options: &ReadOptions) -> Result<Vec<Option<Vec<u8>>>> {
+        self.engine().multi_get(CfId::DEFAULT, keys, options)
+    }
+
+    /// A consistent view of the present, for [`ReadOptions::snapshot`]. Dropping it releases it.
+    pub fn snapshot(&self) -> Snapshot {
+        let engine = self.engine();
+        engine.snapshots.take(&engine.published)
+    }
+
+    /// An iterator over the present or a snapshot; not positioned. It sees no later write.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another database's snapshot.
+    pub fn iter(&self, options: &ReadOptions) -> Result<DbIterator> {
+        self.iter_cf(CfId::DEFAULT, options)
+    }
+
+    /// An iterator over a column family.
+    ///
+    /// # Errors
+    /// As [`Db::iter`], and [`Error::InvalidArgument`] for an unknown column family.
+    pub fn iter_cf(&self, cf: CfId, options: &ReadOptions) -> Result<DbIterator> {
+        self.engine().iter(cf, options)
+    }
+
+    /// Stores all memtables in tables; durable on return.
+    ///
+    /// # Errors
+    /// What the flush failed with.
+    pub fn flush(&self) -> Result<()> {
+        self.engine().flush_all()
+    }
+
+    /// Flushes, and merges the tables that hold keys in `begin..=end` (`None`: unbounded) down to the
+    /// last level that holds data there.
+    ///
+    /// # Errors
+    /// What flush or compaction failed with.
+    pub fn compact_range(&self, begin: Option<&[u8]>, end: Option<&[u8]>) -> Result<()> {
+        let engine = self.engine();
+        engine.flush_all()?;
+        let cfs: Vec<CfId> = engine.state.lock().cfs.keys().copied().collect();
+        cfs.into_iter()
+            .try_for_each(|cf| engine.compact_range(cf, (begin, end)))
+    }
+
+    /// Makes every logged write so far durable.
+    ///
+    /// # Errors
+    /// What the sync failed with; the database is read-only then.
+    pub fn sync_wal(&self) -> Result<()> {
+        self.engine().submit(WriteItem::SyncLog)
+    }
+
+    /// Waits until no flush or compaction is due.
+    ///
+    /// # Errors
+    /// What background work failed with.
+    pub fn wait_for_background_work(&self) -> Result<()> {
+        self.engine().wait_idle()
+    }
+
+    /// Makes a column family.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the name is taken, empty or over 255 bytes.
+    pub fn create_cf(&self, name: &str) -> Result<CfId> {
+        self.engine().create_cf(name)
+    }
+
+    /// Drops a column family with all its data.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an unknown one and for the default.
+    pub fn drop_cf(&self, cf: CfId) -> Result<()> {
+        self.engine().drop_cf(cf)
+    }
+
+    /// The column families and their names, in the order they were made.
+    pub fn cfs(&self) -> Vec<(CfId, String)> {
+        let state = self.engine().state.lock();
+        state
+            .cfs
+            .values()
+            .map(|cf| (cf.id, cf.name.clone()))
+            .collect()
+    }
+
+    /// The column family with this name.
+    pub fn cf(&self, name: &str) -> Option<CfId> {
+        let state = self.engine().state.lock();
+        state
+            .cfs
+            .values()
+            .find(|cf| cf.name == name)
+            .map(|cf| cf.id)
+    }
+
+    /// Counters and sizes.
+    pub fn stats(&self) -> Stats {
+        properties::stats(self.engine())
+    }
+
+    /// The counters alone: cheap.
+    pub fn tickers(&self) -> TickerValues {
+        self.engine().tickers.values()
+    }
+
+    /// A property by its name in RocksDB (`rocksdb.num-files-at-level0`) or with the prefix
+    /// `lavakv.`; `None` for an unknown one.
+    pub fn property(&self, name: &str) -> Option<String> {
+        properties::property(self.engine(), name)
+    }
+
+    /// Reads every file and checks everything that can be checked: checksums, key order, levels,
+    /// and that manifest and directory agree. Reads only; writers go on meanwhile.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        verify::verify(self.engine())
+    }
+
+    /// Makes everything written durable, ends background work and unlocks the directory. Other
+    /// clones then fail with [`Error::Busy`]. A second close does nothing.
+    ///
+    /// # Errors
+    /// What could not be made durable; the database is closed all the same.
+    pub fn close(&self) -> Result<()> {
+        self.engine().close()
+    }
+}

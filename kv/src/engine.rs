@@ -1,0 +1,311 @@
+//! `Engine`: the shared state of one open database, and the rules for its locks.
+//!
+//! Lock order, outermost first:
+//! 1. leadership of the writers' queue (held across log I/O; that is its purpose);
+//! 2. `log`: the write-ahead log in use; taken by the leader, and by nobody during its I/O;
+//! 3. `versions`: one change of the structure at a time; held across manifest I/O;
+//! 4. `state`: short; never held across I/O;
+//! 5. a column family's `view`: for one clone or swap of an `Arc`.
+//!
+//! Readers take only a view. A view is replaced under `state`, so whoever holds `state` sees no
+//! view change. Sequence numbers are published after the memtables hold their writes; a reader
+//! takes its view first and the sequence number second, so that nothing visible to it can have
+//! been dropped from the view by a merge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use lavafs::{FileLock, FileSystemRef};
+use lavalog::GroupCommit;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::batch::CfId;
+use crate::cache::BlockCache;
+use crate::compaction::InFlight;
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::file_names::{FileName, FileNumber};
+use crate::key::SeqNo;
+use crate::memtable::MemTable;
+use crate::metrics::Tickers;
+use crate::options::Options;
+use crate::snapshot::SnapshotList;
+use crate::sstable::{OpenOptions, Table};
+use crate::stall::Stall;
+use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
+use crate::wal::WalWriter;
+use crate::write::WriteItem;
+
+/// A memtable and what recovery must know of it.
+#[derive(Debug)]
+pub(crate) struct Mem {
+    pub(crate) table: Arc<MemTable>,
+    /// Its entries are in logs of this number and above.
+    log_number: AtomicU64,
+    /// It holds entries that no log has.
+    unlogged: AtomicBool,
+}
+
+impl Mem {
+    pub(crate) fn new(id: u64, log_number: FileNumber) -> Arc<Mem> {
+        Arc::new(Mem {
+            table: MemTable::new(id),
+            log_number: AtomicU64::new(log_number),
+            unlogged: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn log_number(&self) -> FileNumber {
+        self.log_number.load(Ordering::Acquire)
+    }
+
+    /// For an empty memtable: nothing of it is in logs below `number`.
+    pub(crate) fn advance_log_number(&self, number: FileNumber) {
+        self.log_number.store(number, Ordering::Release);
+    }
+
+    pub(crate) fn is_unlogged(&self) -> bool {
+        self.unlogged.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_unlogged(&self) {
+        self.unlogged.store(true, Ordering::Release);
+    }
+}
+
+/// What a reader sees of a column family: immutable but for inserts into `mem`.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) mem: Arc<Mem>,
+    /// Memtables being flushed, newest first.
+    pub(crate) imms: Vec<Arc<Mem>>,
+    pub(crate) version: Arc<Version>,
+}
+
+/// An open column family.
+#[derive(Debug)]
+pub(crate) struct ColumnFamily {
+    pub(crate) id: CfId,
+    pub(crate) name: String,
+    view: RwLock<Arc<View>>,
+    /// As recorded in the manifest: logs below hold nothing unflushed of it.
+    pub(crate) log_number: AtomicU64,
+    pub(crate) dropped: AtomicBool,
+}
+
+impl ColumnFamily {
+    pub(crate) fn new(id: CfId, name: String, view: View, log_number: FileNumber) -> Arc<Self> {
+        Arc::new(ColumnFamily {
+            id,
+            name,
+            view: RwLock::new(Arc::new(view)),
+            log_number: AtomicU64::new(log_number),
+            dropped: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read())
+    }
+
+    /// Replaces the view. The old one is returned, to be dropped without a lock held.
+    pub(crate) fn set_view(&self, view: View, _state: &State) -> Arc<View> {
+        std::mem::replace(&mut *self.view.write(), Arc::new(view))
+    }
+}
+
+/// Why the database takes no writes.
+#[derive(Clone, Debug)]
+pub(crate) struct BackgroundError {
+    pub(crate) error: Error,
+    /// Ends by itself when space returns.
+    pub(crate) transient: bool,
+}
+
+/// What background work and writers share. See the module's lock order.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) cfs: BTreeMap<CfId, Arc<ColumnFamily>>,
+    pub(crate) next_cf: u32,
+    /// Logs on disk with their sizes; the last one is in use.
+    pub(crate) logs: BTreeMap<FileNumber, u64>,
+    /// Column families with a flush queued or running.
+    pub(crate) flushing: BTreeSet<CfId>,
+    /// Compactions running, with their column family.
+    pub(crate) compacting: Vec<(CfId, InFlight)>,
+    /// Background tasks queued or running.
+    pub(crate) tasks: usize,
+    pub(crate) compaction_tasks: usize,
+    pub(crate) manual_compactions: usize,
+    pub(crate) error: Option<BackgroundError>,
+    pub(crate) resuming: bool,
+    pub(crate) closing: bool,
+    pub(crate) stall: Stall,
+}
+
+/// The shared state of one open database.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) fs: FileSystemRef,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) env: Arc<Env>,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) remover: Arc<ObsoleteFiles>,
+    pub(crate) next_file: AtomicU64,
+    pub(crate) next_mem: AtomicU64,
+    /// The newest sequence number that readers see.
+    pub(crate) published: AtomicU64,
+    pub(crate) snapshots: Arc<SnapshotList>,
+    pub(crate) tickers: Tickers,
+    pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
+    pub(crate) log: Mutex<Option<WalWriter>>,
+    pub(crate) versions: Mutex<VersionSet>,
+    pub(crate) state: Mutex<State>,
+    /// Signalled with every change of `state` that somebody may wait for.
+    pub(crate) changed: Condvar,
+    pub(crate) lock: Mutex<Option<FileLock>>,
+    /// The default column family, which is never dropped.
+    pub(crate) default_cf: OnceLock<Arc<ColumnFamily>>,
+    /// Reads are refused too: the database is poisoned or closed.
+    pub(crate) unreadable: AtomicBool,
+}
+
+impl Engine {
+    /// A number that no file has.
+    pub(crate) fn new_file_number(&self) -> FileNumber {
+        self.next_file.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The newest sequence number that readers see.
+    pub(crate) fn last_sequence(&self) -> SeqNo {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// An empty memtable whose entries will be in logs of `log_number` and above.
+    pub(crate) fn new_mem(&self, log_number: FileNumber) -> Arc<Mem> {
+        Mem::new(self.next_mem.fetch_add(1, Ordering::Relaxed), log_number)
+    }
+
+    /// Bytes of a new log. On a small device a part of the free space: a log that is taken at
+    /// once must leave room for the tables.
+    pub(crate) fn log_size_expected(&self) -> u64 {
+        let buffer = self.options.write_buffer_size as u64;
+        (buffer + buffer / 8).min(self.fs.space().free / 16)
+    }
+
+    /// The column family, if it exists. The default one takes no lock once it was asked for.
+    pub(crate) fn cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
+        if id == CfId::DEFAULT
+            && let Some(cf) = self.default_cf.get()
+        {
+            return Ok(Arc::clone(cf));
+        }
+        let cf = self.find_cf(id)?;
+        if id == CfId::DEFAULT {
+            return Ok(Arc::clone(self.default_cf.get_or_init(|| cf)));
+        }
+        Ok(cf)
+    }
+
+    fn find_cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
+        self.state
+            .lock()
+            .cfs
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| no_such_cf(id))
+    }
+
+    /// Fails where background work must not go on.
+    pub(crate) fn keep_going(&self) -> Result<()> {
+        let state = self.state.lock();
+        if state.closing {
+            return Err(closing());
+        }
+        match &state.error {
+            Some(background) if !background.transient => Err(read_only(&background.error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records a failure of background work or of the log. The first hard one stays.
+    pub(crate) fn fail(self: &Arc<Self>, error: Error) {
+        let transient = is_transient(&error);
+        let mut state = self.state.lock();
+        if state.closing || state.error.as_ref().is_some_and(|known| !known.transient) {
+            return;
+        }
+        tracing::error!(%error, transient, dir = %self.dir.display(), "background failure");
+        if matches!(error, Error::Poisoned { .. }) {
+            self.unreadable.store(true, Ordering::Release);
+        }
+        state.error = Some(BackgroundError { error, transient });
+        let resume = transient && !state.resuming;
+        state.resuming |= resume;
+        drop(state);
+        self.changed.notify_all();
+        if resume {
+            crate::scheduler::resume_when_space_returns(self);
+        }
+    }
+
+    /// Removes a file by name; a failure is told in the log and leaves an orphan for the next open.
+    pub(crate) fn remove_file(&self, name: FileName) {
+        let path = self.dir.join(name.to_string());
+        if let Err(error) = self.fs.unlink(&path)
+            && !error.is_not_found()
+        {
+            tracing::warn!(path = %path.display(), %error, "obsolete file not removed");
+        }
+    }
+
+    pub(crate) fn table_path(&self, number: FileNumber) -> PathBuf {
+        table_path(&self.dir, number)
+    }
+}
+
+impl TableOpener for Engine {
+    fn open_table(&self, meta: &SstMeta) -> Result<Arc<Table>> {
+        let path = self.table_path(meta.number);
+        let file = self.fs.open(&path)?;
+        let size = file.size().lower();
+        if size != meta.file_size {
+            let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
+            return Err(Error::corrupt(path.display().to_string(), size, detail));
+        }
+        let options = OpenOptions::default();
+        Table::open(file, meta.number, Arc::clone(&self.cache), options)
+    }
+}
+
+pub(crate) fn table_path(dir: &Path, number: FileNumber) -> PathBuf {
+    dir.join(FileName::Table(number).to_string())
+}
+
+/// True for failures that end when space returns.
+fn is_transient(error: &Error) -> bool {
+    matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }))
+}
+
+pub(crate) fn no_such_cf(id: CfId) -> Error {
+    Error::invalid_argument(format!("no column family has the id {}", id.0))
+}
+
+pub(crate) fn closing() -> Error {
+    Error::Busy {
+        what: "the database is closing".to_owned(),
+    }
+}
+
+/// What callers are told after a hard failure; corruption and poisoning keep their kind.
+pub(crate) fn read_only(error: &Error) -> Error {
+    match error {
+        Error::Poisoned { .. } | Error::ReadOnly { .. } => error.clone(),
+        other => Error::ReadOnly {
+            reason: Arc::from(other.to_string()),
+        },
+    }
+}

@@ -1,0 +1,226 @@
+//! `Env`: the background threads, shared by any number of databases in a process.
+//!
+//! Two priorities with a queue each: flushes (`High`), because writers wait for them, and
+//! compactions (`Low`). A thread of the high pool runs high tasks only, so a long compaction
+//! never delays a flush; a low thread takes a high task first when one waits.
+//!
+//! Threads start on demand, up to each pool's limit, and end when the `Env` is dropped. A task that
+//! panics does not end its thread; the task's owner catches the panic and poisons its database.
+//! The queue's lock is held for queue operations only.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Which queue a task waits in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Priority {
+    /// Flushes: writers wait for them.
+    High,
+    /// Compactions and deletion of files.
+    Low,
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// Threads for background work.
+#[derive(Debug)]
+pub struct Env {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    /// Signalled when a task arrives and when the `Env` is dropped.
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queues {
+    high: VecDeque<Task>,
+    low: VecDeque<Task>,
+    high_threads: usize,
+    low_threads: usize,
+    high_idle: usize,
+    low_idle: usize,
+    high_limit: usize,
+    low_limit: usize,
+    closing: bool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let queues = self.queues.lock();
+        f.debug_struct("Env")
+            .field("high_queued", &queues.high.len())
+            .field("low_queued", &queues.low.len())
+            .field("threads", &(queues.high_threads + queues.low_threads))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Env {
+    /// An environment with at most `high` flush and `low` compaction threads, each at least 1.
+    pub fn new(high: usize, low: usize) -> Arc<Env> {
+        Arc::new(Env {
+            shared: Arc::new(Shared {
+                queues: Mutex::new(Queues {
+                    high_limit: high.max(1),
+                    low_limit: low.max(1),
+                    ..Queues::default()
+                }),
+                wake: Condvar::new(),
+            }),
+        })
+    }
+
+    /// The process's own environment, used by databases whose options name none: one flush
+    /// thread and one compaction thread; a database raises the limits to what its
+    /// `max_background_jobs` needs.
+    pub fn shared() -> Arc<Env> {
+        static SHARED: OnceLock<Arc<Env>> = OnceLock::new();
+        Arc::clone(SHARED.get_or_init(|| Env::new(1, 1)))
+    }
+
+    /// Raises the limits to at least `high` and `low` threads.
+    pub fn raise_limits(&self, high: usize, low: usize) {
+        let mut queues = self.shared.queues.lock();
+        queues.high_limit = queues.high_limit.max(high);
+        queues.low_limit = queues.low_limit.max(low);
+    }
+
+    /// Queues `task`. It runs once, on a thread of its priority.
+    pub fn schedule(&self, priority: Priority, task: impl FnOnce() + Send + 'static) {
+        let mut queues = self.shared.queues.lock();
+        let (waiting, idle, threads, limit) = match priority {
+            Priority::High => {
+                queues.high.push_back(Box::new(task));
+                let idle = queues.high_idle;
+                (
+                    queues.high.len(),
+                    idle,
+                    queues.high_threads,
+                    queues.high_limit,
+                )
+            }
+            Priority::Low => {
+                queues.low.push_back(Box::new(task));
+                let idle = queues.low_idle;
+                (queues.low.len(), idle, queues.low_threads, queues.low_limit)
+            }
+        };
+        if waiting > idle && threads < limit {
+            match priority {
+                Priority::High => queues.high_threads += 1,
+                Priority::Low => queues.low_threads += 1,
+            }
+            drop(queues);
+            self.spawn(priority);
+        } else {
+            drop(queues);
+            self.shared.wake.notify_all();
+        }
+    }
+
+    fn spawn(&self, priority: Priority) {
+        let shared = Arc::clone(&self.shared);
+        let name = match priority {
+            Priority::High => "lavakv-flush",
+            Priority::Low => "lavakv-compact",
+        };
+        let spawned = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work(&shared, priority));
+        if let Err(error) = spawned {
+            // Without a thread of its own the task runs when an existing one is free; with none
+            // at all nothing would ever run, which no caller could recover from.
+            let mut queues = self.shared.queues.lock();
+            let left = match priority {
+                Priority::High => &mut queues.high_threads,
+                Priority::Low => &mut queues.low_threads,
+            };
+            *left -= 1;
+            assert!(*left > 0, "cannot start a background thread: {error}");
+        }
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        self.shared.queues.lock().closing = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+fn work(shared: &Shared, priority: Priority) {
+    let mut queues = shared.queues.lock();
+    loop {
+        let task = match priority {
+            Priority::High => queues.high.pop_front(),
+            Priority::Low => {
+                let high = queues.high.pop_front();
+                high.or_else(|| queues.low.pop_front())
+            }
+        };
+        if let Some(task) = task {
+            drop(queues);
+            if catch_unwind(AssertUnwindSafe(task)).is_err() {
+                tracing::error!("a background task panicked");
+            }
+            queues = shared.queues.lock();
+            continue;
+        }
+        if queues.closing {
+            return;
+        }
+        match priority {
+            Priority::High => queues.high_idle += 1,
+            Priority::Low => queues.low_idle += 1,
+        }
+        shared.wake.wait(&mut queues);
+        match priority {
+            Priority::High => queues.high_idle -= 1,
+            Priority::Low => queues.low_idle -= 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn every_task_runs_once_even_after_a_panic() {
+        let env = Env::new(1, 2);
+        let (done, results) = mpsc::channel();
+        env.schedule(Priority::Low, || panic!("on purpose"));
+        for task in 0..100 {
+            let done = done.clone();
+            let priority = if task % 3 == 0 {
+                Priority::High
+            } else {
+                Priority::Low
+            };
+            env.schedule(priority, move || done.send(task).unwrap());
+        }
+        drop(done);
+        let mut seen: Vec<i32> = results.iter().collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_flush_runs_while_a_compaction_blocks() {
+        let env = Env::new(1, 1);
+        let (release, blocked) = mpsc::channel::<()>();
+        let (done, flushed) = mpsc::channel();
+        env.schedule(Priority::Low, move || blocked.recv().unwrap());
+        env.schedule(Priority::High, move || done.send(()).unwrap());
+        flushed.recv().unwrap();
+        release.send(()).unwrap();
+    }
+}

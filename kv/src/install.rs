@@ -1,0 +1,233 @@
+//! Installing a change of the structure: manifest first, memory second, deletions last.
+//!
+//! A crash before the manifest record is durable leaves the old structure and orphan files; after
+//! it, the new structure and obsolete files. Both kinds of files are removed at the next open.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::batch::CfId;
+use crate::compaction::{PickerOptions, score};
+use crate::engine::{ColumnFamily, Engine, State, View, no_such_cf};
+use crate::error::{Error, Result};
+use crate::file_names::{FileName, FileNumber};
+use crate::stall::Stall;
+use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};
+
+impl Engine {
+    /// Records a change of one column family and installs its new version. `edit` is asked for
+    /// the change under the structure's lock; `update` then changes the rest of the view.
+    pub(crate) fn change_cf(
+        self: &Arc<Self>,
+        id: CfId,
+        edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
+        update: impl FnOnce(&mut View),
+    ) -> Result<()> {
+        let mut versions = self.versions.lock();
+        let (cf, version, record) = {
+            let state = self.state.lock();
+            let cf = state.cfs.get(&id).cloned().ok_or_else(|| no_such_cf(id))?;
+            let change = edit(&state, &cf);
+            let version = Arc::new(cf.view().version.apply(&change, &self.remover)?);
+            let mut record = VersionEdit::of_cf(id, change);
+            self.advance_idle_logs(&state, &mut record);
+            record.next_file_number = Some(self.next_file.load(Ordering::Relaxed));
+            record.last_sequence = Some(self.last_sequence());
+            (cf, version, record)
+        };
+        self.record(&mut versions, &record)?;
+        let old = {
+            let mut state = self.state.lock();
+            for (other, change) in &record.cfs {
+                if let (Some(other), Some(number)) = (state.cfs.get(other), change.log_number) {
+                    other.log_number.fetch_max(number, Ordering::AcqRel);
+                }
+            }
+            mark_removed(&cf.view().version, &version);
+            let mut view = (*cf.view()).clone();
+            view.version = version;
+            update(&mut view);
+            let old = cf.set_view(view, &state);
+            self.recompute_stall(&mut state);
+            old
+        };
+        self.changed.notify_all();
+        drop(old);
+        self.remove_obsolete_logs();
+        drop(versions);
+        Ok(())
+    }
+
+    /// Records `edit`, in a new manifest if one is due.
+    fn record(&self, versions: &mut crate::version::VersionSet, edit: &VersionEdit) -> Result<()> {
+        if versions.needs_new_manifest() {
+            let number = self.new_file_number();
+            let snapshot = self.structure(&self.state.lock());
+            if let Some(before) = versions.begin(number, &snapshot)? {
+                self.remove_file(FileName::Manifest(before));
+            }
+        }
+        versions.record(edit)
+    }
+
+    /// The whole structure, as the first record of a manifest.
+    pub(crate) fn structure(&self, state: &State) -> VersionEdit {
+        let mut edit = VersionEdit {
+            comparator: Some(COMPARATOR.to_owned()),
+            next_file_number: Some(self.next_file.load(Ordering::Relaxed)),
+            last_sequence: Some(self.last_sequence()),
+            next_cf: Some(state.next_cf),
+            ..VersionEdit::default()
+        };
+        for cf in state.cfs.values() {
+            let view = cf.view();
+            let added = view
+                .version
+                .files()
+                .map(|(level, run, file)| (level as u32, run, file.meta.clone()));
+            let change = CfEdit {
+                created: Some(cf.name.clone()),
+                log_number: Some(cf.log_number.load(Ordering::Acquire)),
+                added: added.collect(),
+                ..CfEdit::default()
+            };
+            edit.cfs.insert(cf.id, change);
+        }
+        edit
+    }
+
+    /// Column families with nothing in memory must not hold back the removal of logs.
+    fn advance_idle_logs(&self, state: &State, record: &mut VersionEdit) {
+        for cf in state.cfs.values() {
+            let view = cf.view();
+            let number = view.mem.log_number();
+            let idle = view.imms.is_empty() && view.mem.table.is_empty();
+            if idle && number > cf.log_number.load(Ordering::Acquire) {
+                let change = record.cfs.entry(cf.id).or_default();
+                change.log_number = change.log_number.max(Some(number));
+            }
+        }
+    }
+
+    /// Removes the logs that no column family needs. The one in use is always needed.
+    pub(crate) fn remove_obsolete_logs(&self) {
+        let obsolete: Vec<FileNumber> = {
+            let mut state = self.state.lock();
+            let needed = state
+                .cfs
+                .values()
+                .map(|cf| cf.log_number.load(Ordering::Acquire))
+                .chain(state.logs.keys().next_back().copied())
+                .min()
+                .unwrap_or(0);
+            let keep = state.logs.split_off(&needed);
+            std::mem::replace(&mut state.logs, keep)
+                .into_keys()
+                .collect()
+        };
+        for number in obsolete {
+            self.remove_file(FileName::Wal(number));
+        }
+    }
+
+    /// Sets how fast writers may go from the backlog of all column families.
+    pub(crate) fn recompute_stall(&self, state: &mut State) {
+        let options = PickerOptions::of(&self.options);
+        let stall = state.cfs.values().fold(Stall::None, |stall, cf| {
+            let version = &cf.view().version;
+            let pending = score(version, &options).pending_bytes;
+            stall.stricter(Stall::of(
+                &self.options,
+                version.levels[0].runs.len(),
+                pending,
+            ))
+        });
+        state.stall = stall;
+    }
+
+    /// Makes a column family. Durable on return.
+    pub(crate) fn create_cf(self: &Arc<Self>, name: &str) -> Result<CfId> {
+        if name.is_empty() || name.len() > 255 {
+            return Err(Error::invalid_argument(
+                "a column family's name has 1 to 255 bytes",
+            ));
+        }
+        let mut versions = self.versions.lock();
+        let (id, log_number, record) = {
+            let mut state = self.state.lock();
+            crate::write::check_writable(&state)?;
+            if state.cfs.values().any(|cf| cf.name == name) {
+                let what = format!("column family {name:?} exists");
+                return Err(Error::invalid_argument(what));
+            }
+            let id = CfId(state.next_cf);
+            state.next_cf += 1;
+            // Nothing older than the log in use can hold its writes.
+            let log_number = state.logs.keys().next_back().copied().unwrap_or(0);
+            let change = CfEdit {
+                created: Some(name.to_owned()),
+                log_number: Some(log_number),
+                ..CfEdit::default()
+            };
+            let mut record = VersionEdit::of_cf(id, change);
+            record.next_cf = Some(state.next_cf);
+            (id, log_number, record)
+        };
+        self.record(&mut versions, &record)?;
+        let view = View {
+            mem: self.new_mem(log_number),
+            imms: Vec::new(),
+            version: Arc::new(Version::empty(self.options.num_levels)),
+        };
+        let cf = ColumnFamily::new(id, name.to_owned(), view, log_number);
+        self.state.lock().cfs.insert(id, cf);
+        Ok(id)
+    }
+
+    /// Drops a column family. Durable on return; its files go when no reader needs them.
+    pub(crate) fn drop_cf(self: &Arc<Self>, id: CfId) -> Result<()> {
+        if id == CfId::DEFAULT {
+            let what = "the default column family cannot be dropped";
+            return Err(Error::invalid_argument(what));
+        }
+        let mut versions = self.versions.lock();
+        {
+            let state = self.state.lock();
+            crate::write::check_writable(&state)?;
+            state.cfs.get(&id).ok_or_else(|| no_such_cf(id))?;
+        }
+        let change = CfEdit {
+            dropped: true,
+            ..CfEdit::default()
+        };
+        self.record(&mut versions, &VersionEdit::of_cf(id, change))?;
+        let cf = {
+            let mut state = self.state.lock();
+            let cf = state
+                .cfs
+                .remove(&id)
+                .expect("only this lock's holder drops");
+            cf.dropped.store(true, Ordering::Release);
+            for (_, _, file) in cf.view().version.files() {
+                file.mark_obsolete();
+            }
+            self.recompute_stall(&mut state);
+            cf
+        };
+        self.changed.notify_all();
+        drop(cf);
+        self.remove_obsolete_logs();
+        Ok(())
+    }
+}
+
+/// Marks what `old` has and `new` has not.
+fn mark_removed(old: &Version, new: &Version) {
+    let kept: std::collections::HashSet<FileNumber> =
+        new.files().map(|(_, _, file)| file.meta.number).collect();
+    for (_, _, file) in old.files() {
+        if !kept.contains(&file.meta.number) {
+            file.mark_obsolete();
+        }
+    }
+}

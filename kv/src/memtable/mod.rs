@@ -1,0 +1,163 @@
+//! The memtable: the newest writes in memory, ordered, before they are flushed to a table.
+//!
+//! Any number of threads insert and read at once without locks; nothing is removed. A memtable
+//! is freed as a whole when the last `Arc` goes, so iterators and borrowed values are safe
+//! through a flush.
+
+mod arena;
+mod skiplist;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::skiplist::SkipList;
+use crate::error::Result;
+use crate::iter::InternalIterator;
+use crate::key::{InternalKeyRef, LookupKey, SeqNo, ValueKind, pack_trailer};
+
+/// An ordered set of versions of keys in memory.
+pub struct MemTable {
+    id: u64,
+    list: SkipList,
+    entries: AtomicU64,
+}
+
+impl MemTable {
+    /// An empty memtable; `id` is for the owner's use.
+    pub fn new(id: u64) -> Arc<Self> {
+        Arc::new(MemTable {
+            id,
+            list: SkipList::new(),
+            entries: AtomicU64::new(0),
+        })
+    }
+
+    /// The number given at creation.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Adds a version of `key`. It can be read on return; a concurrent reader may see it earlier.
+    ///
+    /// # Panics
+    /// If `key` was inserted with `seq` and `kind` before.
+    pub fn insert(&self, seq: SeqNo, kind: ValueKind, key: &[u8], value: &[u8]) {
+        self.list.insert(key, pack_trailer(seq, kind as u8), value);
+        self.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The newest version of `user_key` at or below `snapshot`.
+    pub fn get(&self, user_key: &[u8], snapshot: SeqNo) -> Option<(SeqNo, ValueKind, &[u8])> {
+        self.get_lookup(&LookupKey::new(user_key, snapshot))
+    }
+
+    /// Like [`MemTable::get`], for a lookup that goes on to older memtables and tables.
+    pub fn get_lookup(&self, lookup: &LookupKey) -> Option<(SeqNo, ValueKind, &[u8])> {
+        let node = self.list.seek(lookup.internal());
+        if node.is_null() {
+            return None;
+        }
+        let found = InternalKeyRef::decode(self.list.key(node)).expect("insert takes known kinds");
+        (found.user_key == lookup.user_key())
+            .then(|| (found.seq, found.kind, self.list.value(node)))
+    }
+
+    /// Walks the memtable as it grows: entries inserted behind the iterator's back may show up.
+    pub fn iter(self: &Arc<Self>) -> MemTableIterator {
+        MemTableIterator {
+            table: Arc::clone(self),
+            node: std::ptr::null(),
+        }
+    }
+
+    /// Bytes of memory in use, allocation slack included.
+    pub fn approximate_memory(&self) -> usize {
+        self.list.memory()
+    }
+
+    /// Versions inserted so far.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// True where nothing was inserted.
+    pub fn is_empty(&self) -> bool {
+        self.entries() == 0
+    }
+}
+
+impl std::fmt::Debug for MemTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MemTable {}: {} entries", self.id, self.entries())
+    }
+}
+
+/// Walks a memtable, which it keeps alive.
+pub struct MemTableIterator {
+    table: Arc<MemTable>,
+    /// A node of `table`, or null where the iterator is not valid.
+    node: skiplist::NodePtr,
+}
+
+mod send {
+    #![expect(unsafe_code, reason = "a raw pointer is not Send by itself")]
+
+    // SAFETY: the node belongs to the memtable that the iterator keeps alive, and a memtable can
+    // be read from any thread.
+    unsafe impl Send for super::MemTableIterator {}
+}
+
+impl InternalIterator for MemTableIterator {
+    #[inline]
+    fn valid(&self) -> bool {
+        !self.node.is_null()
+    }
+
+    fn seek_to_first(&mut self) {
+        self.node = self.table.list.first();
+    }
+
+    fn seek_to_last(&mut self) {
+        self.node = self.table.list.last();
+    }
+
+    fn seek(&mut self, target: &[u8]) {
+        self.node = self.table.list.seek(target);
+    }
+
+    fn seek_for_prev(&mut self, target: &[u8]) {
+        self.node = self.table.list.seek(target);
+        if !self.valid() || self.table.list.key(self.node) != target {
+            self.node = self.table.list.seek_before(target);
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) {
+        assert!(self.valid(), "next needs a valid iterator");
+        self.node = self.table.list.next(self.node);
+    }
+
+    fn prev(&mut self) {
+        assert!(self.valid(), "prev needs a valid iterator");
+        self.node = self.table.list.seek_before(self.table.list.key(self.node));
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        assert!(self.valid(), "key needs a valid iterator");
+        self.table.list.key(self.node)
+    }
+
+    #[inline]
+    fn value(&self) -> &[u8] {
+        assert!(self.valid(), "value needs a valid iterator");
+        self.table.list.value(self.node)
+    }
+
+    fn status(&self) -> Result<()> {
+        Ok(())
+    }
+}

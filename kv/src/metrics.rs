@@ -1,0 +1,84 @@
+//! Counters of what the engine did since it was opened. Relaxed atomics: exact in sum, and no
+//! order between two of them is promised.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! tickers {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// The counters.
+        #[derive(Debug, Default)]
+        pub(crate) struct Tickers {
+            $(pub(crate) $name: Ticker,)+
+        }
+
+        /// The counters of a database at one moment.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct TickerValues {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Tickers {
+            pub(crate) fn values(&self) -> TickerValues {
+                TickerValues { $($name: self.$name.get(),)+ }
+            }
+        }
+
+        impl TickerValues {
+            /// Every counter with its name.
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+        }
+    };
+}
+
+tickers! {
+    /// Changes written: puts and deletions.
+    keys_written,
+    /// Bytes of the batches written.
+    bytes_written,
+    /// Groups of batches committed.
+    write_groups,
+    /// Bytes appended to write-ahead logs, framing not included.
+    wal_bytes,
+    /// Syncs of write-ahead logs.
+    wal_syncs,
+    /// Microseconds that writers were slowed or stopped.
+    stall_micros,
+    /// Keys looked up.
+    keys_read,
+    /// Lookups that found a value.
+    keys_found,
+    /// Bytes of the values found.
+    bytes_read,
+    /// Lookups answered by a memtable.
+    memtable_hits,
+    /// Iterators made.
+    iterators,
+    /// Memtables flushed.
+    flushes,
+    /// Bytes of tables written by flushes.
+    flush_bytes,
+    /// Compactions that merged tables.
+    compactions,
+    /// Compactions that only changed a table's level.
+    trivial_moves,
+    /// Bytes of tables read by compactions.
+    compaction_read_bytes,
+    /// Bytes of tables written by compactions.
+    compaction_write_bytes,
+}
+
+/// One counter.
+#[derive(Debug, Default)]
+pub(crate) struct Ticker(AtomicU64);
+
+impl Ticker {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,527 @@
+//! Options: what a caller chooses, with RocksDB's names and defaults, and how they are stored.
+//!
+//! [`Options`] belong to a database, [`ReadOptions`] and [`WriteOptions`] to one call. The stored
+//! form is a text file `OPTIONS-NNNNNN` beside the data, one `name=value` a line after a first line
+//! that names the format; lines with an unknown name are ignored, so that an older program
+//! reads what a newer one wrote. The file informs and is a starting point ([`Options::load`]); what
+//! a database needs to be correct is in its manifest.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use lavafs::FileSystemRef;
+
+use crate::cache::BlockCache;
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::file_names::{self, FileName};
+use crate::snapshot::Snapshot;
+use crate::sstable::{Compression, TableOptions};
+
+/// How a write-ahead log that does not end cleanly is treated when a database is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WalRecoveryMode {
+    /// A torn end of the last log, as a crash leaves it, is dropped; anything else that disagrees
+    /// is an error.
+    #[default]
+    PointInTime,
+    /// Replay ends at the first group that disagrees, in whichever log, and what follows is
+    /// dropped with a warning: for salvaging a damaged database.
+    TolerateCorruptedTail,
+    /// A torn end is an error too.
+    Absolute,
+}
+
+/// Choices for a database. `Options::default()` is RocksDB's, and every field says its range.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Make the database if it does not exist. Default false.
+    pub create_if_missing: bool,
+    /// Fail if the database exists. Default false.
+    pub error_if_exists: bool,
+    /// Bytes of a memtable at which it is flushed, at least 4 KiB. Default 64 MiB.
+    pub write_buffer_size: usize,
+    /// Memtables in memory, the active one included, before writers wait; at least 2. Default 2.
+    pub max_write_buffer_number: usize,
+    /// Runs in level 0 that start a compaction, at least 1. Default 4.
+    pub level0_file_num_compaction_trigger: usize,
+    /// Runs in level 0 from which writers are slowed. Default 20.
+    pub level0_slowdown_writes_trigger: usize,
+    /// Runs in level 0 at which writers stop. Default 36.
+    pub level0_stop_writes_trigger: usize,
+    /// Bytes of an SST at which a compaction begins the next one, at least 4 KiB.
+    /// Default 64 MiB.
+    pub target_file_size_base: u64,
+    /// Target bytes of the first level below level 0. Default 256 MiB.
+    pub max_bytes_for_level_base: u64,
+    /// Ratio of the targets of neighbouring levels, 2 to 100. Default 10.
+    pub max_bytes_for_level_multiplier: f64,
+    /// Number of levels, 2 to 16. Default 7.
+    pub num_levels: usize,
+    /// Targets follow the size of the last level, so that space amplification stays near
+    /// 1 + 1/multiplier. Default true.
+    pub level_compaction_dynamic_level_bytes: bool,
+    /// No compaction starts by itself. Default false.
+    pub disable_auto_compactions: bool,
+    /// Background jobs of this database at a time, at least 1; flushes get a quarter of them and
+    /// at least one. Default 2.
+    pub max_background_jobs: usize,
+    /// Bytes waiting for compaction from which writers are slowed. Default 64 GiB.
+    pub soft_pending_compaction_bytes_limit: u64,
+    /// Bytes waiting for compaction at which writers stop. Default 256 GiB.
+    pub hard_pending_compaction_bytes_limit: u64,
+    /// Bytes per second that slowed writers begin with, at least 1 KiB. Default 16 MiB.
+    pub delayed_write_rate: u64,
+    /// Bytes of all write-ahead logs from which the column families that hold the oldest one are
+    /// flushed. 0: four times the write buffers. Default 0.
+    pub max_total_wal_size: u64,
+    /// Bytes of a manifest from which a new one is begun. Default 64 MiB.
+    pub max_manifest_file_size: u64,
+    /// See [`WalRecoveryMode`].
+    pub wal_recovery_mode: WalRecoveryMode,
+    /// Compression of data blocks. Default zstd, level 3.
+    pub compression: Compression,
+    /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
+    pub block_size: usize,
+    /// Bits of Bloom filter per key; 0 for none. Default 10.
+    pub bloom_bits_per_key: f64,
+    /// Bytes of the block cache made when `block_cache` names none. Default 32 MiB.
+    pub block_cache_size: usize,
+    /// A cache to share with other databases.
+    pub block_cache: Option<Arc<BlockCache>>,
+    /// Background threads to share; `None` is [`Env::shared`].
+    pub env: Option<Arc<Env>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            create_if_missing: false,
+            error_if_exists: false,
+            write_buffer_size: 64 << 20,
+            max_write_buffer_number: 2,
+            level0_file_num_compaction_trigger: 4,
+            level0_slowdown_writes_trigger: 20,
+            level0_stop_writes_trigger: 36,
+            target_file_size_base: 64 << 20,
+            max_bytes_for_level_base: 256 << 20,
+            max_bytes_for_level_multiplier: 10.0,
+            num_levels: 7,
+            level_compaction_dynamic_level_bytes: true,
+            disable_auto_compactions: false,
+            max_background_jobs: 2,
+            soft_pending_compaction_bytes_limit: 64 << 30,
+            hard_pending_compaction_bytes_limit: 256 << 30,
+            delayed_write_rate: 16 << 20,
+            max_total_wal_size: 0,
+            max_manifest_file_size: 64 << 20,
+            wal_recovery_mode: WalRecoveryMode::PointInTime,
+            compression: Compression::Zstd { level: 3 },
+            block_size: 4096,
+            bloom_bits_per_key: 10.0,
+            block_cache_size: 32 << 20,
+            block_cache: None,
+            env: None,
+        }
+    }
+}
+
+/// Choices for one write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteOptions {
+    /// Return when the write is durable. Default false.
+    pub sync: bool,
+    /// Do not log the write: it is durable when a flush has stored it. Default false.
+    pub disable_wal: bool,
+}
+
+impl WriteOptions {
+    /// A durable write.
+    pub fn synced() -> Self {
+        WriteOptions {
+            sync: true,
+            disable_wal: false,
+        }
+    }
+}
+
+/// Choices for one read or iterator.
+#[derive(Clone, Debug)]
+pub struct ReadOptions {
+    /// Read as of this snapshot; `None` is now.
+    pub snapshot: Option<Snapshot>,
+    /// Iterators see no key below this one.
+    pub lower_bound: Option<Vec<u8>>,
+    /// Iterators see no key at or above this one.
+    pub upper_bound: Option<Vec<u8>>,
+    /// Keep blocks that an iterator read in the block cache. Default true. Point reads do so always.
+    pub fill_cache: bool,
+    /// Bytes an iterator reads at once in each table; 0: chosen as the walk goes. Default 0.
+    pub readahead: usize,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        ReadOptions {
+            snapshot: None,
+            lower_bound: None,
+            upper_bound: None,
+            fill_cache: true,
+            readahead: 0,
+        }
+    }
+}
+
+const OPTIONS_HEADER: &str = "lavakv-options 1";
+
+impl Options {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names the first option that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let multiplier = self.max_bytes_for_level_multiplier;
+        let checks: [(bool, &str); 14] = [
+            (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
+            (
+                self.write_buffer_size <= 64 << 30,
+                "write_buffer_size <= 64 GiB",
+            ),
+            (
+                self.max_write_buffer_number >= 2,
+                "max_write_buffer_number >= 2",
+            ),
+            (
+                self.level0_file_num_compaction_trigger >= 1,
+                "level0_file_num_compaction_trigger >= 1",
+            ),
+            (
+                self.level0_slowdown_writes_trigger >= self.level0_file_num_compaction_trigger,
+                "level0_slowdown_writes_trigger >= level0_file_num_compaction_trigger",
+            ),
+            (
+                self.level0_stop_writes_trigger >= self.level0_slowdown_writes_trigger,
+                "level0_stop_writes_trigger >= level0_slowdown_writes_trigger",
+            ),
+            (
+                self.target_file_size_base >= 4096,
+                "target_file_size_base >= 4096",
+            ),
+            (
+                self.max_bytes_for_level_base >= 4096,
+                "max_bytes_for_level_base >= 4096",
+            ),
+            (
+                (2.0..=100.0).contains(&multiplier),
+                "max_bytes_for_level_multiplier in 2..=100",
+            ),
+            ((2..=16).contains(&self.num_levels), "num_levels in 2..=16"),
+            (self.max_background_jobs >= 1, "max_background_jobs >= 1"),
+            (
+                self.hard_pending_compaction_bytes_limit
+                    >= self.soft_pending_compaction_bytes_limit,
+                "hard_pending_compaction_bytes_limit >= soft_pending_compaction_bytes_limit",
+            ),
+            (
+                self.delayed_write_rate >= 1024,
+                "delayed_write_rate >= 1024",
+            ),
+            (
+                (512..=16 << 20).contains(&self.block_size),
+                "block_size in 512..=16777216",
+            ),
+        ];
+        match checks.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(Error::invalid_argument(format!("options need {rule}"))),
+            None if !(0.0..=100.0).contains(&self.bloom_bits_per_key) => Err(
+                Error::invalid_argument("options need bloom_bits_per_key in 0..=100"),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of all logs from which old memtables are flushed.
+    pub(crate) fn wal_size_limit(&self) -> u64 {
+        if self.max_total_wal_size > 0 {
+            return self.max_total_wal_size;
+        }
+        4 * (self.write_buffer_size * self.max_write_buffer_number) as u64
+    }
+
+    /// Flushes at a time.
+    pub(crate) fn max_flushes(&self) -> usize {
+        (self.max_background_jobs / 4).max(1)
+    }
+
+    /// Compactions at a time.
+    pub(crate) fn max_compactions(&self) -> usize {
+        (self.max_background_jobs - self.max_background_jobs / 4)
+            .saturating_sub(usize::from(self.max_background_jobs < 4))
+            .max(1)
+    }
+
+    /// What a table builder is told.
+    pub(crate) fn table_options(&self) -> TableOptions {
+        TableOptions {
+            compression: self.compression,
+            block_size: self.block_size,
+            filter_bits_per_key: self.bloom_bits_per_key,
+            ..TableOptions::default()
+        }
+    }
+
+    /// The options stored most recently in the database at `dir`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without an options file, [`Error::Corrupt`] where a known option has a
+    /// value that does not parse.
+    pub fn load(fs: &FileSystemRef, dir: &Path) -> Result<Options> {
+        let number = fs
+            .list(dir)?
+            .iter()
+            .filter_map(|entry| match FileName::parse(&entry.name) {
+                Some(FileName::Options(number)) => Some(number),
+                _ => None,
+            })
+            .max()
+            .ok_or_else(|| {
+                Error::invalid_argument(format!("no options file in {}", dir.display()))
+            })?;
+        let path = dir.join(FileName::Options(number).to_string());
+        let data = file_names::read_small_file(fs, &path, 1 << 20)?;
+        let text = String::from_utf8_lossy(&data);
+        Options::parse(&text)
+            .map_err(|detail| Error::corrupt(path.display().to_string(), 0_u64, detail))
+    }
+
+    /// The stored form.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = format!("{OPTIONS_HEADER}\n");
+        for (name, value) in self.fields() {
+            writeln!(text, "{name}={value}").expect("a string takes any text");
+        }
+        text
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut copy = self.clone();
+        let mut fields = Vec::new();
+        for (name, field) in copy.stored() {
+            fields.push((name, field.text()));
+        }
+        fields
+    }
+
+    fn parse(text: &str) -> Result<Options, String> {
+        let mut lines = text.lines();
+        if lines.next() != Some(OPTIONS_HEADER) {
+            return Err(format!("first line is not \"{OPTIONS_HEADER}\""));
+        }
+        let mut options = Options::default();
+        for line in lines {
+            let Some((name, value)) = line.split_once('=') else {
+                continue;
+            };
+            let mut stored = options.stored();
+            if let Some((_, field)) = stored.iter_mut().find(|(known, _)| *known == name)
+                && !field.set(value)
+            {
+                return Err(format!("{name} has the value {value:?}"));
+            }
+        }
+        Ok(options)
+    }
+
+    /// Every stored option by name: the one list that writing and reading share.
+    fn stored(&mut self) -> Vec<(&'static str, Field<'_>)> {
+        vec![
+            (
+                "write_buffer_size",
+                Field::Usize(&mut self.write_buffer_size),
+            ),
+            (
+                "max_write_buffer_number",
+                Field::Usize(&mut self.max_write_buffer_number),
+            ),
+            (
+                "level0_file_num_compaction_trigger",
+                Field::Usize(&mut self.level0_file_num_compaction_trigger),
+            ),
+            (
+                "level0_slowdown_writes_trigger",
+                Field::Usize(&mut self.level0_slowdown_writes_trigger),
+            ),
+            (
+                "level0_stop_writes_trigger",
+                Field::Usize(&mut self.level0_stop_writes_trigger),
+            ),
+            (
+                "target_file_size_base",
+                Field::U64(&mut self.target_file_size_base),
+            ),
+            (
+                "max_bytes_for_level_base",
+                Field::U64(&mut self.max_bytes_for_level_base),
+            ),
+            (
+                "max_bytes_for_level_multiplier",
+                Field::F64(&mut self.max_bytes_for_level_multiplier),
+            ),
+            ("num_levels", Field::Usize(&mut self.num_levels)),
+            (
+                "level_compaction_dynamic_level_bytes",
+                Field::Bool(&mut self.level_compaction_dynamic_level_bytes),
+            ),
+            (
+                "disable_auto_compactions",
+                Field::Bool(&mut self.disable_auto_compactions),
+            ),
+            (
+                "max_background_jobs",
+                Field::Usize(&mut self.max_background_jobs),
+            ),
+            (
+                "soft_pending_compaction_bytes_limit",
+                Field::U64(&mut self.soft_pending_compaction_bytes_limit),
+            ),
+            (
+                "hard_pending_compaction_bytes_limit",
+                Field::U64(&mut self.hard_pending_compaction_bytes_limit),
+            ),
+            (
+                "delayed_write_rate",
+                Field::U64(&mut self.delayed_write_rate),
+            ),
+            (
+                "max_total_wal_size",
+                Field::U64(&mut self.max_total_wal_size),
+            ),
+            (
+                "max_manifest_file_size",
+                Field::U64(&mut self.max_manifest_file_size),
+            ),
+            (
+                "wal_recovery_mode",
+                Field::WalRecovery(&mut self.wal_recovery_mode),
+            ),
+            ("compression", Field::Compression(&mut self.compression)),
+            ("block_size", Field::Usize(&mut self.block_size)),
+            (
+                "bloom_bits_per_key",
+                Field::F64(&mut self.bloom_bits_per_key),
+            ),
+            ("block_cache_size", Field::Usize(&mut self.block_cache_size)),
+        ]
+    }
+}
+
+/// One stored option, to be written or set.
+enum Field<'a> {
+    Bool(&'a mut bool),
+    Usize(&'a mut usize),
+    U64(&'a mut u64),
+    F64(&'a mut f64),
+    WalRecovery(&'a mut WalRecoveryMode),
+    Compression(&'a mut Compression),
+}
+
+const WAL_RECOVERY_NAMES: [(&str, WalRecoveryMode); 3] = [
+    ("point_in_time", WalRecoveryMode::PointInTime),
+    (
+        "tolerate_corrupted_tail",
+        WalRecoveryMode::TolerateCorruptedTail,
+    ),
+    ("absolute", WalRecoveryMode::Absolute),
+];
+
+fn parse_compression(text: &str) -> Option<Compression> {
+    match text.split_once(':') {
+        None if text == "none" => Some(Compression::None),
+        Some(("zstd", level)) => Some(Compression::Zstd {
+            level: level.parse().ok()?,
+        }),
+        _ => None,
+    }
+}
+
+impl Field<'_> {
+    fn text(&self) -> String {
+        match self {
+            Field::Bool(value) => value.to_string(),
+            Field::Usize(value) => value.to_string(),
+            Field::U64(value) => value.to_string(),
+            Field::F64(value) => value.to_string(),
+            Field::WalRecovery(value) => name_of(&WAL_RECOVERY_NAMES, **value),
+            Field::Compression(value) => match value {
+                Compression::None => "none".to_owned(),
+                Compression::Zstd { level } => format!("zstd:{level}"),
+            },
+        }
+    }
+
+    /// False where `text` does not parse.
+    fn set(&mut self, text: &str) -> bool {
+        match self {
+            Field::Bool(value) => assign(*value, text.parse().ok()),
+            Field::Usize(value) => assign(*value, text.parse().ok()),
+            Field::U64(value) => assign(*value, text.parse().ok()),
+            Field::F64(value) => assign(*value, text.parse().ok()),
+            Field::WalRecovery(value) => assign(*value, value_of(&WAL_RECOVERY_NAMES, text)),
+            Field::Compression(value) => assign(*value, parse_compression(text)),
+        }
+    }
+}
+
+fn assign<T>(target: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *target = value).is_some()
+}
+
+fn name_of<T: PartialEq + Copy>(names: &[(&str, T)], value: T) -> String {
+    let found = names.iter().find(|(_, known)| *known == value);
+    found.expect("every value has a name").0.to_owned()
+}
+
+fn value_of<T: Copy>(names: &[(&str, T)], text: &str) -> Option<T> {
+    names
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, value)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_options_read_back_and_unknown_ones_are_ignored() {
+        let options = Options {
+            write_buffer_size: 12_345,
+            max_bytes_for_level_multiplier: 7.5,
+            compression: Compression::None,
+            wal_recovery_mode: WalRecoveryMode::Absolute,
+            level_compaction_dynamic_level_bytes: false,
+            ..Options::default()
+        };
+        let text = options.to_text() + "an_option_of_the_future=[1, 2]\n\n# remark\n";
+        let read = Options::parse(&text).unwrap();
+        assert_eq!(read.to_text(), options.to_text());
+        assert!(Options::parse("lavakv-options 1\nnum_levels=many\n").is_err());
+        assert!(Options::parse("").is_err());
+    }
+
+    #[test]
+    fn an_option_out_of_range_is_named() {
+        let bad = Options {
+            num_levels: 1,
+            ..Options::default()
+        };
+        assert!(
+            bad.validate()
+                .unwrap_err()
+                .to_string()
+                .contains("num_levels")
+        );
+        Options::default().validate().unwrap();
+    }
+}

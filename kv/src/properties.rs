@@ -1,0 +1,142 @@
+//! What a database tells of itself: sizes, counts and counters.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::compaction::{PickerOptions, score};
+use crate::engine::Engine;
+use crate::metrics::TickerValues;
+use crate::stall::Stall;
+
+/// Files and bytes of one level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LevelStats {
+    /// Runs: sorted sequences of tables.
+    pub runs: usize,
+    /// Tables.
+    pub files: usize,
+    /// Bytes of the tables.
+    pub bytes: u64,
+}
+
+/// Sizes and counters of a database at one moment, all column families together.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// By level.
+    pub levels: Vec<LevelStats>,
+    /// Entries in tables, deletions and hidden versions included.
+    pub table_entries: u64,
+    /// Deletions in tables.
+    pub table_deletions: u64,
+    /// Bytes of memory in memtables.
+    pub memtable_bytes: u64,
+    /// Memtables that wait for their flush.
+    pub immutable_memtables: u64,
+    /// Versions of keys in memtables.
+    pub memtable_entries: u64,
+    /// Bytes that compaction has to rewrite until every level is within its target, estimated.
+    pub pending_compaction_bytes: u64,
+    /// Compactions running.
+    pub running_compactions: u64,
+    /// Sequence number of the last write.
+    pub last_sequence: u64,
+    /// Snapshots held.
+    pub snapshots: u64,
+    /// True where writers wait for compaction.
+    pub writes_stopped: bool,
+    /// Bytes per second that writers are slowed to; 0 at full speed.
+    pub delayed_write_rate: u64,
+    /// The counters.
+    pub tickers: TickerValues,
+}
+
+pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
+    let options = PickerOptions::of(&engine.options);
+    let state = engine.state.lock();
+    let mut stats = Stats {
+        levels: vec![LevelStats::default(); engine.options.num_levels],
+        running_compactions: state.compacting.len() as u64,
+        last_sequence: engine.last_sequence(),
+        snapshots: engine.snapshots.sequences().len() as u64,
+        writes_stopped: state.stall == Stall::Stopped,
+        delayed_write_rate: match state.stall {
+            Stall::Delayed(rate) => rate,
+            _ => 0,
+        },
+        tickers: engine.tickers.values(),
+        ..Stats::default()
+    };
+    for cf in state.cfs.values() {
+        let view = cf.view();
+        for (total, level) in stats.levels.iter_mut().zip(&view.version.levels) {
+            total.runs += level.runs.len();
+            total.files += level.file_count();
+            total.bytes += level.size();
+            for file in level.files() {
+                stats.table_entries += file.meta.entries;
+                stats.table_deletions += file.meta.deletions;
+            }
+        }
+        for mem in std::iter::once(&view.mem).chain(&view.imms) {
+            stats.memtable_bytes += mem.table.approximate_memory() as u64;
+            stats.memtable_entries += mem.table.entries();
+        }
+        stats.immutable_memtables += view.imms.len() as u64;
+        stats.pending_compaction_bytes += score(&view.version, &options).pending_bytes;
+    }
+    stats
+}
+
+pub(crate) fn property(engine: &Arc<Engine>, name: &str) -> Option<String> {
+    let name = name
+        .strip_prefix("rocksdb.")
+        .or_else(|| name.strip_prefix("lavakv."))?;
+    let stats = stats(engine);
+    if let Some(level) = name.strip_prefix("num-files-at-level") {
+        let level: usize = level.parse().ok()?;
+        return Some(stats.levels.get(level)?.files.to_string());
+    }
+    let number = match name {
+        "stats" => return Some(stats.to_string()),
+        "num-immutable-mem-table" => stats.immutable_memtables,
+        "cur-size-all-mem-tables" => stats.memtable_bytes,
+        "estimate-num-keys" => {
+            (stats.table_entries + stats.memtable_entries).saturating_sub(2 * stats.table_deletions)
+        }
+        "estimate-pending-compaction-bytes" => stats.pending_compaction_bytes,
+        "total-sst-files-size" => stats.levels.iter().map(|level| level.bytes).sum(),
+        "num-running-compactions" => stats.running_compactions,
+        "num-snapshots" => stats.snapshots,
+        "actual-delayed-write-rate" => stats.delayed_write_rate,
+        "is-write-stopped" => u64::from(stats.writes_stopped),
+        "latest-sequence-number" => stats.last_sequence,
+        _ => return None,
+    };
+    Some(number.to_string())
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "level    runs   files           bytes")?;
+        for (number, level) in self.levels.iter().enumerate() {
+            writeln!(
+                f,
+                "{number:>5} {:>7} {:>7} {:>15}",
+                level.runs, level.files, level.bytes
+            )?;
+        }
+        let figures = [
+            ("table_entries", self.table_entries),
+            ("table_deletions", self.table_deletions),
+            ("memtable_bytes", self.memtable_bytes),
+            ("immutable_memtables", self.immutable_memtables),
+            ("memtable_entries", self.memtable_entries),
+            ("pending_compaction_bytes", self.pending_compaction_bytes),
+            ("last_sequence", self.last_sequence),
+        ];
+        for (name, value) in figures.into_iter().chain(self.tickers.named()) {
+            writeln!(f, "{name} {value}")?;
+        }
+        Ok(())
+    }
+}

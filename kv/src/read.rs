@@ -1,0 +1,133 @@
+//! The read path: memtables from new to old, then the version's runs from new to old.
+//!
+//! A view is taken before the sequence number (see [`crate::engine`]); both are held for the
+//! whole read, and nothing of it blocks on a writer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::batch::CfId;
+use crate::engine::{Engine, View, closing, no_such_cf};
+use crate::error::{Error, Result};
+use crate::iter::{DbIterator, InternalIterator, RunIterator};
+use crate::key::{LookupKey, SeqNo, ValueKind};
+use crate::options::ReadOptions;
+use crate::sstable::{TableReadOptions, filter_hash};
+use crate::version::{TableOpener, Version};
+
+impl Engine {
+    fn read_view(&self, id: CfId, options: &ReadOptions) -> Result<(Arc<View>, SeqNo)> {
+        if self.unreadable.load(Ordering::Acquire) {
+            let error = &self.state.lock().error;
+            return Err(error
+                .as_ref()
+                .map_or_else(closing, |known| known.error.clone()));
+        }
+        let cf = self.cf(id)?;
+        if cf.dropped.load(Ordering::Acquire) {
+            return Err(no_such_cf(id));
+        }
+        let view = cf.view();
+        let sequence = match &options.snapshot {
+            Some(snapshot) if !snapshot.is_of(&self.snapshots) => {
+                return Err(Error::invalid_argument(
+                    "the snapshot is another database's",
+                ));
+            }
+            Some(snapshot) => snapshot.sequence(),
+            None => self.last_sequence(),
+        };
+        Ok((view, sequence))
+    }
+
+    /// The value of `key`.
+    pub(crate) fn get(
+        &self,
+        cf: CfId,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> Result<Option<Vec<u8>>> {
+        let (view, sequence) = self.read_view(cf, options)?;
+        let found = self.get_in(&view, &LookupKey::new(key, sequence))?;
+        self.count_read(found.as_deref());
+        Ok(found)
+    }
+
+    /// The values of `keys`, all as of one moment, in their order.
+    pub(crate) fn multi_get(
+        &self,
+        cf: CfId,
+        keys: &[&[u8]],
+        options: &ReadOptions,
+    ) -> Result<Vec<Option<Vec<u8>>>> {
+        let (view, sequence) = self.read_view(cf, options)?;
+        let read = |key: &&[u8]| {
+            let found = self.get_in(&view, &LookupKey::new(key, sequence))?;
+            self.count_read(found.as_deref());
+            Ok(found)
+        };
+        keys.iter().map(read).collect()
+    }
+
+    fn count_read(&self, found: Option<&[u8]>) {
+        self.tickers.keys_read.add(1);
+        if let Some(value) = found {
+            self.tickers.keys_found.add(1);
+            self.tickers.bytes_read.add(value.len() as u64);
+        }
+    }
+
+    fn get_in(&self, view: &View, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {
+        for mem in std::iter::once(&view.mem).chain(&view.imms) {
+            if let Some((_, kind, value)) = mem.table.get_lookup(lookup) {
+                self.tickers.memtable_hits.add(1);
+                return Ok((!kind.is_delete()).then(|| value.to_vec()));
+            }
+        }
+        self.get_in_version(&view.version, lookup)
+    }
+
+    fn get_in_version(&self, version: &Version, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {
+        let hash = filter_hash(lookup.user_key());
+        for run in version.levels.iter().flat_map(|level| &level.runs) {
+            let Some(file) = run.file_for(lookup.user_key()) else {
+                continue;
+            };
+            let Some(hit) = file.table(self)?.get(lookup, hash)? else {
+                continue;
+            };
+            return Ok(match hit.kind {
+                ValueKind::Value => Some(hit.value.to_vec()),
+                _ => None,
+            });
+        }
+        Ok(None)
+    }
+
+    /// An iterator, not positioned.
+    pub(crate) fn iter(self: &Arc<Self>, cf: CfId, options: &ReadOptions) -> Result<DbIterator> {
+        let (view, sequence) = self.read_view(cf, options)?;
+        self.tickers.iterators.add(1);
+        let mut children: Vec<Box<dyn InternalIterator>> = Vec::new();
+        for mem in std::iter::once(&view.mem).chain(&view.imms) {
+            children.push(Box::new(mem.table.iter()));
+        }
+        let bounds = (options.lower_bound.clone(), options.upper_bound.clone());
+        for run in view.version.levels.iter().flat_map(|level| &level.runs) {
+            let files = run.overlapping(bounds.0.as_deref(), bounds.1.as_deref());
+            if files.is_empty() {
+                continue;
+            }
+            let opener = Arc::clone(self) as Arc<dyn TableOpener>;
+            let table_options = TableReadOptions {
+                fill_cache: options.fill_cache,
+                readahead_bytes: options.readahead,
+                ..TableReadOptions::default()
+            };
+            let run = RunIterator::new(files.to_vec(), opener, table_options);
+            children.push(Box::new(run));
+        }
+        let snapshot = options.snapshot.clone();
+        Ok(DbIterator::new(children, sequence, bounds, view, snapshot))
+    }
+}

@@ -1,0 +1,397 @@
+//! Opening a database: from the files of a crash, or of none, to a running engine.
+//!
+//! 1. lock the directory; read `CURRENT` and its manifest;
+//! 2. replay the logs, in order of their numbers, from the lowest that a column family needs;
+//!    memtables that fill up are written to tables at once;
+//! 3. write what is left in memtables to tables, and make a new log;
+//! 4. write a new manifest that has those tables in level 0 and needs no log before the new one,
+//!    and make it the one in force: the single switch;
+//! 5. store the options; remove every file that the new manifest does not need.
+//!
+//! A crash before 4 leaves the old manifest and its logs untouched, and files that it does not name: the next
+//! open does the same again. A crash after 4 leaves obsolete files, which the next open removes.
+//! A new database begins at 3.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use lavafs::{FileLock, FileSystemRef};
+use lavalog::GroupCommit;
+use parking_lot::{Condvar, Mutex};
+
+use crate::batch::{BatchReader, CfId};
+use crate::cache::BlockCache;
+use crate::engine::{ColumnFamily, Engine, State, View};
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::file_names::{self, FileName, FileNumber, LOCK};
+use crate::key::{MAX_SEQ, SeqNo};
+use crate::metrics::Tickers;
+use crate::options::{Options, WalRecoveryMode};
+use crate::scheduler;
+use crate::snapshot::SnapshotList;
+use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
+use crate::wal::{self, ApplyError, WalWriter};
+
+/// Opens the database at `dir`.
+pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {
+    options.validate()?;
+    let (lock, recovered) = find(&fs, dir, &options)?;
+    let is_new = recovered.is_none();
+    let recovered = recovered.unwrap_or_default();
+    let engine = engine_for(fs, dir, options, lock, &recovered)?;
+    engine.install_recovered(&recovered, is_new)?;
+    engine.replay_logs(&recovered)?;
+    engine.switch_to_new_manifest()?;
+    engine.store_options()?;
+    engine.remove_orphans()?;
+    let mut state = engine.state.lock();
+    engine.recompute_stall(&mut state);
+    scheduler::schedule(&engine, &mut state);
+    drop(state);
+    Ok(engine)
+}
+
+/// Locks the directory and reads its manifest, or decides that a new database is to be made.
+fn find(
+    fs: &FileSystemRef,
+    dir: &Path,
+    options: &Options,
+) -> Result<(FileLock, Option<Recovered>)> {
+    let exists = match fs.metadata(&dir.join(file_names::CURRENT)) {
+        Ok(_) => true,
+        Err(error) if error.is_not_found() => false,
+        Err(error) => return Err(error.into()),
+    };
+    if !exists && !options.create_if_missing {
+        return Err(Error::invalid_argument(format!(
+            "no database at {}, and create_if_missing is off",
+            dir.display()
+        )));
+    }
+    if exists && options.error_if_exists {
+        return Err(Error::invalid_argument(format!(
+            "a database exists at {}, and error_if_exists is on",
+            dir.display()
+        )));
+    }
+    if !exists {
+        fs.create_dir_all(dir)?;
+    }
+    let lock = lock_dir(fs, dir)?;
+    if !exists {
+        refuse_damaged(fs, dir)?;
+    }
+    Ok((lock, Recovered::read(fs, dir)?))
+}
+
+/// Takes the database's lock.
+pub(crate) fn lock_dir(fs: &FileSystemRef, dir: &Path) -> Result<FileLock> {
+    fs.lock(&dir.join(LOCK)).map_err(|error| match error {
+        lavafs::Error::Path {
+            kind: lavafs::PathError::Locked,
+            ..
+        }
+        | lavafs::Error::InUse { .. } => Error::Busy {
+            what: format!(
+                "the database at {} is open elsewhere ({error})",
+                dir.display()
+            ),
+        },
+        other => other.into(),
+    })
+}
+
+/// A directory without `CURRENT` that holds tables is a damaged database, not an empty one: a
+/// crash while a database is made leaves a log, but never a table.
+fn refuse_damaged(fs: &FileSystemRef, dir: &Path) -> Result<()> {
+    for entry in fs.list(dir)? {
+        if let Some(FileName::Table(_)) = FileName::parse(&entry.name) {
+            return Err(Error::corrupt(
+                dir.join(&entry.name).display().to_string(),
+                0_u64,
+                "a table in a directory without CURRENT",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn engine_for(
+    fs: FileSystemRef,
+    dir: &Path,
+    options: Options,
+    lock: FileLock,
+    recovered: &Recovered,
+) -> Result<Arc<Engine>> {
+    let env = options.env.clone().unwrap_or_else(Env::shared);
+    env.raise_limits(options.max_flushes(), options.max_compactions());
+    let cache = options
+        .block_cache
+        .clone()
+        .unwrap_or_else(|| BlockCache::new(options.block_cache_size));
+    let remover = ObsoleteFiles::new(fs.clone(), dir.to_path_buf(), Arc::clone(&env));
+    // Files that no manifest names have numbers too.
+    let on_disk = fs
+        .list(dir)?
+        .iter()
+        .filter_map(|entry| FileName::parse(&entry.name)?.number())
+        .max()
+        .unwrap_or(0);
+    let next_file = recovered.next_file_number.max(on_disk + 1);
+    let versions = VersionSet::new(
+        fs.clone(),
+        dir.to_path_buf(),
+        options.max_manifest_file_size,
+    );
+    Ok(Arc::new(Engine {
+        fs,
+        dir: dir.to_path_buf(),
+        options,
+        env,
+        cache,
+        remover,
+        next_file: AtomicU64::new(next_file),
+        next_mem: AtomicU64::new(1),
+        published: AtomicU64::new(recovered.last_sequence),
+        snapshots: Arc::new(SnapshotList::default()),
+        tickers: Tickers::default(),
+        writers: GroupCommit::new(),
+        log: Mutex::new(None),
+        versions: Mutex::new(versions),
+        state: Mutex::new(State::default()),
+        changed: Condvar::new(),
+        lock: Mutex::new(Some(lock)),
+        default_cf: OnceLock::new(),
+        unreadable: AtomicBool::new(false),
+    }))
+}
+
+impl Engine {
+    /// Makes the column families that the manifest describes; the default one if there is none.
+    fn install_recovered(&self, recovered: &Recovered, is_new: bool) -> Result<()> {
+        let levels = self.options.num_levels;
+        let mut cfs = BTreeMap::new();
+        for (&id, cf) in &recovered.cfs {
+            let version = cf.version(levels, &self.remover)?;
+            cfs.insert(
+                id,
+                self.make_cf(id, cf.name.clone(), version, cf.log_number),
+            );
+        }
+        if is_new {
+            let id = CfId::DEFAULT;
+            let version = Version::empty(levels);
+            cfs.insert(id, self.make_cf(id, "default".to_owned(), version, 0));
+        }
+        let mut state = self.state.lock();
+        state.cfs = cfs;
+        state.next_cf = recovered.next_cf.max(1);
+        Ok(())
+    }
+
+    fn make_cf(
+        &self,
+        id: CfId,
+        name: String,
+        version: Version,
+        log_number: FileNumber,
+    ) -> Arc<ColumnFamily> {
+        let view = View {
+            mem: self.new_mem(log_number),
+            imms: Vec::new(),
+            version: Arc::new(version),
+        };
+        ColumnFamily::new(id, name, view, log_number)
+    }
+
+    fn logs_on_disk(&self) -> Result<Vec<FileNumber>> {
+        let entries = self.fs.list(&self.dir)?;
+        let mut numbers: Vec<FileNumber> = entries
+            .iter()
+            .filter_map(|entry| match FileName::parse(&entry.name) {
+                Some(FileName::Wal(number)) => Some(number),
+                _ => None,
+            })
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Replays what the column families need into memtables, and those that fill up into tables.
+    fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
+        let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
+        let Some(needed) = needed else {
+            return Ok(());
+        };
+        let mode = self.options.wal_recovery_mode;
+        let mut torn: Option<(String, u64)> = None;
+        let mut replayed: SeqNo = 0;
+        for number in self
+            .logs_on_disk()?
+            .into_iter()
+            .filter(|&log| log >= needed)
+        {
+            let mut too_late = false;
+            let end = wal::replay(&self.fs, &self.dir, number, mode, |batch| {
+                if torn.is_some() {
+                    too_late = true;
+                    return Ok(());
+                }
+                self.replay_batch(number, batch, recovered.next_cf, &mut replayed)
+            })?;
+            if too_late {
+                let (file, offset) = torn.expect("set above");
+                if mode != WalRecoveryMode::TolerateCorruptedTail {
+                    let detail = "torn group, but a later log holds groups";
+                    return Err(Error::corrupt(file, offset, detail));
+                }
+                tracing::warn!(file, offset, "later write-ahead logs are dropped");
+                break;
+            }
+            if let Some(offset) = end.torn_at {
+                tracing::info!(log = %end.path.display(), offset, groups = end.groups, "torn tail dropped");
+                torn = Some((end.path.display().to_string(), offset));
+            }
+            if end.damaged {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn replay_batch(
+        &self,
+        log: FileNumber,
+        batch: BatchReader<'_>,
+        next_cf: u32,
+        replayed: &mut SeqNo,
+    ) -> Result<(), ApplyError> {
+        let sequence = batch.sequence();
+        let last = sequence + u64::from(batch.entry_count());
+        if last > MAX_SEQ || sequence <= *replayed {
+            return Err("sequence number out of order".into());
+        }
+        *replayed = last.saturating_sub(1);
+        let cfs = self.state.lock().cfs.clone();
+        for (sequence, entry) in (sequence..).zip(batch) {
+            let entry = entry?;
+            match cfs.get(&entry.cf) {
+                Some(cf) if cf.log_number.load(Ordering::Relaxed) <= log => {
+                    let mem = &cf.view().mem.table;
+                    mem.insert(sequence, entry.kind, entry.key, entry.value);
+                }
+                // Its tables hold this already.
+                Some(_) => {}
+                // Dropped since.
+                None if entry.cf.0 < next_cf => {}
+                None => return Err("entry of an unknown column family".into()),
+            }
+        }
+        self.published
+            .fetch_max(last.saturating_sub(1), Ordering::AcqRel);
+        for cf in cfs.values() {
+            if cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size {
+                self.write_recovered(cf)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the memtable of `cf` into a table of level 0, known to memory only.
+    fn write_recovered(&self, cf: &Arc<ColumnFamily>) -> Result<()> {
+        let view = cf.view();
+        if view.mem.table.is_empty() {
+            return Ok(());
+        }
+        let outputs = self.write_mems(std::slice::from_ref(&view.mem))?;
+        let add = |meta: SstMeta| (0, meta.number, meta);
+        let edit = CfEdit {
+            added: outputs.tables.into_iter().map(add).collect(),
+            ..CfEdit::default()
+        };
+        let version = view.version.apply(&edit, &self.remover)?;
+        let next = View {
+            mem: self.new_mem(0),
+            imms: Vec::new(),
+            version: Arc::new(version),
+        };
+        let state = self.state.lock();
+        cf.set_view(next, &state);
+        Ok(())
+    }
+
+    /// Steps 3 and 4: from here on the recovered state is the database's.
+    fn switch_to_new_manifest(&self) -> Result<()> {
+        let cfs = self.state.lock().cfs.clone();
+        for cf in cfs.values() {
+            self.write_recovered(cf)?;
+        }
+        let number = self.new_file_number();
+        let expected = self.log_size_expected();
+        *self.log.lock() = Some(WalWriter::create(&self.fs, &self.dir, number, expected)?);
+        for cf in cfs.values() {
+            cf.log_number.store(number, Ordering::Release);
+            cf.view().mem.advance_log_number(number);
+        }
+        self.state.lock().logs.insert(number, 0);
+        let mut versions = self.versions.lock();
+        let manifest = self.new_file_number();
+        let structure = self.structure(&self.state.lock());
+        versions.begin(manifest, &structure)?;
+        Ok(())
+    }
+
+    fn store_options(&self) -> Result<()> {
+        let name = FileName::Options(self.new_file_number()).to_string();
+        let text = self.options.to_text();
+        file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())
+    }
+
+    /// Removes the database's files that nothing needs. Foreign files are left alone.
+    fn remove_orphans(&self) -> Result<()> {
+        let manifest = self.versions.lock().manifest_number();
+        let state = self.state.lock();
+        let mut live: std::collections::HashSet<FileName> = state
+            .cfs
+            .values()
+            .flat_map(|cf| {
+                let view = cf.view();
+                let numbers: Vec<_> = view
+                    .version
+                    .files()
+                    .map(|(_, _, file)| file.meta.number)
+                    .collect();
+                numbers
+            })
+            .map(FileName::Table)
+            .collect();
+        live.extend(state.logs.keys().map(|&number| FileName::Wal(number)));
+        drop(state);
+        live.extend(manifest.map(FileName::Manifest));
+        let entries = self.fs.list(&self.dir)?;
+        let found = || {
+            entries
+                .iter()
+                .filter_map(|entry| FileName::parse(&entry.name))
+        };
+        let newest_options = found().filter_map(|name| match name {
+            FileName::Options(number) => Some(number),
+            _ => None,
+        });
+        live.extend(newest_options.max().map(FileName::Options));
+        live.extend([FileName::Current, FileName::Lock]);
+        for name in found().filter(|name| !live.contains(name)) {
+            self.remove_file(name);
+        }
+        for entry in &entries {
+            let name = entry.name.to_string_lossy();
+            if name.starts_with("OPTIONS-") && name.ends_with(".tmp") {
+                let _ = self.fs.unlink(&self.dir.join(&entry.name));
+            }
+        }
+        Ok(())
+    }
+}

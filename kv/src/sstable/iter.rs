@@ -1,0 +1,322 @@
+//! Walks a table: the index gives the block, a cursor walks it, a readahead buffer feeds it.
+//!
+//! Blocks that are not in the cache are read one by one until a walk forward has missed twice in
+//! a row; from then on in pieces that double from [`AHEAD_MIN`] to [`AHEAD_MAX`], or at once in
+//! pieces of the size that the caller asked for.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::block::{BadBlock, BlockCursor};
+use super::footer::Handle;
+use super::reader::Table;
+use super::{Block, reader};
+use crate::cache::BlockKind;
+use crate::error::{Error, Result};
+use crate::iter::InternalIterator;
+
+const AHEAD_MIN: usize = 16 << 10;
+const AHEAD_MAX: usize = 256 << 10;
+
+/// How an iterator reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableReadOptions {
+    /// Puts blocks that had to be read into the cache. Default true; a compaction or a long scan
+    /// sets false.
+    pub fill_cache: bool,
+    /// Bytes read at once; 0: chosen as the walk goes. Default 0.
+    pub readahead_bytes: usize,
+    /// Takes no data block from the cache either, so that the file is what is read. Default
+    /// false.
+    pub bypass_cache: bool,
+}
+
+impl Default for TableReadOptions {
+    fn default() -> Self {
+        TableReadOptions {
+            fill_cache: true,
+            readahead_bytes: 0,
+            bypass_cache: false,
+        }
+    }
+}
+
+/// Walks a table, which it keeps open.
+pub struct TableIterator {
+    table: Arc<Table>,
+    options: TableReadOptions,
+    /// Read at the first seek.
+    index: Option<Arc<Block>>,
+    /// Number of the block that the cursor is in.
+    at: usize,
+    block: Option<Arc<Block>>,
+    cursor: BlockCursor,
+    ahead: Readahead,
+    failure: Option<Error>,
+}
+
+/// A piece of the file read ahead, and how the walk has gone so far.
+#[derive(Default)]
+struct Readahead {
+    bytes: Vec<u8>,
+    start: u64,
+    /// Where the last block ended.
+    expected: u64,
+    /// Reads in a row that began where the last block ended.
+    run: u32,
+    size: usize,
+}
+
+impl TableIterator {
+    pub(super) fn new(table: Arc<Table>, options: TableReadOptions) -> Self {
+        TableIterator {
+            table,
+            options,
+            index: None,
+            at: 0,
+            block: None,
+            cursor: BlockCursor::default(),
+            ahead: Readahead::default(),
+            failure: None,
+        }
+    }
+
+    /// Makes ready for a seek; the index block, unless it cannot be read.
+    fn begin(&mut self) -> Option<Arc<Block>> {
+        self.cursor.valid = false;
+        self.failure = None;
+        if self.index.is_none() {
+            let index = match self.options.bypass_cache {
+                true => self.table.read_index(),
+                false => self.table.index(),
+            };
+            match index {
+                Ok(index) => self.index = Some(index),
+                Err(failure) => self.failure = Some(failure),
+            }
+        }
+        self.index.clone()
+    }
+
+    /// Moves to block `at` and positions the cursor there.
+    fn enter(
+        &mut self,
+        at: usize,
+        position: impl FnOnce(&mut BlockCursor, &Block) -> Result<(), BadBlock>,
+    ) {
+        self.cursor.valid = false;
+        if self.block.is_none() || self.at != at {
+            self.block = None;
+            match self.load(at) {
+                Ok(block) => (self.at, self.block) = (at, Some(block)),
+                Err(failure) => {
+                    self.failure = Some(failure);
+                    return;
+                }
+            }
+        }
+        let block = self.block.as_ref().expect("set above");
+        let positioned = position(&mut self.cursor, block);
+        self.check(positioned);
+    }
+
+    fn place(&self, at: usize) -> Range<u64> {
+        let (bytes, layout) = self.index.as_ref().expect("a seek came before").as_index();
+        layout.block(bytes, at)
+    }
+
+    fn count(&self) -> usize {
+        self.index
+            .as_ref()
+            .expect("a seek came before")
+            .as_index()
+            .1
+            .count()
+    }
+
+    fn check(&mut self, moved: Result<(), BadBlock>) {
+        if let Err(bad) = moved {
+            self.cursor.valid = false;
+            self.failure = Some(self.table.bad_block(self.place(self.at).start, bad));
+        }
+    }
+
+    fn load(&mut self, at: usize) -> Result<Arc<Block>> {
+        let place = self.place(at);
+        let key = self.table.cache_key(place.start);
+        if !self.options.bypass_cache
+            && let Some(block) = self.table.cache().get(key, BlockKind::Data)
+        {
+            return Ok(block);
+        }
+        let contents = self
+            .ahead
+            .read(&self.table, place.clone(), self.options.readahead_bytes)?;
+        let block = self.table.as_data_block(contents, place.start)?;
+        match self.options.fill_cache && !self.options.bypass_cache {
+            true => Ok(self.table.cache().insert(key, block)),
+            false => Ok(block),
+        }
+    }
+
+    #[cold]
+    fn next_block(&mut self) {
+        if self.at + 1 < self.count() {
+            self.enter(self.at + 1, |cursor, block| {
+                let (bytes, layout) = block.as_data();
+                cursor.seek_to_first(bytes, layout)
+            });
+        }
+    }
+
+    #[cold]
+    fn prev_block(&mut self) {
+        if self.at > 0 {
+            self.enter(self.at - 1, |cursor, block| {
+                let (bytes, layout) = block.as_data();
+                cursor.seek_to_last(bytes, layout)
+            });
+        }
+    }
+}
+
+impl Readahead {
+    /// The contents of the block at `place`.
+    fn read(&mut self, table: &Table, place: Range<u64>, fixed: usize) -> Result<Vec<u8>> {
+        let len = (place.end - place.start) as usize;
+        let held = self.start + self.bytes.len() as u64;
+        if place.start < self.start || place.end > held {
+            self.run = if place.start == self.expected {
+                self.run + 1
+            } else {
+                0
+            };
+            self.size = match (fixed, self.run) {
+                (0, 0 | 1) => 0,
+                (0, _) => (self.size * 2).clamp(AHEAD_MIN, AHEAD_MAX),
+                _ => fixed,
+            };
+            self.expected = place.end;
+            if self.size <= len {
+                let handle = Handle {
+                    offset: place.start,
+                    len: len as u64,
+                };
+                return table.read_block(handle);
+            }
+            let end = table
+                .properties()
+                .data_bytes
+                .min(place.start + self.size as u64);
+            self.bytes = reader::read_exactly(table.file(), table.name(), place.start..end)?;
+            self.start = place.start;
+        }
+        self.expected = place.end;
+        let at = (place.start - self.start) as usize;
+        table.unseal_slice(&self.bytes[at..at + len], place.start)
+    }
+}
+
+impl InternalIterator for TableIterator {
+    #[inline]
+    fn valid(&self) -> bool {
+        self.cursor.valid
+    }
+
+    fn seek_to_first(&mut self) {
+        if self.begin().is_some() {
+            self.enter(0, |cursor, block| {
+                let (bytes, layout) = block.as_data();
+                cursor.seek_to_first(bytes, layout)
+            });
+        }
+    }
+
+    fn seek_to_last(&mut self) {
+        if let Some(index) = self.begin() {
+            self.enter(index.as_index().1.count() - 1, |cursor, block| {
+                let (bytes, layout) = block.as_data();
+                cursor.seek_to_last(bytes, layout)
+            });
+        }
+    }
+
+    fn seek(&mut self, target: &[u8]) {
+        let Some(index) = self.begin() else { return };
+        let (bytes, layout) = index.as_index();
+        let at = layout.find(bytes, target);
+        if at == layout.count() {
+            return;
+        }
+        self.enter(at, |cursor, block| {
+            let (bytes, layout) = block.as_data();
+            cursor.seek(bytes, layout, target)
+        });
+        // The target may lie between a block's last key and its separator.
+        if !self.cursor.valid && self.failure.is_none() {
+            self.next_block();
+        }
+    }
+
+    fn seek_for_prev(&mut self, target: &[u8]) {
+        self.seek(target);
+        if self.failure.is_some() || self.valid() && self.key() == target {
+            return;
+        }
+        if self.valid() {
+            self.prev();
+        } else {
+            self.seek_to_last();
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) {
+        assert!(self.cursor.valid, "next needs a valid iterator");
+        let (bytes, layout) = self
+            .block
+            .as_ref()
+            .expect("a valid cursor has a block")
+            .as_data();
+        let moved = self.cursor.next(bytes, layout);
+        if !self.cursor.valid {
+            self.check(moved);
+            if moved.is_ok() {
+                self.next_block();
+            }
+        }
+    }
+
+    fn prev(&mut self) {
+        assert!(self.cursor.valid, "prev needs a valid iterator");
+        let (bytes, layout) = self
+            .block
+            .as_ref()
+            .expect("a valid cursor has a block")
+            .as_data();
+        let moved = self.cursor.prev(bytes, layout);
+        if !self.cursor.valid {
+            self.check(moved);
+            if moved.is_ok() {
+                self.prev_block();
+            }
+        }
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        assert!(self.cursor.valid, "key needs a valid iterator");
+        &self.cursor.key
+    }
+
+    #[inline]
+    fn value(&self) -> &[u8] {
+        assert!(self.cursor.valid, "value needs a valid iterator");
+        let block = self.block.as_ref().expect("a valid cursor has a block");
+        &block.contents()[self.cursor.value.clone()]
+    }
+
+    fn status(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+}

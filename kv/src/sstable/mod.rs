@@ -1,0 +1,217 @@
+//! Tables: sorted, immutable files of versions of keys.
+//!
+//! ```text
+//! table file
+//!   data blocks         in key order, from offset 0
+//!   filter block        unless the table has no filter
+//!   index block
+//!   properties block
+//!   meta block          lists filter, properties and what later versions add
+//!   footer              footer.rs
+//!
+//! block, as it lies in the file
+//!   n  contents    as they are, or compressed (compression.rs)
+//!   1  compression 0 none, 1 zstd
+//!   4  crc32c      over seed (8 bytes), the block's offset (8 bytes), contents, compression
+//! ```
+//!
+//! The seed makes a block of another file fail, the offset one of another place in the same file.
+//! Prose owner of the format: FORMAT.md of this crate.
+//!
+//! A table is written once by [`TableBuilder`], which makes it durable, and read by any number
+//! of threads through [`Table`].
+
+mod block;
+mod builder;
+mod filter;
+mod footer;
+mod index;
+mod iter;
+mod properties;
+mod reader;
+pub(crate) mod varint;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::builder::{TableBuilder, TableSummary};
+pub use self::filter::{best_probes, expected_fpr, filter_hash};
+pub use self::iter::{TableIterator, TableReadOptions};
+pub use self::properties::TableProperties;
+pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
+pub use crate::compression::Compression;
+
+use crate::cache::BlockKind;
+use block::{BadBlock, DataLayout};
+use filter::Filter;
+use index::IndexLayout;
+
+/// Bytes that follow a block's contents in the file.
+const BLOCK_TRAILER: usize = 5;
+
+/// Longest user key in bytes.
+pub const MAX_KEY_LEN: usize = 64 << 20;
+
+/// Longest value in bytes: a block with its entry, tables and trailer stays below 4 GiB.
+pub const MAX_VALUE_LEN: usize = u32::MAX as usize - (128 << 20);
+
+/// How a table is written. Tables written with different options can be read side by side.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TableOptions {
+    /// Bytes of a data block before compression, about; a larger entry makes a larger block.
+    /// Default 4096.
+    pub block_size: usize,
+    /// Entries from one whole key to the next. Default 16, minimum 1.
+    pub restart_interval: usize,
+    /// Default none.
+    pub compression: Compression,
+    /// Bits of filter per user key, not necessarily whole; 0: no filter. Default 10.
+    pub filter_bits_per_key: f64,
+    /// Adds a hash index to each data block: point reads take about a byte and a third per key
+    /// more and skip the binary search. Default true.
+    pub hash_index: bool,
+    /// User keys expected, for memory to be taken at once; 0: unknown. Default 0.
+    pub expected_entries: usize,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        TableOptions {
+            block_size: 4096,
+            restart_interval: 16,
+            compression: Compression::None,
+            filter_bits_per_key: 10.0,
+            hash_index: true,
+            expected_entries: 0,
+        }
+    }
+}
+
+/// A block read from a table: its contents, decompressed, and where their parts are.
+#[derive(Debug)]
+pub struct Block {
+    bytes: Vec<u8>,
+    /// Where the contents begin in `bytes`: a filter's lines are put at a multiple of 64.
+    start: usize,
+    layout: Layout,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    Data(DataLayout),
+    Index(IndexLayout),
+    Filter(Filter),
+}
+
+impl Block {
+    fn data(bytes: Vec<u8>) -> Result<Self, BadBlock> {
+        let layout = Layout::Data(DataLayout::parse(&bytes)?);
+        Ok(Block {
+            bytes,
+            start: 0,
+            layout,
+        })
+    }
+
+    fn index(bytes: Vec<u8>, data_end: u64) -> Result<Self, BadBlock> {
+        let layout = Layout::Index(IndexLayout::parse(&bytes, data_end)?);
+        Ok(Block {
+            bytes,
+            start: 0,
+            layout,
+        })
+    }
+
+    fn filter(contents: &[u8]) -> Result<Self, BadBlock> {
+        let filter = Filter::parse(contents).map_err(|detail| BadBlock { at: 0, detail })?;
+        let mut bytes: Vec<u8> = Vec::with_capacity(contents.len() + filter::LINE);
+        let start = bytes.as_ptr().align_offset(filter::LINE).min(filter::LINE);
+        bytes.resize(start, 0);
+        bytes.extend_from_slice(contents);
+        Ok(Block {
+            bytes,
+            start,
+            layout: Layout::Filter(filter),
+        })
+    }
+
+    /// What kind of block this is.
+    pub fn kind(&self) -> BlockKind {
+        match self.layout {
+            Layout::Data(_) => BlockKind::Data,
+            Layout::Index(_) => BlockKind::Index,
+            Layout::Filter(_) => BlockKind::Filter,
+        }
+    }
+
+    /// Bytes of memory it takes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity() + size_of::<Self>()
+    }
+
+    #[inline]
+    fn contents(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    #[inline]
+    fn as_data(&self) -> (&[u8], DataLayout) {
+        match self.layout {
+            Layout::Data(layout) => (&self.bytes, layout),
+            _ => unreachable!("a data block's offset is not that of another kind"),
+        }
+    }
+
+    #[inline]
+    fn as_index(&self) -> (&[u8], IndexLayout) {
+        match self.layout {
+            Layout::Index(layout) => (&self.bytes, layout),
+            _ => unreachable!("the index block's offset is not that of another kind"),
+        }
+    }
+
+    #[inline]
+    fn may_contain(&self, hash: u64) -> bool {
+        match self.layout {
+            Layout::Filter(filter) => filter.may_contain(self.contents(), hash),
+            _ => unreachable!("the filter block's offset is not that of another kind"),
+        }
+    }
+
+    /// A block of a kind and size, without meaningful contents.
+    #[cfg(test)]
+    pub(crate) fn for_cache_tests(kind: BlockKind, len: usize) -> Self {
+        let data = {
+            let mut builder = block::BlockBuilder::new(16, false);
+            builder.add(&[0; 8], 0, &vec![0; len]);
+            Block::data(builder.finish().to_vec()).expect("as built")
+        };
+        match kind {
+            BlockKind::Data => data,
+            BlockKind::Index => {
+                let mut builder = index::IndexBuilder::default();
+                builder.add(&[0; 8], None, 1);
+                let index = Block::index(builder.finish(), 1).expect("as built");
+                Block {
+                    layout: index.layout,
+                    ..data
+                }
+            }
+            BlockKind::Filter => Block {
+                layout: Block::filter(&filter::build(&[1], 10.0))
+                    .expect("as built")
+                    .layout,
+                ..data
+            },
+        }
+    }
+}
+
+/// The checksum of a block at `offset` of a file with `seed`: `contents` and the compression.
+fn block_crc(seed: u64, offset: u64, contents: &[u8], compression: u8) -> u32 {
+    let mut head = [0; 16];
+    head[..8].copy_from_slice(&seed.to_le_bytes());
+    head[8..].copy_from_slice(&offset.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&head), contents);
+    crc32c::crc32c_append(crc, &[compression])
+}

@@ -1,0 +1,147 @@
+//! What a table says of itself: counts, sizes and bounds, enough to rebuild a manifest from.
+//!
+//! ```text
+//! properties block: for each property
+//!   varint  length of the name
+//!   n       name
+//!   varint  length of the value
+//!   m       value: u64 little-endian for numbers, bytes for keys
+//! ```
+//!
+//! Names that a reader does not know are skipped, so properties can be added; all that are listed
+//! in [`TableProperties`] are always written.
+
+use super::block::BadBlock;
+use super::varint;
+use crate::key::SeqNo;
+
+/// Counts, sizes and bounds of a table.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableProperties {
+    /// Versions of keys.
+    pub entries: u64,
+    /// Versions that are deletions.
+    pub deletions: u64,
+    /// Versions whose value is in a blob file.
+    pub blob_references: u64,
+    /// Bytes of internal keys before compression.
+    pub raw_key_bytes: u64,
+    /// Bytes of values before compression.
+    pub raw_value_bytes: u64,
+    /// Data blocks.
+    pub data_blocks: u64,
+    /// Bytes of data blocks in the file.
+    pub data_bytes: u64,
+    /// User keys in the filter; 0 without one.
+    pub filter_keys: u64,
+    /// The smallest sequence number.
+    pub smallest_seq: SeqNo,
+    /// The largest sequence number.
+    pub largest_seq: SeqNo,
+    /// The first internal key.
+    pub smallest: Vec<u8>,
+    /// The last internal key.
+    pub largest: Vec<u8>,
+}
+
+impl TableProperties {
+    /// Names and places of the numbers: the one list for both directions.
+    fn numbers(&mut self) -> [(&'static str, &mut u64); 10] {
+        [
+            ("entries", &mut self.entries),
+            ("deletions", &mut self.deletions),
+            ("blob_references", &mut self.blob_references),
+            ("raw_key_bytes", &mut self.raw_key_bytes),
+            ("raw_value_bytes", &mut self.raw_value_bytes),
+            ("data_blocks", &mut self.data_blocks),
+            ("data_bytes", &mut self.data_bytes),
+            ("filter_keys", &mut self.filter_keys),
+            ("smallest_seq", &mut self.smallest_seq),
+            ("largest_seq", &mut self.largest_seq),
+        ]
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut copy = self.clone();
+        let mut out = Vec::new();
+        for (name, number) in copy.numbers() {
+            append(&mut out, name, &number.to_le_bytes());
+        }
+        append(&mut out, "smallest", &self.smallest);
+        append(&mut out, "largest", &self.largest);
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadBlock> {
+        let mut properties = TableProperties::default();
+        let mut found = 0;
+        let mut at = 0;
+        while at < bytes.len() {
+            let start = at;
+            let bad = |detail| BadBlock { at: start, detail };
+            let name = take(bytes, &mut at).ok_or(bad("property without a name"))?;
+            let value = take(bytes, &mut at).ok_or(bad("property without a value"))?;
+            match name {
+                b"smallest" => properties.smallest = value.to_vec(),
+                b"largest" => properties.largest = value.to_vec(),
+                _ => {
+                    let mut numbers = properties.numbers();
+                    let known = numbers
+                        .iter_mut()
+                        .find(|(known, _)| known.as_bytes() == name);
+                    let Some((_, number)) = known else { continue };
+                    let value = value
+                        .try_into()
+                        .map_err(|_| bad("property is not a number"))?;
+                    **number = u64::from_le_bytes(value);
+                }
+            }
+            found += 1;
+        }
+        let wanted = properties.numbers().len() + 2;
+        if found != wanted {
+            let detail = "properties missing or repeated";
+            return Err(BadBlock { at, detail });
+        }
+        Ok(properties)
+    }
+}
+
+fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    varint::put(out, name.len() as u64);
+    out.extend_from_slice(name.as_bytes());
+    varint::put(out, value.len() as u64);
+    out.extend_from_slice(value);
+}
+
+fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+    let len = varint::get(bytes, at)?;
+    let rest = &bytes[*at..];
+    let taken = rest.get(..usize::try_from(len).ok()?)?;
+    *at += taken.len();
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_come_back_and_unknown_ones_are_skipped() {
+        let mut properties = TableProperties {
+            smallest: b"a".to_vec(),
+            largest: vec![b'z'; 300],
+            ..TableProperties::default()
+        };
+        for (index, (_, number)) in properties.numbers().into_iter().enumerate() {
+            *number = 1 << (6 * index);
+        }
+        let mut bytes = properties.encode();
+        append(&mut bytes, "from the future", b"?");
+        assert_eq!(TableProperties::decode(&bytes).unwrap(), properties);
+        assert!(TableProperties::decode(&[]).is_err());
+        for cut in 1..properties.encode().len() {
+            assert!(TableProperties::decode(&properties.encode()[..cut]).is_err());
+        }
+    }
+}

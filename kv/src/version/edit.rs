@@ -1,0 +1,308 @@
+//! `VersionEdit`: one atomic change of the database's structure, and its encoding.
+//!
+//! A record is a sequence of fields, each `tag varint, length varint, body`. A tag of 64 or more
+//! that is unknown is skipped; an unknown lower one refuses the manifest. Fields:
+//!
+//!  tag  body
+//!    1  comparator name                         in the first record
+//!    2  next file number varint
+//!    3  last sequence varint                    at least that of every table named
+//!    4  cf varint, name bytes                   column family created
+//!    5  cf varint                               column family dropped
+//!    6  cf varint, log number varint            logs below hold nothing unflushed of it
+//!    7  cf varint, level varint, file number varint          table removed
+//!    8  cf varint, level varint, run varint, table           table added
+//!    9  next column family number varint
+//!
+//! table: number, file size, entries, deletions, smallest seq, largest seq varints, checksum u64,
+//! smallest and largest internal key as bytes (varint length first).
+//!
+//! Invariant: removals are applied before additions, so a move of a table between levels is both.
+
+use std::collections::BTreeMap;
+
+use crate::batch::{CfId, MAX_KEY_LEN};
+use crate::codec::{Decoder, put_bytes, put_varint};
+use crate::file_names::FileNumber;
+use crate::key::SeqNo;
+
+use super::version::SstMeta;
+
+/// Change of one column family.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct CfEdit {
+    /// Created, with this name.
+    pub(crate) created: Option<String>,
+    pub(crate) dropped: bool,
+    /// Logs below this number hold nothing unflushed of it.
+    pub(crate) log_number: Option<FileNumber>,
+    /// Level and number.
+    pub(crate) removed: Vec<(u32, FileNumber)>,
+    /// Level, run id and table.
+    pub(crate) added: Vec<(u32, u64, SstMeta)>,
+}
+
+/// One atomic change of the structure.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct VersionEdit {
+    pub(crate) comparator: Option<String>,
+    pub(crate) next_file_number: Option<FileNumber>,
+    pub(crate) last_sequence: Option<SeqNo>,
+    pub(crate) next_cf: Option<u32>,
+    pub(crate) cfs: BTreeMap<CfId, CfEdit>,
+}
+
+const TAG_COMPARATOR: u64 = 1;
+const TAG_NEXT_FILE: u64 = 2;
+const TAG_LAST_SEQUENCE: u64 = 3;
+const TAG_CF_CREATED: u64 = 4;
+const TAG_CF_DROPPED: u64 = 5;
+const TAG_LOG_NUMBER: u64 = 6;
+const TAG_REMOVED: u64 = 7;
+const TAG_ADDED: u64 = 8;
+const TAG_NEXT_CF: u64 = 9;
+/// Unknown tags from here on are skipped.
+const TAG_FIRST_SKIPPABLE: u64 = 64;
+
+/// An internal key is a user key and 8 bytes.
+const MAX_INTERNAL_KEY_LEN: usize = MAX_KEY_LEN + 8;
+
+impl VersionEdit {
+    /// An edit of one column family.
+    pub(crate) fn of_cf(cf: CfId, edit: CfEdit) -> Self {
+        VersionEdit {
+            cfs: BTreeMap::from([(cf, edit)]),
+            ..VersionEdit::default()
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Some(name) = &self.comparator {
+            put_field(&mut out, TAG_COMPARATOR, |body| {
+                body.extend_from_slice(name.as_bytes());
+            });
+        }
+        let numbers = [
+            (TAG_NEXT_FILE, self.next_file_number),
+            (TAG_LAST_SEQUENCE, self.last_sequence),
+            (TAG_NEXT_CF, self.next_cf.map(u64::from)),
+        ];
+        for (tag, number) in numbers {
+            if let Some(number) = number {
+                put_field(&mut out, tag, |body| put_varint(body, number));
+            }
+        }
+        for (cf, edit) in &self.cfs {
+            edit.encode(u64::from(cf.0), &mut out);
+        }
+        out
+    }
+
+    /// Decodes a record; `Err` tells what disagrees.
+    pub(crate) fn decode(data: &[u8]) -> Result<VersionEdit, String> {
+        let mut edit = VersionEdit::default();
+        let mut decoder = Decoder::new(data);
+        while !decoder.is_empty() {
+            let tag = decoder.varint().ok_or("cut in a tag")?;
+            let body = decoder.bytes(data.len()).ok_or("cut in a field")?;
+            let known = edit.decode_field(tag, &mut Decoder::new(body));
+            match known {
+                Some(true) => {}
+                Some(false) if tag >= TAG_FIRST_SKIPPABLE => {}
+                Some(false) => return Err(format!("field {tag} is of a newer format")),
+                None => return Err(format!("bad field {tag}")),
+            }
+        }
+        Ok(edit)
+    }
+
+    /// `None` for a bad body, `Some(false)` for an unknown tag.
+    fn decode_field(&mut self, tag: u64, body: &mut Decoder<'_>) -> Option<bool> {
+        match tag {
+            TAG_COMPARATOR => {
+                self.comparator = Some(String::from_utf8(body.rest().to_vec()).ok()?);
+                return Some(true);
+            }
+            TAG_NEXT_FILE => self.next_file_number = Some(body.varint()?),
+            TAG_LAST_SEQUENCE => self.last_sequence = Some(body.varint()?),
+            TAG_NEXT_CF => self.next_cf = Some(u32::try_from(body.varint()?).ok()?),
+            TAG_CF_CREATED..=TAG_ADDED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                self.cfs.entry(cf).or_default().decode_field(tag, body)?;
+            }
+            _ => return Some(false),
+        }
+        body.is_empty().then_some(true)
+    }
+}
+
+impl CfEdit {
+    fn encode(&self, cf: u64, out: &mut Vec<u8>) {
+        if let Some(name) = &self.created {
+            put_field(out, TAG_CF_CREATED, |body| {
+                put_varint(body, cf);
+                put_bytes(body, name.as_bytes());
+            });
+        }
+        if self.dropped {
+            put_field(out, TAG_CF_DROPPED, |body| put_varint(body, cf));
+        }
+        if let Some(number) = self.log_number {
+            put_field(out, TAG_LOG_NUMBER, |body| {
+                put_varint(body, cf);
+                put_varint(body, number);
+            });
+        }
+        for &(level, number) in &self.removed {
+            put_field(out, TAG_REMOVED, |body| {
+                put_varint(body, cf);
+                put_varint(body, u64::from(level));
+                put_varint(body, number);
+            });
+        }
+        for (level, run, meta) in &self.added {
+            put_field(out, TAG_ADDED, |body| {
+                put_varint(body, cf);
+                put_varint(body, u64::from(*level));
+                put_varint(body, *run);
+                put_table(body, meta);
+            });
+        }
+    }
+
+    fn decode_field(&mut self, tag: u64, body: &mut Decoder<'_>) -> Option<()> {
+        match tag {
+            TAG_CF_CREATED => {
+                let name = body.bytes(MAX_KEY_LEN)?.to_vec();
+                self.created = Some(String::from_utf8(name).ok()?);
+            }
+            TAG_CF_DROPPED => self.dropped = true,
+            TAG_LOG_NUMBER => self.log_number = Some(body.varint()?),
+            TAG_REMOVED => {
+                let level = u32::try_from(body.varint()?).ok()?;
+                self.removed.push((level, body.varint()?));
+            }
+            _ => {
+                let level = u32::try_from(body.varint()?).ok()?;
+                let run = body.varint()?;
+                self.added.push((level, run, take_table(body)?));
+            }
+        }
+        Some(())
+    }
+}
+
+fn put_field(out: &mut Vec<u8>, tag: u64, body: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = Vec::new();
+    body(&mut bytes);
+    put_varint(out, tag);
+    put_bytes(out, &bytes);
+}
+
+fn put_table(out: &mut Vec<u8>, meta: &SstMeta) {
+    for number in [
+        meta.number,
+        meta.file_size,
+        meta.entries,
+        meta.deletions,
+        meta.smallest_seq,
+        meta.largest_seq,
+    ] {
+        put_varint(out, number);
+    }
+    out.extend_from_slice(&meta.checksum.to_le_bytes());
+    put_bytes(out, &meta.smallest);
+    put_bytes(out, &meta.largest);
+}
+
+fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
+    let number = body.varint()?;
+    let file_size = body.varint()?;
+    let entries = body.varint()?;
+    let deletions = body.varint()?;
+    let smallest_seq = body.varint()?;
+    let largest_seq = body.varint()?;
+    let checksum = body.u64()?;
+    let smallest = body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec();
+    let largest = body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec();
+    if smallest.len() < 8 || largest.len() < 8 {
+        return None;
+    }
+    Some(SstMeta {
+        number,
+        file_size,
+        smallest,
+        largest,
+        entries,
+        deletions,
+        checksum,
+        smallest_seq,
+        largest_seq,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> VersionEdit {
+        let meta = SstMeta {
+            number: 9,
+            file_size: 1 << 40,
+            smallest: b"apple\0\0\0\0\0\0\0\x01".to_vec(),
+            largest: b"pear\0\0\0\0\0\0\0\x01".to_vec(),
+            entries: 1000,
+            deletions: 3,
+            checksum: u64::MAX,
+            smallest_seq: 5,
+            largest_seq: 500,
+        };
+        let default = CfEdit {
+            log_number: Some(7),
+            removed: vec![(0, 3), (6, 4)],
+            added: vec![(1, 0, meta)],
+            ..CfEdit::default()
+        };
+        let other = CfEdit {
+            created: Some("other".to_owned()),
+            dropped: true,
+            ..CfEdit::default()
+        };
+        VersionEdit {
+            comparator: Some("bytewise".to_owned()),
+            next_file_number: Some(10),
+            last_sequence: Some(501),
+            next_cf: Some(2),
+            cfs: BTreeMap::from([(CfId(0), default), (CfId(1), other)]),
+        }
+    }
+
+    #[test]
+    fn an_edit_reads_back() {
+        let edit = sample();
+        assert_eq!(VersionEdit::decode(&edit.encode()), Ok(edit));
+    }
+
+    #[test]
+    fn unknown_high_tags_are_skipped_and_low_ones_refused() {
+        let mut data = sample().encode();
+        put_field(&mut data, 64, |body| body.extend_from_slice(b"future"));
+        assert_eq!(VersionEdit::decode(&data), Ok(sample()));
+        put_field(&mut data, 10, |body| body.push(0));
+        assert!(VersionEdit::decode(&data).unwrap_err().contains("newer"));
+    }
+
+    #[test]
+    fn damaged_edits_decode_or_error_but_never_panic() {
+        let whole = sample().encode();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut bad = whole.clone();
+                bad[at] ^= 1 << bit;
+                let _ = VersionEdit::decode(&bad);
+            }
+            let _ = VersionEdit::decode(&whole[..at]);
+        }
+    }
+}

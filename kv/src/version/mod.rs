@@ -1,0 +1,17 @@
+//! Versions: which tables hold the data, and how that is made durable.
+//!
+//! `version` is the immutable picture, `edit` a change of it and its encoding, `manifest` the file
+//! of edits, `set` the current versions of all column families and the one way to change them.
+
+mod edit;
+mod manifest;
+mod set;
+#[expect(
+    clippy::module_inception,
+    reason = "the module is named after its type, as its neighbours are"
+)]
+mod version;
+
+pub(crate) use edit::{CfEdit, VersionEdit};
+pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
+pub(crate) use version::{Level, ObsoleteFiles, SstFile, SstMeta, TableOpener, Version};

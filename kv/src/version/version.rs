@@ -1,0 +1,325 @@
+//! `Version`: an immutable picture of one column family's tables, as levels of runs.
+//!
+//! A run is a sequence of tables with disjoint, ascending user-key ranges. A level holds runs
+//! from new to old: level 0 has one run for each flush, and a leveled level has exactly one.
+//! Everything in a run is newer than what the same key has in a later run of its level or in any
+//! run of a deeper level. Other merge policies are other numbers of runs (Dostoevsky, section 4).
+//!
+//! Readers hold a version through an `Arc`; a table's file is removed when it is marked
+//! obsolete, after the manifest recorded that durably, and the last version with it is dropped.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use lavafs::FileSystemRef;
+use parking_lot::Mutex;
+
+use crate::env::{Env, Priority};
+use crate::error::{Error, Result};
+use crate::file_names::{FileName, FileNumber};
+use crate::key::{SeqNo, user_key};
+use crate::sstable::Table;
+
+use super::edit::CfEdit;
+
+/// What the manifest records of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct SstMeta {
+    pub(crate) number: FileNumber,
+    /// Bytes.
+    pub(crate) file_size: u64,
+    /// First internal key.
+    pub(crate) smallest: Vec<u8>,
+    /// Last internal key.
+    pub(crate) largest: Vec<u8>,
+    pub(crate) entries: u64,
+    pub(crate) deletions: u64,
+    /// Checksum of the whole file.
+    pub(crate) checksum: u64,
+    pub(crate) smallest_seq: SeqNo,
+    pub(crate) largest_seq: SeqNo,
+}
+
+impl SstMeta {
+    pub(crate) fn smallest_user_key(&self) -> &[u8] {
+        user_key(&self.smallest)
+    }
+
+    pub(crate) fn largest_user_key(&self) -> &[u8] {
+        user_key(&self.largest)
+    }
+}
+
+/// Removes the files of tables that nothing needs any more, in the background.
+///
+/// Lock: `queue` is held for queue operations only.
+#[derive(Debug)]
+pub(crate) struct ObsoleteFiles {
+    fs: FileSystemRef,
+    dir: PathBuf,
+    env: Arc<Env>,
+    queue: Mutex<Vec<FileNumber>>,
+}
+
+impl ObsoleteFiles {
+    pub(crate) fn new(fs: FileSystemRef, dir: PathBuf, env: Arc<Env>) -> Arc<Self> {
+        Arc::new(ObsoleteFiles {
+            fs,
+            dir,
+            env,
+            queue: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn push(self: &Arc<Self>, number: FileNumber) {
+        let mut queue = self.queue.lock();
+        queue.push(number);
+        if queue.len() == 1 {
+            drop(queue);
+            let this = Arc::clone(self);
+            self.env.schedule(Priority::Low, move || this.purge());
+        }
+    }
+
+    /// Removes what is queued now. A file that cannot be removed is left for the next open,
+    /// which removes what no version names.
+    pub(crate) fn purge(&self) {
+        let numbers = std::mem::take(&mut *self.queue.lock());
+        for number in numbers {
+            let path = self.dir.join(FileName::Table(number).to_string());
+            match self.fs.unlink(&path) {
+                Err(error) if !error.is_not_found() => {
+                    tracing::warn!(path = %path.display(), %error, "obsolete table not removed");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A table's file, shared by the versions that hold it.
+pub(crate) struct SstFile {
+    pub(crate) meta: SstMeta,
+    /// Opened on first use; a failed open is tried again by the next reader.
+    table: OnceLock<Arc<Table>>,
+    obsolete: AtomicBool,
+    remover: Arc<ObsoleteFiles>,
+}
+
+impl std::fmt::Debug for SstFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "SstFile({}, {} bytes)",
+            self.meta.number, self.meta.file_size
+        )
+    }
+}
+
+impl SstFile {
+    pub(crate) fn new(meta: SstMeta, remover: Arc<ObsoleteFiles>) -> Arc<Self> {
+        Arc::new(SstFile {
+            meta,
+            table: OnceLock::new(),
+            obsolete: AtomicBool::new(false),
+            remover,
+        })
+    }
+
+    /// The open table.
+    pub(crate) fn table(&self, opener: &dyn TableOpener) -> Result<&Arc<Table>> {
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        let table = opener.open_table(&self.meta)?;
+        Ok(self.table.get_or_init(|| table))
+    }
+
+    /// The file is removed when the last version with it is gone. Call only after the manifest
+    /// no longer names it, durably.
+    pub(crate) fn mark_obsolete(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for SstFile {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            // The handle goes first: space of an open file does not return.
+            drop(self.table.take());
+            self.remover.push(self.meta.number);
+        }
+    }
+}
+
+/// Opens tables for a version's readers.
+pub(crate) trait TableOpener: Send + Sync {
+    fn open_table(&self, meta: &SstMeta) -> Result<Arc<Table>>;
+}
+
+/// Tables with disjoint ranges, in key order.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    /// Newer runs of a level have greater ids; a leveled level's only run has id 0.
+    pub(crate) id: u64,
+    pub(crate) files: Vec<Arc<SstFile>>,
+}
+
+impl Run {
+    pub(crate) fn size(&self) -> u64 {
+        self.files.iter().map(|file| file.meta.file_size).sum()
+    }
+
+    /// The one table whose range may hold `key`.
+    pub(crate) fn file_for(&self, key: &[u8]) -> Option<&Arc<SstFile>> {
+        let at = self
+            .files
+            .partition_point(|file| file.meta.largest_user_key() < key);
+        self.files
+            .get(at)
+            .filter(|file| file.meta.smallest_user_key() <= key)
+    }
+
+    /// The tables with keys in `smallest..=largest`; `None` is unbounded.
+    pub(crate) fn overlapping(
+        &self,
+        smallest: Option<&[u8]>,
+        largest: Option<&[u8]>,
+    ) -> &[Arc<SstFile>] {
+        let begin = smallest.map_or(0, |key| {
+            self.files
+                .partition_point(|file| file.meta.largest_user_key() < key)
+        });
+        let end = largest.map_or(self.files.len(), |key| {
+            self.files
+                .partition_point(|file| file.meta.smallest_user_key() <= key)
+        });
+        self.files.get(begin..end).unwrap_or(&[])
+    }
+}
+
+/// Runs from new to old.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Level {
+    pub(crate) runs: Vec<Run>,
+}
+
+impl Level {
+    pub(crate) fn size(&self) -> u64 {
+        self.runs.iter().map(Run::size).sum()
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Arc<SstFile>> {
+        self.runs.iter().flat_map(|run| run.files.iter())
+    }
+
+    pub(crate) fn file_count(&self) -> usize {
+        self.runs.iter().map(|run| run.files.len()).sum()
+    }
+}
+
+/// An immutable picture of one column family's tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub(crate) levels: Vec<Level>,
+}
+
+impl Version {
+    pub(crate) fn empty(num_levels: usize) -> Self {
+        Version {
+            levels: vec![Level::default(); num_levels],
+        }
+    }
+
+    /// All tables, level by level, with level and run id.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (usize, u64, &Arc<SstFile>)> {
+        self.levels.iter().enumerate().flat_map(|(level, runs)| {
+            runs.runs
+                .iter()
+                .flat_map(move |run| run.files.iter().map(move |file| (level, run.id, file)))
+        })
+    }
+
+    /// The version after `edit`, which must fit: it removes only tables that are here, and leaves
+    /// every run in order.
+    pub(crate) fn apply(&self, edit: &CfEdit, remover: &Arc<ObsoleteFiles>) -> Result<Version> {
+        let mut next = self.clone();
+        let mut moved: HashMap<FileNumber, Arc<SstFile>> = HashMap::new();
+        for &(level, number) in &edit.removed {
+            let file = next.remove(level as usize, number).ok_or_else(|| {
+                Error::invalid_argument(format!("table {number} is not in level {level}"))
+            })?;
+            moved.insert(number, file);
+        }
+        for (level, run, meta) in &edit.added {
+            let Some(target) = next.levels.get_mut(*level as usize) else {
+                let have = self.levels.len();
+                return Err(Error::invalid_argument(format!(
+                    "num_levels is {have}, but the database has a level {level}"
+                )));
+            };
+            let file = match moved.get(&meta.number) {
+                Some(file) => Arc::clone(file),
+                None => SstFile::new(meta.clone(), Arc::clone(remover)),
+            };
+            target.insert(*run, file);
+        }
+        next.check_order()?;
+        Ok(next)
+    }
+
+    fn remove(&mut self, level: usize, number: FileNumber) -> Option<Arc<SstFile>> {
+        let runs = &mut self.levels.get_mut(level)?.runs;
+        for at in 0..runs.len() {
+            let files = &mut runs[at].files;
+            if let Some(index) = files.iter().position(|file| file.meta.number == number) {
+                let file = files.remove(index);
+                if files.is_empty() {
+                    runs.remove(at);
+                }
+                return Some(file);
+            }
+        }
+        None
+    }
+
+    /// Checks the invariants of the module's first paragraph, as far as ranges show them.
+    pub(crate) fn check_order(&self) -> Result<()> {
+        for (number, level) in self.levels.iter().enumerate() {
+            for pair in level.runs.windows(2) {
+                if pair[0].id <= pair[1].id {
+                    return Err(Error::invalid_argument(format!(
+                        "runs of level {number} out of order"
+                    )));
+                }
+            }
+            for run in &level.runs {
+                for pair in run.files.windows(2) {
+                    let (left, right) = (&pair[0].meta, &pair[1].meta);
+                    if left.largest_user_key() >= right.smallest_user_key() {
+                        return Err(Error::invalid_argument(format!(
+                            "tables {} and {} of level {number} overlap",
+                            left.number, right.number
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Level {
+    fn insert(&mut self, run_id: u64, file: Arc<SstFile>) {
+        let at = self.runs.partition_point(|run| run.id > run_id);
+        if self.runs.get(at).is_none_or(|run| run.id != run_id) {
+            let files = Vec::new();
+            self.runs.insert(at, Run { id: run_id, files });
+        }
+        let files = &mut self.runs[at].files;
+        let index = files.partition_point(|other| other.meta.smallest < file.meta.smallest);
+        files.insert(index, file);
+    }
+}

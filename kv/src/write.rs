@@ -1,0 +1,350 @@
+//! The write path: queue, group, log, memtable, publish.
+//!
+//! Writers queue; one of them leads and commits everything that has queued (group commit, no
+//! timer). The leader makes room (stalls, full memtables), gives sequence numbers, appends one
+//! group to the log, syncs once if any of its writers asked for it, inserts into the memtables and
+//! publishes. Batches are never re-encoded: their bytes go to the log as they are.
+//!
+//! A failed append gives the log up: it is cut back to its last good group and the next write
+//! begins a new one. If that fails too, or a sync failed, the database turns read-only: what is
+//! durable is then unknown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::batch::{CfId, WriteBatch};
+use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
+use crate::error::{Error, Result};
+use crate::file_names::FileNumber;
+use crate::options::WriteOptions;
+use crate::scheduler;
+use crate::stall::Stall;
+use crate::wal::{WAL_GROUP_BYTES, WalWriter};
+
+/// Longest sleep of a slowed leader at a time.
+const DELAY_MAX: Duration = Duration::from_millis(100);
+
+/// What a caller asks of the leader.
+#[derive(Debug)]
+pub(crate) enum WriteItem {
+    /// Apply a batch.
+    Write(WriteBatch, WriteOptions),
+    /// Make the memtable of a column family immutable and flush it.
+    Seal(CfId),
+    /// Make what was logged durable.
+    SyncLog,
+}
+
+impl Engine {
+    /// Queues `item` and returns its result.
+    pub(crate) fn submit(self: &Arc<Self>, item: WriteItem) -> Result<()> {
+        self.writers.submit(item, |items| Ok(self.lead(items)))?
+    }
+
+    /// Does `items` in order; one result each. Runs on one thread at a time.
+    fn lead(self: &Arc<Self>, items: Vec<WriteItem>) -> Vec<Result<()>> {
+        let mut log = self.log.lock();
+        let mut results = Vec::with_capacity(items.len());
+        let mut group: Vec<(WriteBatch, WriteOptions)> = Vec::new();
+        let mut bytes = 0;
+        for item in items {
+            match item {
+                WriteItem::Write(batch, options) => {
+                    if bytes + batch.data_size() > WAL_GROUP_BYTES {
+                        self.commit(&mut log, &mut group, &mut results);
+                        bytes = 0;
+                    }
+                    bytes += batch.data_size();
+                    group.push((batch, options));
+                }
+                WriteItem::Seal(cf) => {
+                    self.commit(&mut log, &mut group, &mut results);
+                    results.push(self.seal(&mut log, cf));
+                }
+                WriteItem::SyncLog => {
+                    self.commit(&mut log, &mut group, &mut results);
+                    results.push(self.sync_log(&mut log));
+                }
+            }
+        }
+        self.commit(&mut log, &mut group, &mut results);
+        results
+    }
+
+    /// Commits `group` as one, and pushes a result for each of its writes.
+    fn commit(
+        self: &Arc<Self>,
+        log: &mut Option<WalWriter>,
+        group: &mut Vec<(WriteBatch, WriteOptions)>,
+        results: &mut Vec<Result<()>>,
+    ) {
+        if group.is_empty() {
+            return;
+        }
+        let bytes = group.iter().map(|(batch, _)| batch.data_size()).sum();
+        let count = group.len();
+        let outcome = self
+            .make_room(log, bytes)
+            .and_then(|()| self.commit_group(log, group));
+        match outcome {
+            Ok(each) => results.extend(each),
+            Err(error) => results.extend((0..count).map(|_| Err(error.clone()))),
+        }
+        group.clear();
+    }
+
+    fn commit_group(
+        self: &Arc<Self>,
+        log: &mut Option<WalWriter>,
+        group: &mut [(WriteBatch, WriteOptions)],
+    ) -> Result<Vec<Result<()>>> {
+        let mems = self.mems_for(group);
+        let mut results = Vec::with_capacity(group.len());
+        let mut sequence = self.last_sequence() + 1;
+        for (batch, _) in group.iter_mut() {
+            let known = match batch.iter().find(|entry| !mems.contains_key(&entry.cf)) {
+                Some(entry) => Err(no_such_cf(entry.cf)),
+                None => Ok(()),
+            };
+            if known.is_ok() {
+                batch.set_sequence(sequence);
+                sequence += u64::from(batch.count());
+            }
+            results.push(known);
+        }
+        let accepted: Vec<&(WriteBatch, WriteOptions)> = group
+            .iter()
+            .zip(&results)
+            .filter_map(|(write, result)| result.is_ok().then_some(write))
+            .collect();
+        self.append_to_log(log, &accepted)?;
+        for (batch, options) in &accepted {
+            apply_to_mems(batch, *options, &mems);
+            self.tickers.keys_written.add(u64::from(batch.count()));
+            self.tickers.bytes_written.add(batch.data_size() as u64);
+        }
+        self.tickers.write_groups.add(1);
+        self.published.store(sequence - 1, Ordering::Release);
+        Ok(results)
+    }
+
+    /// The memtables that the group writes to.
+    fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> BTreeMap<CfId, Arc<Mem>> {
+        let state = self.state.lock();
+        let mut mems = BTreeMap::new();
+        for entry in group.iter().flat_map(|(batch, _)| batch.iter()) {
+            if let std::collections::btree_map::Entry::Vacant(slot) = mems.entry(entry.cf)
+                && let Some(cf) = state.cfs.get(&entry.cf)
+            {
+                slot.insert(Arc::clone(&cf.view().mem));
+            }
+        }
+        mems
+    }
+
+    fn append_to_log(
+        self: &Arc<Self>,
+        log: &mut Option<WalWriter>,
+        writes: &[&(WriteBatch, WriteOptions)],
+    ) -> Result<()> {
+        let logged: Vec<&WriteBatch> = writes
+            .iter()
+            .filter(|(_, options)| !options.disable_wal)
+            .map(|(batch, _)| batch)
+            .collect();
+        if !logged.is_empty() {
+            let wal = log.as_mut().ok_or_else(closing)?;
+            self.tickers
+                .wal_bytes
+                .add(logged.iter().map(|batch| batch.data_size() as u64).sum());
+            if let Err(error) = wal.append(&logged) {
+                return Err(self.log_failed(log, error));
+            }
+        }
+        if writes
+            .iter()
+            .any(|(_, options)| options.sync && !options.disable_wal)
+        {
+            self.sync_log(log)?;
+        }
+        Ok(())
+    }
+
+    fn sync_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<()> {
+        let wal = log.as_mut().ok_or_else(closing)?;
+        if wal.failed() {
+            return Ok(());
+        }
+        self.tickers.wal_syncs.add(1);
+        if let Err(error) = wal.sync() {
+            self.harden(error.clone());
+            return Err(error);
+        }
+        let (number, size) = (wal.number(), wal.size());
+        self.state.lock().logs.insert(number, size);
+        Ok(())
+    }
+
+    /// After a failed append: gives the log up. Returns the error to tell the writers.
+    fn log_failed(self: &Arc<Self>, log: &mut Option<WalWriter>, error: Error) -> Error {
+        let no_space = matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }));
+        let wal = log.as_mut().expect("the log just failed");
+        if !wal.failed() {
+            return error;
+        }
+        let cut = wal.cut_back();
+        if !no_space || cut.is_err() {
+            self.harden(error.clone());
+        }
+        error
+    }
+
+    /// Turns the database read-only, whatever kind of error this is.
+    fn harden(self: &Arc<Self>, error: Error) {
+        self.fail(Error::ReadOnly {
+            reason: Arc::from(error.to_string()),
+        });
+    }
+
+    /// Waits until `bytes` may be written: not stopped, slowed enough, no memtable full.
+    fn make_room(self: &Arc<Self>, log: &mut Option<WalWriter>, bytes: usize) -> Result<()> {
+        let begin = Instant::now();
+        let mut delayed = false;
+        loop {
+            let mut state = self.state.lock();
+            check_writable(&state)?;
+            if log.as_ref().is_some_and(WalWriter::failed) {
+                drop(state);
+                self.switch_log(log)?;
+                continue;
+            }
+            if state.stall == Stall::Stopped {
+                self.wait_for_change(&mut state)?;
+                continue;
+            }
+            if let Stall::Delayed(rate) = state.stall
+                && !delayed
+            {
+                drop(state);
+                delayed = true;
+                let delay = Duration::from_secs_f64(bytes as f64 / rate as f64);
+                std::thread::sleep(delay.min(DELAY_MAX));
+                continue;
+            }
+            let Some(full) = self.full_cf(&state) else {
+                break;
+            };
+            if full.view().imms.len() + 1 >= self.options.max_write_buffer_number {
+                self.wait_for_change(&mut state)?;
+                continue;
+            }
+            drop(state);
+            self.seal(log, full.id)?;
+        }
+        let waited = begin.elapsed().as_micros() as u64;
+        if waited > 1000 || delayed {
+            self.tickers.stall_micros.add(waited);
+        }
+        Ok(())
+    }
+
+    /// A column family whose memtable must be sealed before more is written.
+    fn full_cf(&self, state: &State) -> Option<Arc<ColumnFamily>> {
+        let is_full = |cf: &&Arc<ColumnFamily>| {
+            cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size
+        };
+        if let Some(cf) = state.cfs.values().find(is_full) {
+            return Some(Arc::clone(cf));
+        }
+        let total: u64 = state.logs.values().sum();
+        if state.logs.len() < 2 || total < self.options.wal_size_limit() {
+            return None;
+        }
+        let oldest = *state.logs.keys().next()?;
+        let holds_oldest = |cf: &&Arc<ColumnFamily>| {
+            let view = cf.view();
+            !view.mem.table.is_empty() && view.mem.log_number() <= oldest
+        };
+        state.cfs.values().find(holds_oldest).cloned()
+    }
+
+    /// Waits for background work; gives up where none can help.
+    fn wait_for_change(&self, state: &mut parking_lot::MutexGuard<'_, State>) -> Result<()> {
+        if let Some(background) = &state.error {
+            return Err(background.error.clone());
+        }
+        self.changed.wait_for(state, Duration::from_secs(1));
+        Ok(())
+    }
+
+    /// Makes the memtable of `cf` immutable, begins a new log and queues a flush.
+    fn seal(self: &Arc<Self>, log: &mut Option<WalWriter>, cf: CfId) -> Result<()> {
+        check_writable(&self.state.lock())?;
+        let cf = self.cf(cf)?;
+        if cf.view().mem.table.is_empty() {
+            return Ok(());
+        }
+        let number = self.switch_log(log)?;
+        let mem = self.new_mem(number);
+        let mut state = self.state.lock();
+        let mut view = (*cf.view()).clone();
+        view.imms.insert(0, std::mem::replace(&mut view.mem, mem));
+        let old = cf.set_view(view, &state);
+        scheduler::schedule(self, &mut state);
+        drop(state);
+        drop(old);
+        Ok(())
+    }
+
+    /// Ends the log in use, durable to its last byte, and begins the next one.
+    fn switch_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<FileNumber> {
+        let number = self.new_file_number();
+        let expected = self.log_size_expected();
+        // The next log is made before the old one is closed: without space for it, the old one
+        // goes on.
+        let next = WalWriter::create(&self.fs, &self.dir, number, expected)?;
+        if let Some(old) = log.take() {
+            let (old_number, size) = (old.number(), old.size());
+            let ended = if old.failed() { Ok(()) } else { old.close() };
+            if let Err(error) = ended {
+                self.harden(error.clone());
+                return Err(error);
+            }
+            self.state.lock().logs.insert(old_number, size);
+        }
+        *log = Some(next);
+        let mut state = self.state.lock();
+        state.logs.insert(number, 0);
+        for cf in state.cfs.values() {
+            let mem = &cf.view().mem;
+            if mem.table.is_empty() {
+                mem.advance_log_number(number);
+            }
+        }
+        Ok(number)
+    }
+}
+
+/// Fails where the database takes no writes at all.
+pub(crate) fn check_writable(state: &State) -> Result<()> {
+    if state.closing {
+        return Err(closing());
+    }
+    match &state.error {
+        Some(background) if !background.transient => Err(read_only(&background.error)),
+        _ => Ok(()),
+    }
+}
+
+fn apply_to_mems(batch: &WriteBatch, options: WriteOptions, mems: &BTreeMap<CfId, Arc<Mem>>) {
+    for (sequence, entry) in (batch.sequence()..).zip(batch.iter()) {
+        let mem = &mems[&entry.cf];
+        mem.table
+            .insert(sequence, entry.kind, entry.key, entry.value);
+        if options.disable_wal {
+            mem.set_unlogged();
+        }
+    }
+}

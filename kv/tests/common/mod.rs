@@ -1,0 +1,273 @@
+//! What the engine's tests share: small options, a seeded generator, and a filesystem that is
+//! watched and can run out of space.
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "test code, of which each test binary uses a part"
+)]
+
+use std::any::Any;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use lavafs::device::DeviceCounters;
+use lavafs::{
+    CreateOptions, DirEntry, Error, File, FileLock, FileRef, FileSize, FileSystem, FileSystemRef,
+    Generation, HostFs, Metadata, ReadRequest, Result, Space,
+};
+use lavakv::Options;
+use parking_lot::{Mutex, MutexGuard};
+
+/// The filesystem on `dir`.
+pub(crate) fn host(dir: &Path) -> FileSystemRef {
+    Arc::new(HostFs::open(dir).unwrap())
+}
+
+/// Options with everything tiny, so that flushes and compactions happen all the time.
+pub(crate) fn tiny() -> Options {
+    Options {
+        create_if_missing: true,
+        write_buffer_size: 16 << 10,
+        target_file_size_base: 8 << 10,
+        max_bytes_for_level_base: 32 << 10,
+        max_bytes_for_level_multiplier: 3.0,
+        num_levels: 5,
+        block_size: 1024,
+        block_cache_size: 64 << 10,
+        ..Options::default()
+    }
+}
+
+/// The seed of a random test: `LAVA_SEED`, or one from the clock. Printed, to be replayed.
+pub(crate) fn seed() -> u64 {
+    let seed = match std::env::var("LAVA_SEED") {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_nanos() as u64,
+    };
+    println!("LAVA_SEED={seed}");
+    seed
+}
+
+/// A small generator (splitmix64): replayable from its seed on any version of any crate.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// Copies the files of a directory, as they are now.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+type Watcher = dyn Fn(&str, &Path) + Send + Sync;
+
+/// A filesystem that tells a watcher of each change before it happens, and has a space limit.
+pub(crate) struct WatchFs {
+    inner: FileSystemRef,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    watcher: Box<Watcher>,
+    /// Bytes that may still be appended.
+    space: AtomicU64,
+    /// Every fdatasync fails.
+    broken: AtomicBool,
+    /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
+    gate: Mutex<()>,
+}
+
+impl Shared {
+    fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
+        let gate = self.gate.lock();
+        (self.watcher)(op, path);
+        gate
+    }
+}
+
+impl std::fmt::Debug for WatchFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl WatchFs {
+    pub(crate) fn new(inner: FileSystemRef, watcher: Box<Watcher>) -> Arc<WatchFs> {
+        let space = AtomicU64::new(u64::MAX / 2);
+        Arc::new(WatchFs {
+            inner,
+            shared: Arc::new(Shared {
+                watcher,
+                space,
+                broken: AtomicBool::new(false),
+                gate: Mutex::new(()),
+            }),
+        })
+    }
+
+    /// From now on `bytes` may be appended.
+    pub(crate) fn set_space(&self, bytes: u64) {
+        self.shared.space.store(bytes, Ordering::SeqCst);
+    }
+
+    /// From now on every fdatasync fails.
+    pub(crate) fn break_syncs(&self) {
+        self.shared.broken.store(true, Ordering::SeqCst);
+    }
+
+    fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
+        self.shared.tell(op, path)
+    }
+
+    fn wrap(&self, inner: FileRef, path: &Path) -> FileRef {
+        Arc::new(WatchFile {
+            inner,
+            path: path.to_path_buf(),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+}
+
+impl FileSystem for WatchFs {
+    fn create(&self, path: &Path, options: &CreateOptions) -> Result<FileRef> {
+        let _gate = self.tell("create", path);
+        Ok(self.wrap(self.inner.create(path, options)?, path))
+    }
+    fn open(&self, path: &Path) -> Result<FileRef> {
+        Ok(self.wrap(self.inner.open(path)?, path))
+    }
+    fn metadata(&self, path: &Path) -> Result<Metadata> {
+        self.inner.metadata(path)
+    }
+    fn list(&self, dir: &Path) -> Result<Vec<DirEntry>> {
+        self.inner.list(dir)
+    }
+    fn create_dir_all(&self, dir: &Path) -> Result<()> {
+        self.inner.create_dir_all(dir)
+    }
+    fn remove_dir(&self, dir: &Path) -> Result<()> {
+        self.inner.remove_dir(dir)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let _gate = self.tell("rename", from);
+        self.inner.rename(from, to)
+    }
+    fn link(&self, existing: &Path, new: &Path) -> Result<()> {
+        self.inner.link(existing, new)
+    }
+    fn unlink(&self, path: &Path) -> Result<()> {
+        let _gate = self.tell("unlink", path);
+        self.inner.unlink(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        let _gate = self.tell("sync_dir", dir);
+        self.inner.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> Result<FileLock> {
+        self.inner.lock(path)
+    }
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+        for request in requests {
+            request.read = request.file.read_at(request.offset, request.buf)?;
+        }
+        Ok(())
+    }
+    fn space(&self) -> Space {
+        let free = self.shared.space.load(Ordering::SeqCst);
+        Space {
+            total: u64::MAX / 2,
+            free,
+        }
+    }
+    fn counters(&self) -> DeviceCounters {
+        self.inner.counters()
+    }
+    fn write_unit(&self) -> u64 {
+        self.inner.write_unit()
+    }
+}
+
+#[derive(Debug)]
+struct WatchFile {
+    inner: FileRef,
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl File for WatchFile {
+    fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        let _gate = self.shared.tell("append", &self.path);
+        let needed: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let free = self.shared.space.load(Ordering::SeqCst);
+        if needed > free {
+            return Err(Error::NoSpace { needed, free });
+        }
+        self.shared.space.fetch_sub(needed, Ordering::SeqCst);
+        self.inner.append_vectored(parts)
+    }
+    fn fdatasync(&self) -> Result<()> {
+        let _gate = self.shared.tell("fdatasync", &self.path);
+        if self.shared.broken.load(Ordering::SeqCst) {
+            let source = std::io::Error::from_raw_os_error(5);
+            return Err(Error::io("flush", "the disk", 0, source));
+        }
+        self.inner.fdatasync()
+    }
+    fn fsync(&self) -> Result<()> {
+        let _gate = self.shared.tell("fsync", &self.path);
+        self.inner.fsync()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.inner.read_at(offset, buf)
+    }
+    fn read_unverified(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.inner.read_unverified(offset, buf)
+    }
+    fn size(&self) -> FileSize {
+        self.inner.size()
+    }
+    fn settle(&self, size: u64) -> Result<()> {
+        self.inner.settle(size)
+    }
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.inner.truncate(size)
+    }
+    fn generation(&self) -> Generation {
+        self.inner.generation()
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,254 @@
+//! The engine against a model: an ordered map with copies for snapshots.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{Rng, host, seed, tiny};
+use lavakv::{Db, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+const KEYS: u64 = 400;
+
+fn key(number: u64) -> Vec<u8> {
+    // Keys of many lengths, some a prefix of others.
+    let mut key = format!("{number:03}").into_bytes();
+    key.extend(vec![b'x'; (number % 7) as usize * 3]);
+    key
+}
+
+fn value(rng: &mut Rng) -> Vec<u8> {
+    let len = match rng.below(50) {
+        0 => rng.below(40_000),
+        _ => rng.below(120),
+    };
+    let byte = rng.next() as u8;
+    (0..len).map(|at| byte ^ at as u8).collect()
+}
+
+struct World {
+    db: Db,
+    map: Map,
+    snapshots: Vec<(Snapshot, Map)>,
+}
+
+fn as_of(snapshot: &Snapshot) -> ReadOptions {
+    ReadOptions {
+        snapshot: Some(snapshot.clone()),
+        ..ReadOptions::default()
+    }
+}
+
+/// Walks both ways, with bounds now and then, against the model.
+fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
+    let mut options = options;
+    let (mut low, mut high) = (key(rng.below(KEYS)), key(rng.below(KEYS)));
+    if low > high {
+        std::mem::swap(&mut low, &mut high);
+    }
+    let bounded = rng.below(2) == 0;
+    if bounded {
+        options.lower_bound = Some(low.clone());
+        options.upper_bound = Some(high.clone());
+    }
+    let expected: Vec<(&Vec<u8>, &Vec<u8>)> = map
+        .iter()
+        .filter(|(key, _)| !bounded || (**key >= low && **key < high))
+        .collect();
+    let mut iter = db.iter(&options).unwrap();
+    let mut found = Vec::new();
+    iter.seek_to_first();
+    while iter.valid() {
+        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        iter.next();
+    }
+    iter.status().unwrap();
+    assert!(
+        found
+            .iter()
+            .map(|(k, v)| (k, v))
+            .eq(expected.iter().copied()),
+        "forward"
+    );
+    found.clear();
+    iter.seek_to_last();
+    while iter.valid() {
+        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        iter.prev();
+    }
+    iter.status().unwrap();
+    found.reverse();
+    assert!(
+        found
+            .iter()
+            .map(|(k, v)| (k, v))
+            .eq(expected.iter().copied()),
+        "backward"
+    );
+    // A walk that turns round at random.
+    let target = key(rng.below(KEYS));
+    let mut at: Option<usize>;
+    if rng.below(2) == 0 {
+        iter.seek(&target);
+        let index = expected.partition_point(|(key, _)| **key < target);
+        at = (index < expected.len()).then_some(index);
+    } else {
+        iter.seek_for_prev(&target);
+        at = expected
+            .partition_point(|(key, _)| **key <= target)
+            .checked_sub(1);
+    }
+    for _ in 0..30 {
+        assert_eq!(iter.valid(), at.is_some());
+        let Some(index) = at else { break };
+        assert_eq!(
+            (iter.key(), iter.value()),
+            (&expected[index].0[..], &expected[index].1[..])
+        );
+        if rng.below(2) == 0 {
+            iter.next();
+            at = (index + 1 < expected.len()).then_some(index + 1);
+        } else {
+            iter.prev();
+            at = index.checked_sub(1);
+        }
+    }
+}
+
+fn write(world: &mut World, rng: &mut Rng, always_logged: bool) {
+    let mut batch = WriteBatch::new();
+    for _ in 0..=rng.below(20) {
+        let key = key(rng.below(KEYS));
+        if rng.below(4) == 0 {
+            batch.delete(&key);
+            world.map.remove(&key);
+        } else {
+            let value = value(rng);
+            batch.put(&key, &value);
+            world.map.insert(key, value);
+        }
+    }
+    let options = match rng.below(10) {
+        0 => WriteOptions::synced(),
+        1 if !always_logged => WriteOptions {
+            sync: false,
+            disable_wal: true,
+        },
+        _ => WriteOptions::default(),
+    };
+    world.db.write(batch, &options).unwrap();
+}
+
+fn check(world: &World, rng: &mut Rng) {
+    let now = ReadOptions::default();
+    for _ in 0..5 {
+        let key = key(rng.below(KEYS));
+        assert_eq!(
+            world.db.get(&key, &now).unwrap().as_ref(),
+            world.map.get(&key)
+        );
+    }
+    let keys: Vec<Vec<u8>> = (0..10).map(|_| key(rng.below(KEYS))).collect();
+    let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let found = world.db.multi_get(&slices, &now).unwrap();
+    for (key, found) in keys.iter().zip(&found) {
+        assert_eq!(found.as_ref(), world.map.get(key));
+    }
+    if let Some((snapshot, map)) = world.snapshots.first() {
+        let key = key(rng.below(KEYS));
+        assert_eq!(
+            world.db.get(&key, &as_of(snapshot)).unwrap().as_ref(),
+            map.get(&key)
+        );
+    }
+    if rng.below(10) == 0 {
+        check_iteration(&world.db, &world.map, now, rng);
+        for (snapshot, map) in &world.snapshots {
+            check_iteration(&world.db, map, as_of(snapshot), rng);
+        }
+    }
+}
+
+fn run(dir: &Path, options: &Options, steps: u64, seed: u64) {
+    let fs = host(dir);
+    let at = Path::new("/db");
+    let mut rng = Rng(seed);
+    let mut world = World {
+        db: Db::open(fs.clone(), at, options.clone()).unwrap(),
+        map: Map::new(),
+        snapshots: Vec::new(),
+    };
+    for _ in 0..steps {
+        match rng.below(200) {
+            0..=149 => write(&mut world, &mut rng, false),
+            150..=179 => check(&world, &mut rng),
+            180..=187 => {
+                let snapshot = world.db.snapshot();
+                world.snapshots.push((snapshot, world.map.clone()));
+            }
+            188..=193 if !world.snapshots.is_empty() => {
+                let at = rng.below(world.snapshots.len() as u64) as usize;
+                world.snapshots.swap_remove(at);
+            }
+            194..=195 => world.db.flush().unwrap(),
+            196 => {
+                let (low, high) = (key(rng.below(KEYS)), key(rng.below(KEYS)));
+                world.db.compact_range(Some(&low), Some(&high)).unwrap();
+            }
+            197 => world.db.compact_range(None, None).unwrap(),
+            198 => {
+                world.snapshots.clear();
+                world.db.close().unwrap();
+                world.db = Db::open(fs.clone(), at, options.clone()).unwrap();
+            }
+            199 => {
+                // Without close: everything logged was synced or is still in the file.
+                world.snapshots.clear();
+                world.db.flush().unwrap();
+                write(&mut world, &mut rng, true);
+                world.db.sync_wal().unwrap();
+                world.db = {
+                    let World { db, .. } = world;
+                    drop(db);
+                    Db::open(fs.clone(), at, options.clone()).unwrap()
+                };
+            }
+            _ => {}
+        }
+    }
+    world.db.wait_for_background_work().unwrap();
+    check_iteration(&world.db, &world.map, ReadOptions::default(), &mut rng);
+    world.db.verify().unwrap();
+    let compacted = world.db.tickers();
+    assert!(compacted.keys_written > 0);
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_with_snapshots() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &tiny(), 3000, seed());
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        level_compaction_dynamic_level_bytes: false,
+        max_background_jobs: 4,
+        max_write_buffer_number: 4,
+        level0_slowdown_writes_trigger: 6,
+        level0_stop_writes_trigger: 8,
+        delayed_write_rate: 4 << 20,
+        max_manifest_file_size: 2000,
+        ..tiny()
+    };
+    run(dir.path(), &options, 2000, seed() ^ 1);
+}
