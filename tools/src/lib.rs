@@ -1,1 +1,8 @@
 //! The command-line tools as a library; the binaries are thin mains over it.
+
+pub mod bench;
+pub mod cli;
+pub mod fs_command;
+pub mod fsck;
+pub mod lava;
+pub mod mkfs;

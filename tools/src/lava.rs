@@ -1,0 +1,35 @@
+//! The `lava` command: looks at and changes filesystems, logs and databases; benches; the demo.
+
+use clap::{Parser, Subcommand};
+
+use crate::bench::Bench;
+use crate::cli::Outcome;
+use crate::fs_command::FsCommand;
+
+/// LavaStore's tool: an append-only filesystem, a log engine and a key-value engine
+#[derive(Debug, Parser)]
+#[command(name = "lava", version)]
+pub struct Lava {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at and change a filesystem without mounting it
+    #[command(subcommand)]
+    Fs(FsCommand),
+    /// Measure a filesystem, a database or logs
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+impl Lava {
+    /// Runs the chosen command.
+    pub fn run(self) -> Outcome {
+        match self.command {
+            Command::Fs(command) => command.run(),
+            Command::Bench(bench) => bench.run(),
+        }
+    }
+}
