@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::Bench;
 use crate::cli::Outcome;
 use crate::fs_command::FsCommand;
+use crate::kv_command::KvCommand;
 
 /// LavaStore's tool: an append-only filesystem, a log engine and a key-value engine
 #[derive(Debug, Parser)]
@@ -19,6 +20,9 @@ enum Command {
     /// Look at and change a filesystem without mounting it
     #[command(subcommand)]
     Fs(FsCommand),
+    /// Look at and change a key-value database
+    #[command(subcommand)]
+    Kv(KvCommand),
     /// Measure a filesystem, a database or logs
     #[command(subcommand)]
     Bench(Bench),
@@ -29,6 +33,7 @@ impl Lava {
     pub fn run(self) -> Outcome {
         match self.command {
             Command::Fs(command) => command.run(),
+            Command::Kv(command) => command.run(),
             Command::Bench(bench) => bench.run(),
         }
     }

@@ -4,5 +4,7 @@ pub mod bench;
 pub mod cli;
 pub mod fs_command;
 pub mod fsck;
+pub mod kv_command;
 pub mod lava;
 pub mod mkfs;
+pub mod source;

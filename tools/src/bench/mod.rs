@@ -1,9 +1,11 @@
 //! `lava bench`: workloads with latency percentiles and device counters.
 
 mod fs;
+mod kv;
 mod report;
 
 pub use fs::FsBench;
+pub use kv::KvBench;
 pub use report::{Latency, Report};
 
 use clap::Subcommand;
@@ -15,6 +17,8 @@ use crate::cli::Outcome;
 pub enum Bench {
     /// Appends and reads of a filesystem, as fio would do them
     Fs(FsBench),
+    /// Puts, reads and scans of a database, as RocksDB's db_bench does them
+    Kv(Box<KvBench>),
 }
 
 impl Bench {
@@ -22,6 +26,7 @@ impl Bench {
     pub fn run(&self) -> Outcome {
         match self {
             Bench::Fs(bench) => bench.run(),
+            Bench::Kv(bench) => bench.run(),
         }
     }
 }
