@@ -6,6 +6,7 @@ use crate::bench::Bench;
 use crate::cli::Outcome;
 use crate::fs_command::FsCommand;
 use crate::kv_command::KvCommand;
+use crate::log_command::LogCommand;
 
 /// LavaStore's tool: an append-only filesystem, a log engine and a key-value engine
 #[derive(Debug, Parser)]
@@ -23,6 +24,9 @@ enum Command {
     /// Look at and change a key-value database
     #[command(subcommand)]
     Kv(KvCommand),
+    /// Look at and change logs
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Measure a filesystem, a database or logs
     #[command(subcommand)]
     Bench(Bench),
@@ -34,6 +38,7 @@ impl Lava {
         match self.command {
             Command::Fs(command) => command.run(),
             Command::Kv(command) => command.run(),
+            Command::Log(command) => command.run(),
             Command::Bench(bench) => bench.run(),
         }
     }

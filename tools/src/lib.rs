@@ -6,5 +6,6 @@ pub mod fs_command;
 pub mod fsck;
 pub mod kv_command;
 pub mod lava;
+pub mod log_command;
 pub mod mkfs;
 pub mod source;

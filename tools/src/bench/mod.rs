@@ -2,10 +2,12 @@
 
 mod fs;
 mod kv;
+mod log;
 mod report;
 
 pub use fs::FsBench;
 pub use kv::KvBench;
+pub use log::LogBench;
 pub use report::{Latency, Report};
 
 use clap::Subcommand;
@@ -19,6 +21,8 @@ pub enum Bench {
     Fs(FsBench),
     /// Puts, reads and scans of a database, as RocksDB's db_bench does them
     Kv(Box<KvBench>),
+    /// Appends to many logs by many writers
+    Log(LogBench),
 }
 
 impl Bench {
@@ -27,6 +31,7 @@ impl Bench {
         match self {
             Bench::Fs(bench) => bench.run(),
             Bench::Kv(bench) => bench.run(),
+            Bench::Log(bench) => bench.run(),
         }
     }
 }
