@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::cli::Outcome;
+use crate::demo::{Demo, DemoLoad};
 use crate::fs_command::FsCommand;
 use crate::kv_command::KvCommand;
 use crate::log_command::LogCommand;
@@ -27,6 +28,11 @@ enum Command {
     /// Look at and change logs
     #[command(subcommand)]
     Log(LogCommand),
+    /// Take the tour: load real files, crash, recover, verify every byte
+    Demo(Demo),
+    /// The demo's loading process
+    #[command(hide = true)]
+    DemoLoad(DemoLoad),
     /// Measure a filesystem, a database or logs
     #[command(subcommand)]
     Bench(Bench),
@@ -39,6 +45,8 @@ impl Lava {
             Command::Fs(command) => command.run(),
             Command::Kv(command) => command.run(),
             Command::Log(command) => command.run(),
+            Command::Demo(demo) => demo.run(),
+            Command::DemoLoad(load) => load.run(),
             Command::Bench(bench) => bench.run(),
         }
     }

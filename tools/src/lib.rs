@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod cli;
+pub mod demo;
 pub mod fs_command;
 pub mod fsck;
 pub mod kv_command;
 pub mod lava;
 pub mod log_command;
+pub mod metered;
 pub mod mkfs;
 pub mod source;
