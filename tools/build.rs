@@ -1,8 +1,8 @@
 //! Gives the mount(8)-style binaries their dotted names.
 //!
 //! Linux looks for `mkfs.TYPE`, `fsck.TYPE` and `mount.TYPE`, but Cargo refuses a dot in the name
-//! of a binary ("invalid character `.` in crate name"). So the targets are called `mkfs-lavafs`
-//! and `fsck-lavafs`, and this script puts relative symbolic links with the dotted
+//! of a binary ("invalid character `.` in crate name"). So the targets are called `mkfs-lavafs`,
+//! `fsck-lavafs` and `mount-lavafs`, and this script puts relative symbolic links with the dotted
 //! names beside them, in the profile directory that Cargo will link them into. The links may
 //! dangle until the binaries are linked. Only this file's change repeats the script.
 
@@ -17,7 +17,7 @@ fn main() -> io::Result<()> {
         .ancestors()
         .nth(3)
         .expect("OUT_DIR lies three levels below the profile directory");
-    for tool in ["mkfs", "fsck"] {
+    for tool in ["mkfs", "fsck", "mount"] {
         link(
             &format!("{tool}-lavafs"),
             &profile.join(format!("{tool}.lavafs")),

@@ -15,6 +15,7 @@ pub use output::{Table, human_bytes, human_count, json_line, line};
 pub use progress::Progress;
 pub use target::{Access, Mounted, Target};
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,6 +34,16 @@ pub fn run<T: Parser>(
     usage_code: u8,
     command: impl FnOnce(T) -> Outcome,
 ) -> ExitCode {
+    run_with(program, usage_code, std::env::args_os().collect(), command)
+}
+
+/// As [`run`], on these arguments; the first is the program's name.
+pub fn run_with<T: Parser>(
+    program: &str,
+    usage_code: u8,
+    arguments: Vec<OsString>,
+    command: impl FnOnce(T) -> Outcome,
+) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -40,7 +51,7 @@ pub fn run<T: Parser>(
         .with_target(false)
         .without_time()
         .init();
-    let outcome = match T::try_parse() {
+    let outcome = match T::try_parse_from(arguments) {
         Ok(arguments) => command(arguments),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error
