@@ -22,6 +22,8 @@
 use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use crate::alloc::Run;
 use crate::background::Work;
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
@@ -112,7 +114,7 @@ impl Appender {
     }
 
     /// The ticket that must be durable before bytes below `size` count as durable.
-    fn ticket_for(&self, size: u64) -> u64 {
+    pub(super) fn ticket_for(&self, size: u64) -> u64 {
         let blocks = size.div_ceil(BLOCK_SIZE);
         let needed = self
             .extent_tickets
@@ -186,7 +188,7 @@ impl OpenFile {
     /// Appends `parts`; see [`crate::File::append_vectored`]. Without the space for all of it,
     /// nothing is appended.
     pub(super) fn append(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             let what = "the file's size is uncertain since a crash; settle it before appending";
@@ -235,9 +237,36 @@ impl OpenFile {
         Ok(())
     }
 
+    /// Takes the appender's lock and waits for appends in flight.
+    fn lock_appender(&self) -> MutexGuard<'_, Appender> {
+        let appender = self.appender.lock();
+        self.pipeline.drain();
+        appender
+    }
+
+    /// True where all appended bytes are durable, or in flight to be.
+    pub(super) fn is_all_on_device(&self, appender: &Appender) -> bool {
+        let tail = self.tail.read();
+        let aligned = tail.start.is_multiple_of(self.core.disk.unit());
+        tail.len == 0
+            && aligned
+            && !self.uncertain.load(Ordering::Acquire)
+            && self.core.disk.is_flushed(appender.last_write)
+    }
+
+    /// Counts bytes up to `end`, a multiple of the logical block, as appended; they are in flight.
+    pub(super) fn advance_past(&self, appender: &mut Appender, end: u64) {
+        self.tail.write().start = end;
+        appender.synced_end = end;
+        appender.closed = false;
+        appender.dirty = true;
+        appender.modified_ns = self.core.now_ns();
+        appender.restart_check(end);
+    }
+
     /// See [`crate::File::fdatasync`].
     pub(super) fn fdatasync(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         self.pad_if_sealed(&mut appender)?;
         let flushed = self.core.disk.is_flushed(appender.last_write);
@@ -265,7 +294,7 @@ impl OpenFile {
 
     /// Where the journal says that the file is exactly as long as before the last appends, enqueues
     /// that it may be longer; after a crash the bytes synced since would not be looked for.
-    fn note_inexact(&self, size: u64) -> u64 {
+    pub(super) fn note_inexact(&self, size: u64) -> u64 {
         let needed = |exact: bool, durable: u64| exact && durable < size;
         {
             let state = self.inode.state.read();
@@ -288,7 +317,7 @@ impl OpenFile {
 
     /// See [`crate::File::fsync`].
     pub(super) fn fsync(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             self.core.commit(appender.created_ticket)?;
@@ -343,7 +372,7 @@ impl OpenFile {
 
     /// See [`crate::File::settle`].
     pub(super) fn settle(&self, size: u64) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         let known = self.size();
         match known {
@@ -371,7 +400,7 @@ impl OpenFile {
 
     /// See [`crate::File::truncate`].
     pub(super) fn truncate(&self, size: u64) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         let present = self.size().lower();
         if size > present {
@@ -439,7 +468,7 @@ impl OpenFile {
 
     /// Writes buffered bytes out, gives surplus space back and enqueues the size.
     pub(crate) fn write_back(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         if self.uncertain.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -598,7 +627,7 @@ impl OpenFile {
     }
 
     /// Sets space aside for a file of `end` bytes.
-    fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
+    pub(super) fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
         let allocated = self.inode.state.read().extents.blocks();
         let covered = allocated + appender.reserved_blocks;
         let needed = end.div_ceil(BLOCK_SIZE).saturating_sub(covered);
@@ -623,7 +652,7 @@ impl OpenFile {
     }
 
     /// Makes sure that extents cover the file to `end` bytes.
-    fn allocate_to(&self, appender: &mut Appender, end: u64) -> Result<()> {
+    pub(super) fn allocate_to(&self, appender: &mut Appender, end: u64) -> Result<()> {
         let needed = end.div_ceil(BLOCK_SIZE);
         loop {
             let (blocks, last) = {
@@ -690,7 +719,7 @@ impl OpenFile {
     }
 
     /// Asks the background thread for the next extent, if the last one fills up.
-    fn ask_for_extent(&self, size: u64) {
+    pub(super) fn ask_for_extent(&self, size: u64) {
         if self.wants_extent(size) && !self.ahead_asked.swap(true, Ordering::AcqRel) {
             self.core.ask(Work::Extent(self.inode.ino));
         }

@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::core::Core;
 use crate::error::Result;
 use crate::file::appender::{Appender, Tail};
+use crate::file::pipeline::Pipeline;
 use crate::meta::inode::Inode;
 use crate::types::{FileSize, Generation, Ino};
 use crate::vfs::{File, TailPolicy};
@@ -31,6 +32,7 @@ pub(crate) struct OpenFile {
     pub(super) appender: Mutex<Appender>,
     pub(super) gate: RwLock<()>,
     pub(super) tail: RwLock<Tail>,
+    pub(super) pipeline: Pipeline,
     pub(super) policy: TailPolicy,
     /// The size is only known between bounds, since a crash.
     pub(super) uncertain: AtomicBool,
@@ -52,6 +54,7 @@ impl OpenFile {
             appender: Mutex::new(Appender::new(size, expected_size, last_ticket)),
             gate: RwLock::new(()),
             tail: RwLock::new(Tail::empty_at(size)),
+            pipeline: Pipeline::default(),
             policy,
             uncertain: AtomicBool::new(uncertain),
             ahead_asked: AtomicBool::new(false),
@@ -87,6 +90,10 @@ impl Drop for LavaFile {
 impl File for LavaFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         self.open.append(parts)
+    }
+
+    fn append_durable(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        self.open.append_durable(parts)
     }
 
     fn fdatasync(&self) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod appender;
 mod handle;
+mod pipeline;
 mod reader;
 
 pub(crate) use handle::{LavaFile, OpenFile};

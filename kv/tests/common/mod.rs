@@ -192,7 +192,7 @@ impl FileSystem for WatchFs {
     fn lock(&self, path: &Path) -> Result<FileLock> {
         self.inner.lock(path)
     }
-    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>], _queue_depth: usize) -> Result<()> {
         for request in requests {
             request.read = request.file.read_at(request.offset, request.buf)?;
         }
