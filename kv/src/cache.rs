@@ -113,11 +113,9 @@ struct Shard {
     capacity: usize,
     charged: usize,
     small_charged: usize,
-    map: HashMap<CacheKey, u32, BuildHasherDefault<Passed>>,
-    entries: Vec<Entry>,
-    free: Vec<u32>,
-    small: VecDeque<u32>,
-    main: VecDeque<u32>,
+    map: HashMap<CacheKey, Entry, BuildHasherDefault<Passed>>,
+    small: VecDeque<CacheKey>,
+    main: VecDeque<CacheKey>,
     /// Hashes of blocks that left `small`, oldest first, and how often each is queued.
     ghosts: VecDeque<u64>,
     ghost_set: HashMap<u64, u32, BuildHasherDefault<Passed>>,
@@ -128,9 +126,7 @@ struct Shard {
 }
 
 struct Entry {
-    key: CacheKey,
-    /// `None` in a free slot.
-    block: Option<Arc<Block>>,
+    block: Arc<Block>,
     charge: usize,
     count: u8,
 }
@@ -175,14 +171,13 @@ impl BlockCache {
     pub fn get(&self, key: CacheKey, kind: BlockKind) -> Option<Arc<Block>> {
         let mut shard = self.shard(key).lock();
         let shard = &mut *shard;
-        let Some(&slot) = shard.map.get(&key) else {
+        let Some(entry) = shard.map.get_mut(&key) else {
             shard.misses[kind as usize] += 1;
             return None;
         };
         shard.hits[kind as usize] += 1;
-        let entry = &mut shard.entries[slot as usize];
         entry.count = (entry.count + 1).min(COUNT_MAX);
-        entry.block.clone()
+        Some(Arc::clone(&entry.block))
     }
 
     /// Keeps a block, as far as it fits, and returns the one to use: that of another thread if
@@ -232,9 +227,8 @@ impl Shard {
         block: Arc<Block>,
         evicted: &mut Vec<Arc<Block>>,
     ) -> Arc<Block> {
-        if let Some(&slot) = self.map.get(&key) {
-            let present = self.entries[slot as usize].block.clone();
-            return present.expect("a mapped slot holds a block");
+        if let Some(present) = self.map.get(&key) {
+            return Arc::clone(&present.block);
         }
         let charge = block.memory() + ENTRY_OVERHEAD;
         if charge > self.capacity {
@@ -246,28 +240,17 @@ impl Shard {
         let important = block.kind() != BlockKind::Data;
         let to_main = important || self.ghost_set.contains_key(&key.hash_u64());
         let entry = Entry {
-            key,
-            block: Some(Arc::clone(&block)),
+            block: Arc::clone(&block),
             charge,
             count: if important { COUNT_MAX } else { 0 },
         };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.entries[slot as usize] = entry;
-                slot
-            }
-            None => {
-                self.entries.push(entry);
-                (self.entries.len() - 1) as u32
-            }
-        };
-        self.map.insert(key, slot);
+        self.map.insert(key, entry);
         self.charged += charge;
         self.inserts += 1;
         if to_main {
-            self.main.push_back(slot);
+            self.main.push_back(key);
         } else {
-            self.small.push_back(slot);
+            self.small.push_back(key);
             self.small_charged += charge;
         }
         block
@@ -277,39 +260,29 @@ impl Shard {
     fn evict_one(&mut self, evicted: &mut Vec<Arc<Block>>) {
         loop {
             let from_small = self.small_charged > self.capacity / 10 || self.main.is_empty();
-            if from_small && let Some(slot) = self.small.pop_front() {
-                let entry = &mut self.entries[slot as usize];
+            let queue = if from_small {
+                &mut self.small
+            } else {
+                &mut self.main
+            };
+            let key = queue.pop_front().expect("something is charged");
+            let entry = self.map.get_mut(&key).expect("queued keys are mapped");
+            if from_small {
                 self.small_charged -= entry.charge;
-                if entry.count > 0 {
-                    entry.count = 0;
-                    self.main.push_back(slot);
-                    continue;
-                }
-                let hash = entry.key.hash_u64();
-                self.remember(hash);
-                evicted.push(self.remove(slot));
-                return;
             }
-            let slot = self.main.pop_front().expect("something is charged");
-            let entry = &mut self.entries[slot as usize];
             if entry.count > 0 {
-                entry.count -= 1;
-                self.main.push_back(slot);
+                entry.count = if from_small { 0 } else { entry.count - 1 };
+                self.main.push_back(key);
                 continue;
             }
-            evicted.push(self.remove(slot));
+            self.charged -= entry.charge;
+            self.evictions += 1;
+            evicted.extend(self.map.remove(&key).map(|entry| entry.block));
+            if from_small {
+                self.remember(key.hash_u64());
+            }
             return;
         }
-    }
-
-    fn remove(&mut self, slot: u32) -> Arc<Block> {
-        let entry = &mut self.entries[slot as usize];
-        let block = entry.block.take().expect("a queued slot holds a block");
-        self.charged -= entry.charge;
-        self.map.remove(&entry.key);
-        self.free.push(slot);
-        self.evictions += 1;
-        block
     }
 
     /// Keeps a fingerprint, and as many as main has entries.

@@ -16,7 +16,7 @@ use super::footer::{
 };
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
-use super::{BLOCK_TRAILER, Block, block_crc, filter};
+use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
 use crate::cache::{BlockCache, BlockKind, CacheKey};
 use crate::compression::{CODE_NONE, CODE_ZSTD, decompress};
 use crate::error::{Error, Result};
@@ -459,7 +459,9 @@ impl Table {
             return corrupt("block shorter than its trailer");
         };
         let [code, crc @ ..] = *trailer;
-        if block_crc(self.footer.seed, offset, contents, code) != u32::from_le_bytes(crc) {
+        let mut computed = BlockCrc::new(self.footer.seed, offset);
+        computed.update(contents);
+        if computed.finish(code) != u32::from_le_bytes(crc) {
             return corrupt("block checksum mismatch");
         }
         match code {
