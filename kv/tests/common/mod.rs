@@ -74,6 +74,7 @@ pub(crate) fn tiny() -> Options {
         num_levels: 5,
         block_size: 1024,
         block_cache_size: 64 << 10,
+        cache_index_and_filter_blocks: true,
         ..Options::default()
     }
 }
