@@ -87,7 +87,8 @@ impl Pipeline {
         if let Some(entry) = queue.iter_mut().find(|entry| entry.offset == offset) {
             entry.done = true;
         }
-        while let Some(entry) = queue.pop_front_if(|entry| entry.done) {
+        while queue.front().is_some_and(|entry| entry.done) {
+            let entry = queue.pop_front().expect("it was there just now");
             acknowledge(entry.end());
         }
         self.moved.notify_all();
