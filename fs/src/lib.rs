@@ -12,6 +12,7 @@ mod core;
 pub mod device;
 mod disk;
 mod error;
+mod expand;
 mod file;
 mod format;
 mod fs;
