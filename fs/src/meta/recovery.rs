@@ -11,6 +11,10 @@
 //!
 //! Nothing is written. Recovery may be repeated any number of times with the same outcome.
 
+mod follow;
+
+pub(crate) use follow::{for_each_record, read_owner, recover_moving};
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::alloc::Run;
@@ -178,7 +182,7 @@ fn valid(copy: HeaderCopy) -> Option<RegionHeader> {
     }
 }
 
-fn load_checkpoint(
+pub(crate) fn load_checkpoint(
     disk: &Disk,
     superblock: &Superblock,
     region: usize,
@@ -248,17 +252,22 @@ impl<'a> Replay<'a> {
             if let Some(ops) = pending.replace(body) {
                 self.apply(tables, &ops)?;
             }
-            self.position += align_up((RECORD_HEADER_LEN + header.body_len) as u64, self.unit());
-            self.seq += 1;
-            self.prev_crc = header.crc;
-            self.next_id = self.next_id.max(header.next_id);
-            self.ops_len += header.body_len as u64;
-            self.records += 1;
+            self.step_over(&header);
         }
         if let Some(ops) = pending {
             self.apply_last(tables, &ops)?;
         }
         self.look_behind(&mut window)
+    }
+
+    /// Goes on behind the record at the present position.
+    fn step_over(&mut self, header: &RecordHeader) {
+        self.position += align_up((RECORD_HEADER_LEN + header.body_len) as u64, self.unit());
+        self.seq += 1;
+        self.prev_crc = header.crc;
+        self.next_id = self.next_id.max(header.next_id);
+        self.ops_len += header.body_len as u64;
+        self.records += 1;
     }
 
     fn unit(&self) -> u64 {
