@@ -141,7 +141,7 @@ fn survey(recovered: &Recovered) -> CheckReport {
         recovered
             .bad_superblocks
             .iter()
-            .map(|block| format!("the superblock copy in block {block} is damaged or out of date")),
+            .map(|block| format!("the superblock copy in block {block} is damaged")),
     );
     what.extend(ownership_problems(superblock, tables));
     what.extend(tables.problems());
@@ -160,6 +160,11 @@ fn survey(recovered: &Recovered) -> CheckReport {
     if !recovered.bad_headers.is_empty() {
         let sentence = "the second copy of the journal header was not written before a crash";
         report.remarks.push(sentence.to_owned());
+    }
+    for block in &recovered.stale_superblocks {
+        report.remarks.push(format!(
+            "a crash left an earlier superblock copy in block {block}; the next mount replaces it"
+        ));
     }
     let orphans = tables.orphans().len();
     if orphans > 0 {

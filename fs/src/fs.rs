@@ -23,6 +23,7 @@ use crate::format::owner::Owner;
 use crate::format::superblock::{OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
 use crate::meta::recovery::{Recovered, recover};
+use crate::meta::superblocks;
 use crate::meta::tables::{ROOT, Tables};
 use crate::namespace::{Ownership, RenameMode};
 use crate::options::MountOptions;
@@ -61,12 +62,18 @@ impl LavaFs {
             return Err(Error::corrupt("journal", 0, detail));
         }
         let alloc = free_space(&recovered.superblock, &recovered.tables)?;
+        let bad_copies = [
+            &recovered.bad_superblocks[..],
+            &recovered.stale_superblocks[..],
+        ]
+        .concat();
         let fs = Self::assemble(&disk, recovered, alloc, read_only);
         if read_only {
             disk.refuse_changes("it is mounted so");
             return Ok(fs);
         }
         fs.take_ownership(options.take_over)?;
+        superblocks::write(&disk, &fs.superblock(), &bad_copies)?;
         fs.remove_orphans();
         fs.core.checkpoint()?;
         if options.background {

@@ -55,10 +55,7 @@ fn plan(device: &dyn BlockDevice, options: &MkfsOptions) -> Result<Superblock> {
         return Err(Error::Invalid { what });
     }
     let label = options.label.clone().unwrap_or_default();
-    if label.len() > LABEL_LEN_MAX || label.contains('\0') {
-        let what = format!("a label has at most {LABEL_LEN_MAX} bytes and no NUL");
-        return Err(Error::Invalid { what });
-    }
+    check_label(&label)?;
     let total_blocks = size / BLOCK_SIZE;
     let journal_blocks = journal_blocks(size, options.journal_size)?;
     let mut superblock = Superblock {
@@ -78,6 +75,15 @@ fn plan(device: &dyn BlockDevice, options: &MkfsOptions) -> Result<Superblock> {
         set_feature(&mut superblock, name)?;
     }
     Ok(superblock)
+}
+
+/// Refuses a label that does not fit the superblock.
+pub(crate) fn check_label(label: &str) -> Result<()> {
+    if label.len() > LABEL_LEN_MAX || label.contains('\0') {
+        let what = format!("a label has at most {LABEL_LEN_MAX} bytes and no NUL");
+        return Err(Error::Invalid { what });
+    }
+    Ok(())
 }
 
 fn journal_blocks(size: u64, wanted: Option<u64>) -> Result<u64> {

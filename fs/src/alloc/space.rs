@@ -124,6 +124,12 @@ impl Allocator {
         self.free.give(run.start, run.blocks);
     }
 
+    /// Adds blocks that the device did not have before.
+    pub(crate) fn grow(&mut self, run: Run) {
+        self.total_blocks += run.blocks;
+        self.free.give(run.start, run.blocks);
+    }
+
     /// Gives back a run whose release is the operation with journal ticket `ticket`.
     pub(crate) fn quarantine(&mut self, run: Run, ticket: u64) {
         self.quarantined_blocks += run.blocks;

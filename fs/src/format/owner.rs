@@ -52,6 +52,16 @@ impl Owner {
         }
     }
 
+    /// True where the process may still run: it does on this machine, or the machine is another one,
+    /// of which nothing is known. A process id that was given out again counts as running.
+    pub fn may_live(&self) -> bool {
+        let me = Owner::this_process(0);
+        if self.host != me.host {
+            return true;
+        }
+        self.boot == me.boot && std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+
     /// The record of an unmounted filesystem.
     pub(crate) fn nobody() -> Owner {
         Owner {

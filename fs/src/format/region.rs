@@ -87,6 +87,11 @@ impl RegionHeader {
         }
     }
 
+    /// Decodes a copy of whatever filesystem it is.
+    pub(crate) fn decode_any(block: &[u8]) -> Option<RegionHeader> {
+        Self::decode_body(block.get(..BODY_LEN)?)
+    }
+
     fn decode_body(body: &[u8]) -> Option<RegionHeader> {
         let mut decoder = Decoder::new(body);
         let magic = decoder.take(8)?;

@@ -5,4 +5,5 @@ pub(crate) mod extents;
 pub(crate) mod inode;
 pub(crate) mod journal;
 pub(crate) mod recovery;
+pub(crate) mod superblocks;
 pub(crate) mod tables;

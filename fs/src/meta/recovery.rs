@@ -1,6 +1,6 @@
 //! Recovery: from the bytes of a device to the tables and the place where the journal goes on.
 //!
-//! 1. The superblock copy of the highest epoch counts; any one good copy is enough.
+//! 1. The superblock copy of the highest epoch counts (`superblocks.rs`).
 //! 2. The two regions' headers say which region is active; see [`choose_region`].
 //! 3. The checkpoint is loaded (its hash must be right) and the records behind it are replayed.
 //! 4. Replay ends at the first bad record. That is a torn tail, of a record nobody was told of,
@@ -10,6 +10,10 @@
 //!    the data matches (`journal.rs`).
 //!
 //! Nothing is written. Recovery may be repeated any number of times with the same outcome.
+
+mod follow;
+
+pub(crate) use follow::{for_each_record, read_owner, recover_moving};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -21,8 +25,9 @@ use crate::format::codec::Decoder;
 use crate::format::op::Op;
 use crate::format::record::{self, BODY_LEN_MAX, RECORD_HEADER_LEN, RecordHeader};
 use crate::format::region::{HeaderCopy, RegionHeader};
-use crate::format::superblock::{Superblock, SuperblockCopy};
+use crate::format::superblock::Superblock;
 use crate::meta::journal::JournalEnd;
+use crate::meta::superblocks::{self, Found};
 use crate::meta::tables::Tables;
 use crate::types::{BLOCK_SIZE, align_down, align_up};
 
@@ -39,6 +44,8 @@ pub(crate) struct Recovered {
     pub(crate) damage: Vec<String>,
     /// Superblock copies that are not good, by block.
     pub(crate) bad_superblocks: Vec<u64>,
+    /// Good superblock copies of an earlier epoch, by block. A mount replaces them.
+    pub(crate) stale_superblocks: Vec<u64>,
     /// Region header copies that should be rewritten, as (region, copy).
     pub(crate) bad_headers: Vec<(usize, usize)>,
 }
@@ -48,7 +55,11 @@ pub(crate) struct Recovered {
 /// # Errors
 /// `NotLavaFs`, `Unsupported` (newer format), `Corrupt` where no consistent state can be read.
 pub(crate) fn recover(disk: &Disk) -> Result<Recovered> {
-    let (superblock, bad_superblocks) = read_superblock(disk)?;
+    let Found {
+        superblock,
+        damaged: bad_superblocks,
+        stale: stale_superblocks,
+    } = superblocks::read(disk)?;
     let headers = read_headers(disk, &superblock)?;
     let mut damage = Vec::new();
     let choice = choose_region(headers);
@@ -81,60 +92,9 @@ pub(crate) fn recover(disk: &Disk) -> Result<Recovered> {
         tables,
         damage,
         bad_superblocks,
+        stale_superblocks,
         bad_headers: choice.rewrite,
     })
-}
-
-/// Finds the newest good superblock, and which of its copies are bad.
-pub(crate) fn read_superblock(disk: &Disk) -> Result<(Superblock, Vec<u64>)> {
-    let device_blocks = disk.device().geometry().size / BLOCK_SIZE;
-    let not_lavafs = |detail: &str| Error::NotLavaFs {
-        target: disk.name().to_owned(),
-        detail: detail.to_owned(),
-    };
-    if device_blocks < 4 {
-        return Err(not_lavafs("it is smaller than a superblock and its copies"));
-    }
-    let mut newest: Option<Superblock> = None;
-    let mut damaged = false;
-    for block in [0, 1, device_blocks / 2, device_blocks - 1] {
-        match read_copy(disk, block)? {
-            SuperblockCopy::Valid(found) if found.total_blocks > device_blocks => {
-                let detail = format!(
-                    "the filesystem is {} blocks long, the device only {device_blocks}",
-                    found.total_blocks
-                );
-                return Err(Error::corrupt("superblock", block * BLOCK_SIZE, detail));
-            }
-            SuperblockCopy::Valid(found) => {
-                if newest.as_ref().is_none_or(|best| found.epoch > best.epoch) {
-                    newest = Some(found);
-                }
-            }
-            SuperblockCopy::Damaged => damaged = true,
-            SuperblockCopy::Foreign => {}
-        }
-    }
-    let Some(superblock) = newest else {
-        return Err(if damaged {
-            Error::corrupt("superblock", 0, "no copy is readable")
-        } else {
-            not_lavafs("it has no superblock")
-        });
-    };
-    let mut bad = Vec::new();
-    for block in superblock.copies() {
-        if read_copy(disk, block)? != SuperblockCopy::Valid(superblock.clone()) {
-            bad.push(block);
-        }
-    }
-    Ok((superblock, bad))
-}
-
-fn read_copy(disk: &Disk, block: u64) -> Result<SuperblockCopy> {
-    let mut buf = AlignedBuf::zeroed(BLOCK_SIZE as usize);
-    disk.read(block * BLOCK_SIZE, &mut buf)?;
-    Superblock::decode(&buf)
 }
 
 /// Both header copies of both regions.
@@ -222,7 +182,7 @@ fn valid(copy: HeaderCopy) -> Option<RegionHeader> {
     }
 }
 
-fn load_checkpoint(
+pub(crate) fn load_checkpoint(
     disk: &Disk,
     superblock: &Superblock,
     region: usize,
@@ -292,17 +252,22 @@ impl<'a> Replay<'a> {
             if let Some(ops) = pending.replace(body) {
                 self.apply(tables, &ops)?;
             }
-            self.position += align_up((RECORD_HEADER_LEN + header.body_len) as u64, self.unit());
-            self.seq += 1;
-            self.prev_crc = header.crc;
-            self.next_id = self.next_id.max(header.next_id);
-            self.ops_len += header.body_len as u64;
-            self.records += 1;
+            self.step_over(&header);
         }
         if let Some(ops) = pending {
             self.apply_last(tables, &ops)?;
         }
         self.look_behind(&mut window)
+    }
+
+    /// Goes on behind the record at the present position.
+    fn step_over(&mut self, header: &RecordHeader) {
+        self.position += align_up((RECORD_HEADER_LEN + header.body_len) as u64, self.unit());
+        self.seq += 1;
+        self.prev_crc = header.crc;
+        self.next_id = self.next_id.max(header.next_id);
+        self.ops_len += header.body_len as u64;
+        self.records += 1;
     }
 
     fn unit(&self) -> u64 {

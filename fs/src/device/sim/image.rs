@@ -31,6 +31,11 @@ impl Image {
         }
     }
 
+    /// Adds zero bytes up to at least `size`.
+    pub(super) fn grow(&mut self, size: u64) {
+        self.nodes.resize((size as usize).div_ceil(NODE), None);
+    }
+
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = offset as usize;
         let mut rest = buf;

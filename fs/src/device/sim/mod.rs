@@ -132,6 +132,21 @@ impl SimDevice {
         SimDevice::from_image(self.geometry, self.tear, image)
     }
 
+    /// A copy of the device as it reads now, all of it durable, that has grown to `size` bytes.
+    ///
+    /// # Panics
+    /// Where `size` is smaller or no multiple of the logical block.
+    pub fn grown(&self, size: u64) -> SimDevice {
+        assert!(size >= self.geometry.size && size.is_multiple_of(self.geometry.logical_block));
+        let mut image = self.state.lock().volatile.clone();
+        image.grow(size);
+        let geometry = Geometry {
+            size,
+            ..self.geometry
+        };
+        SimDevice::from_image(geometry, self.tear, image)
+    }
+
     /// Flips one bit (0 to 7) of the byte at `offset`, at rest and in the cache.
     pub fn flip_bit(&self, offset: u64, bit: u8) {
         let mut state = self.state.lock();
