@@ -36,16 +36,13 @@ struct Chunk {
 
 /// The allocator.
 pub(super) struct Arena {
-    /// Points into a box of `chunks`.
+    /// One of `chunks`.
     current: AtomicPtr<Chunk>,
     /// Bytes of every chunk.
     reserved: AtomicUsize,
-    /// Owns every chunk; the lock is held to add one.
-    #[expect(
-        clippy::vec_box,
-        reason = "`current` points at a chunk while the vector grows"
-    )]
-    chunks: Mutex<Vec<Box<Chunk>>>,
+    /// Every chunk, from `Box::into_raw`, freed when the arena is dropped. (A box that is moved,
+    /// as a vector moves its elements, may not be pointed into.) The lock is held to add one.
+    chunks: Mutex<Vec<NonNull<Chunk>>>,
 }
 
 // SAFETY: chunks are reached through atomics and the lock, and a byte range is handed out once.
@@ -55,9 +52,9 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     pub(super) fn new() -> Self {
-        let mut first = Chunk::new(FIRST_CHUNK);
+        let first = Chunk::new(FIRST_CHUNK);
         Arena {
-            current: AtomicPtr::new(&raw mut *first),
+            current: AtomicPtr::new(first.as_ptr()),
             reserved: AtomicUsize::new(FIRST_CHUNK),
             chunks: Mutex::new(vec![first]),
         }
@@ -107,16 +104,16 @@ impl Arena {
         ptr
     }
 
-    #[expect(clippy::vec_box, reason = "see the field")]
-    fn add_chunk(&self, chunks: &mut Vec<Box<Chunk>>, len: usize) -> *mut Chunk {
+    fn add_chunk(&self, chunks: &mut Vec<NonNull<Chunk>>, len: usize) -> *mut Chunk {
         self.reserved.fetch_add(len, Ordering::Relaxed);
-        chunks.push(Chunk::new(len));
-        &raw mut **chunks.last_mut().expect("pushed above")
+        let chunk = Chunk::new(len);
+        chunks.push(chunk);
+        chunk.as_ptr()
     }
 }
 
 impl Chunk {
-    fn new(len: usize) -> Box<Self> {
+    fn new(len: usize) -> NonNull<Self> {
         let layout = Self::layout(len);
         // SAFETY: no chunk is empty.
         let Some(base) = NonNull::new(unsafe { alloc(layout) }) else {
@@ -125,11 +122,12 @@ impl Chunk {
         if len == FULL_CHUNK {
             Self::ask_for_huge_pages(base, len);
         }
-        Box::new(Chunk {
+        let chunk = Box::new(Chunk {
             base,
             len,
             used: AtomicUsize::new(0),
-        })
+        });
+        NonNull::from(Box::leak(chunk))
     }
 
     fn layout(len: usize) -> Layout {
@@ -157,6 +155,15 @@ impl Chunk {
         }
         // SAFETY: `start + size` lies within the chunk, and `fetch_add` gave it to us alone.
         Some(unsafe { self.base.add(start) })
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for chunk in self.chunks.get_mut().drain(..) {
+            // SAFETY: made by `Chunk::new` from a box, and given up only here.
+            drop(unsafe { Box::from_raw(chunk.as_ptr()) });
+        }
     }
 }
 
