@@ -44,3 +44,37 @@ fn bytes_that_fdatasync_added_behind_an_fsync_are_found_again() {
     assert_eq!(bytes[1000..], [2; 500]);
     assert!(file.size().lower() >= 1000);
 }
+
+/// A file was cut and appended to, and the sync wrote the block in which it was cut before the cut
+/// was in the journal. A crash between the two brought back the old size and generation with the
+/// new bytes below it.
+#[test]
+fn a_cut_is_durable_before_its_block_is_written_again() {
+    let device = device();
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    file.append(&[1; 1000]).unwrap();
+    file.fsync().unwrap();
+    let old = file.generation();
+    device.record();
+    file.truncate(100).unwrap();
+    file.append(&[2; 900]).unwrap();
+    file.fdatasync().unwrap();
+    let recording = device.take_recording();
+    for at in 0..=recording.ops().len() {
+        for seed in 0..16 {
+            let after = mount(&Arc::new(recording.crash(at, seed)));
+            let file = after.open(Path::new("/f")).unwrap();
+            let mut bytes = vec![0; file.size().lower() as usize];
+            file.read_at(0, &mut bytes).unwrap();
+            if file.generation() == old {
+                assert_eq!(bytes, [1; 1000], "crash {seed} at {at}");
+            } else {
+                assert_eq!(bytes[..100], [1; 100], "crash {seed} at {at}");
+                assert!(bytes[100..].iter().all(|&byte| byte == 2));
+            }
+        }
+    }
+}
