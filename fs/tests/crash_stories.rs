@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lavafs::device::SimDevice;
-use lavafs::{CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+use lavafs::{
+    CreateOptions, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions, TailPolicy, mkfs,
+};
 
 fn device() -> Arc<SimDevice> {
     let device = SimDevice::new(4 << 20, 512);
@@ -77,4 +79,27 @@ fn a_cut_is_durable_before_its_block_is_written_again() {
             }
         }
     }
+}
+
+/// A sync pads a sealed file to the logical block. After the file was settled or cut elsewhere,
+/// the padding began in the middle of a block of which nothing was in memory, and the write was
+/// not aligned.
+#[test]
+fn a_sealed_file_is_padded_from_wherever_it_was_cut() {
+    let device = device();
+    let fs = mount(&device);
+    let options = CreateOptions {
+        tail: TailPolicy::Seal,
+        ..CreateOptions::default()
+    };
+    let file = fs.create(Path::new("/f"), &options).unwrap();
+    file.append(&[1; 700]).unwrap();
+    file.fsync().unwrap();
+    file.settle(600).unwrap();
+    file.fdatasync().unwrap();
+    assert_eq!(file.size(), FileSize::Exact(1024));
+    let mut bytes = [9; 1024];
+    file.read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes[..600], [1; 600]);
+    assert_eq!(bytes[600..], [0; 424]);
 }

@@ -504,6 +504,7 @@ impl OpenFile {
         if padding == 0 {
             return Ok(());
         }
+        self.align_tail(appender)?;
         let zeros = [0; BLOCK_SIZE as usize];
         self.reserve(appender, end + padding)?;
         self.append_part(appender, &zeros[..padding as usize])
