@@ -103,3 +103,28 @@ fn a_sealed_file_is_padded_from_wherever_it_was_cut() {
     assert_eq!(bytes[..600], [1; 600]);
     assert_eq!(bytes[600..], [0; 424]);
 }
+
+/// A checkpoint had written the operations to carry over, an unlink among them, and a crash came
+/// before its header. The next mount made its checkpoint with the same epoch in the same place,
+/// without anything to carry. The record of the unlink lay right behind it, was of the right
+/// epoch and number, and the mount after that replayed it: the file was gone.
+#[test]
+fn a_switch_cut_short_leaves_nothing_that_a_later_one_revives() {
+    let device = device();
+    let fs = mount(&device);
+    fs.create(Path::new("/keep"), &CreateOptions::default())
+        .unwrap();
+    fs.commit().unwrap();
+    device.record();
+    fs.unlink(Path::new("/keep")).unwrap();
+    fs.checkpoint().unwrap();
+    let recording = device.take_recording();
+    for at in 0..=recording.ops().len() {
+        for seed in 0..16 {
+            let crashed = Arc::new(recording.crash(at, seed));
+            let there = || mount(&crashed).metadata(Path::new("/keep")).is_ok();
+            let first = there();
+            assert_eq!(there(), first, "crash {seed} at {at}");
+        }
+    }
+}
