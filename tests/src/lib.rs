@@ -1,1 +1,3 @@
 //! Whole-system tests: models, crash explorer, scripts.
+
+pub mod crash;
