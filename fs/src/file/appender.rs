@@ -64,6 +64,8 @@ pub(crate) struct Appender {
     last_write: WriteTicket,
     /// Journal ticket without which nothing of this file survives: its creation.
     created_ticket: u64,
+    /// Journal ticket of the last cut; see [`OpenFile::write_runs`].
+    cut_ticket: u64,
     /// Journal tickets of extents, as (file block where the extent begins, ticket).
     extent_tickets: Vec<(u64, u64)>,
     /// Bytes appended since then are covered by `check_crc`, unless they became too many.
@@ -102,6 +104,7 @@ impl Appender {
             synced_end: size,
             last_write: WriteTicket::default(),
             created_ticket,
+            cut_ticket: 0,
             extent_tickets: Vec::new(),
             check_from: size,
             check_crc: 0,
@@ -309,7 +312,7 @@ impl OpenFile {
             exact: false,
             size: state.durable_size,
             modified_ns: state.modified_ns,
-            check_from: 0,
+            check_from: state.durable_size,
             check_crc: 0,
         };
         self.core.enqueue_unchecked(&op)
@@ -462,6 +465,7 @@ impl OpenFile {
         appender.synced_end = size;
         appender.extent_tickets.clear();
         appender.created_ticket = ticket;
+        appender.cut_ticket = ticket;
         appender.dirty = false;
         appender.restart_check(size);
     }
@@ -529,6 +533,7 @@ impl OpenFile {
         if padding == 0 {
             return Ok(());
         }
+        self.align_tail(appender)?;
         let zeros = [0; BLOCK_SIZE as usize];
         self.reserve(appender, end + padding)?;
         self.append_part(appender, &zeros[..padding as usize])
@@ -589,6 +594,10 @@ impl OpenFile {
     }
 
     /// Writes whole logical blocks at file offset `offset`, allocating what is missing.
+    ///
+    /// After a cut, the block in which the file now ends is written a second time with other bytes.
+    /// Were that done before the cut is durable, a crash would bring back the longer file, of the
+    /// old generation, with the new bytes in it.
     fn write_runs(
         &self,
         appender: &mut Appender,
@@ -597,6 +606,7 @@ impl OpenFile {
         durability: Durability,
     ) -> Result<()> {
         let end = offset + data.len() as u64;
+        self.core.commit(appender.cut_ticket)?;
         self.allocate_to(appender, end)?;
         let mut writes = Vec::with_capacity(1);
         {
