@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lavafs::device::SimDevice;
 use lavafs::{
     CheckMode, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions,
-    TailPolicy, check, mkfs,
+    SetAttributes, TailPolicy, check, mkfs,
 };
 
 const MIB: u64 = 1 << 20;
@@ -289,5 +289,63 @@ fn durable_appends_of_a_sealed_file_overlap_and_stay_in_order() {
         assert_eq!(file.read_unverified(offset, &mut back).unwrap(), 1024);
         assert!(back[..700].iter().all(|&byte| byte == thread));
         assert!(back[700..].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn a_time_that_was_set_survives_the_close_of_what_was_appended_before() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    let ino = fs.resolve(Path::new("/f")).unwrap();
+    let set = SetAttributes {
+        modified_ns: Some(12_345),
+        ..SetAttributes::default()
+    };
+    let modified = |fs: &LavaFs| fs.attributes(ino).unwrap().modified_ns;
+    let created = modified(&fs);
+    file.append(b"x").unwrap();
+    assert!(modified(&fs) > created, "an append shows before any sync");
+    fs.set_attributes(ino, &set).unwrap();
+    assert_eq!(modified(&fs), 12_345);
+    file.fsync().unwrap();
+    assert_eq!(modified(&fs), 12_345);
+    file.append(b"y").unwrap();
+    fs.set_attributes(ino, &set).unwrap();
+    drop(file);
+    fs.unmount().unwrap();
+    assert_eq!(modified(&mount(&device)), 12_345);
+}
+
+#[test]
+fn a_change_of_attributes_never_takes_back_a_synced_size() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    let ino = fs.resolve(Path::new("/f")).unwrap();
+    // Each round crashes after an fsync that ran beside changes of attributes and a commit.
+    for round in 1..=200_u64 {
+        std::thread::scope(|scope| {
+            let chmod = scope.spawn(|| {
+                for mode in 0..20 {
+                    let set = SetAttributes {
+                        mode: Some(mode),
+                        ..SetAttributes::default()
+                    };
+                    fs.set_attributes(ino, &set).unwrap();
+                }
+            });
+            file.append(&[round as u8; 100]).unwrap();
+            file.fsync().unwrap();
+            chmod.join().unwrap();
+        });
+        fs.commit().unwrap();
+        let after = mount(&Arc::new(device.crash(round)));
+        let size = after.attributes(ino).unwrap().size;
+        assert_eq!(size, FileSize::Exact(round * 100), "round {round}");
     }
 }

@@ -77,7 +77,6 @@ pub(crate) struct Appender {
     dirty: bool,
     /// The last handle was closed: allocate what is needed and no more.
     closed: bool,
-    modified_ns: i64,
 }
 
 /// How a size record is kept from being believed without its data.
@@ -112,7 +111,6 @@ impl Appender {
             expected_blocks: expected_size.div_ceil(BLOCK_SIZE),
             dirty: false,
             closed: false,
-            modified_ns: 0,
         }
     }
 
@@ -209,7 +207,8 @@ impl OpenFile {
         }
         if len > 0 {
             appender.dirty = true;
-            appender.modified_ns = self.core.now_ns();
+            self.modified_ns
+                .store(self.core.now_ns(), Ordering::Release);
         }
         Ok(offset)
     }
@@ -263,7 +262,8 @@ impl OpenFile {
         appender.synced_end = end;
         appender.closed = false;
         appender.dirty = true;
-        appender.modified_ns = self.core.now_ns();
+        self.modified_ns
+            .store(self.core.now_ns(), Ordering::Release);
         appender.restart_check(end);
     }
 
@@ -347,8 +347,8 @@ impl OpenFile {
             return self.core.last_ticket();
         }
         if appender.dirty {
-            state.modified_ns = appender.modified_ns;
-            state.changed_ns = appender.modified_ns;
+            state.modified_ns = self.modified_ns.load(Ordering::Acquire);
+            state.changed_ns = self.core.now_ns();
         }
         let unflushed = !self.core.disk.is_flushed(appender.last_write);
         let checked =
@@ -395,7 +395,8 @@ impl OpenFile {
         *self.tail.write() = Tail::empty_at(size);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
-        appender.modified_ns = self.core.now_ns();
+        self.modified_ns
+            .store(self.core.now_ns(), Ordering::Release);
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
         self.core.commit(ticket)
@@ -426,6 +427,7 @@ impl OpenFile {
     /// Cuts the file to `size` in memory and enqueues it.
     fn cut(&self, appender: &mut Appender, size: u64, generation: Option<u64>) {
         let now_ns = self.core.now_ns();
+        self.modified_ns.store(now_ns, Ordering::Release);
         let mut ops = Vec::new();
         let mut freed = Vec::new();
         let mut state = self.inode.state.write();

@@ -12,7 +12,7 @@
 use std::any::Any;
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -36,15 +36,18 @@ pub(crate) struct OpenFile {
     pub(super) policy: TailPolicy,
     /// The size is only known between bounds, since a crash.
     pub(super) uncertain: AtomicBool,
+    /// Time of the last change of contents, of the appends that no record tells of yet too.
+    pub(crate) modified_ns: AtomicI64,
     /// The background thread was asked for the next extent.
     pub(super) ahead_asked: AtomicBool,
 }
 
 impl OpenFile {
     pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, expected_size: u64) -> Self {
-        let (size, policy, journaled) = {
+        let (size, policy, journaled, modified_ns) = {
             let state = inode.state.read();
-            (state.size, state.tail, state.journaled_size())
+            let journaled = state.journaled_size();
+            (state.size, state.tail, journaled, state.modified_ns)
         };
         let uncertain = matches!(journaled, FileSize::Between { .. }) && journaled.lower() == size;
         let last_ticket = core.last_ticket();
@@ -57,6 +60,7 @@ impl OpenFile {
             pipeline: Pipeline::default(),
             policy,
             uncertain: AtomicBool::new(uncertain),
+            modified_ns: AtomicI64::new(modified_ns),
             ahead_asked: AtomicBool::new(false),
         }
     }
