@@ -22,6 +22,7 @@ use crate::meta::journal::{DataState, Journal};
 use crate::meta::tables::Tables;
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::vfs::Space;
+use crate::view::View;
 
 /// Encoded length that no extent operation exceeds.
 const EXTENT_OP_LEN_MAX: u64 = 48;
@@ -38,6 +39,8 @@ pub(crate) struct Core {
     /// `None` where the filesystem is mounted read-only.
     pub(crate) journal: Option<Journal>,
     pub(crate) background: Mutex<Option<Background>>,
+    /// How far a read-only mount has followed the journal; `None` where it is mounted for writing.
+    pub(crate) view: Option<View>,
 }
 
 /// A file that has handles.

@@ -22,7 +22,7 @@ use crate::file::read_batch;
 use crate::format::owner::Owner;
 use crate::format::superblock::{OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
-use crate::meta::recovery::{Recovered, recover};
+use crate::meta::recovery::{Recovered, recover, recover_moving};
 use crate::meta::superblocks;
 use crate::meta::tables::{ROOT, Tables};
 use crate::namespace::{Ownership, RenameMode};
@@ -31,6 +31,7 @@ use crate::types::{BLOCK_SIZE, Ino};
 use crate::vfs::{
     CreateOptions, DirEntry, FileKind, FileLock, FileRef, FileSystem, Metadata, ReadRequest, Space,
 };
+use crate::view::View;
 
 /// A mounted filesystem. Cheap to clone; all clones are one filesystem. Any thread may use it.
 ///
@@ -52,7 +53,11 @@ impl LavaFs {
     /// (read-only mounting may still work, with a warning); `InUse`; `Io`.
     pub fn mount(device: Arc<dyn BlockDevice>, options: &MountOptions) -> Result<LavaFs> {
         let disk = Arc::new(Disk::new(device));
-        let recovered = recover(&disk)?;
+        let recovered = if options.read_only {
+            recover_moving(&disk)?
+        } else {
+            recover(&disk)?
+        };
         for sentence in &recovered.damage {
             tracing::warn!(device = disk.name(), "{sentence}");
         }
@@ -112,6 +117,7 @@ impl LavaFs {
         alloc: Allocator,
         read_only: bool,
     ) -> LavaFs {
+        let view = read_only.then(|| View::new(&recovered));
         let Recovered {
             superblock,
             tables,
@@ -130,6 +136,7 @@ impl LavaFs {
             locks: Arc::new(Mutex::new(HashSet::new())),
             journal,
             background: Mutex::new(None),
+            view,
         };
         LavaFs {
             core: Arc::new(core),

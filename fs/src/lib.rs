@@ -25,6 +25,7 @@ mod namespace;
 mod options;
 mod types;
 mod vfs;
+mod view;
 
 pub use check::{CheckMode, CheckReport, Problem, check};
 pub use dump::{CopyDump, CopyState, Dump, HeaderDump, InodeDump, RecordDump, RegionDump};

@@ -27,7 +27,9 @@ pub struct MkfsOptions {
 /// How a filesystem is mounted.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Write nothing to the device, not even to repair. Default false.
+    /// Write nothing to the device, not even to repair. Works beside a process that owns the
+    /// device (opened with [`crate::device::OpenMode::ReadOnly`]); see [`crate::LavaFs::refresh`].
+    /// Default false.
     pub read_only: bool,
     /// Run a background thread for checkpoints, extents ahead of need and discards. Without it the
     /// calling threads do these themselves, which makes runs repeatable. Default true.

@@ -3,6 +3,7 @@
 mod appender;
 mod handle;
 mod reader;
+mod view;
 
 pub(crate) use handle::{LavaFile, OpenFile};
 pub(crate) use reader::read_batch;
