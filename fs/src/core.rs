@@ -1,17 +1,19 @@
 //! What all parts of a mounted filesystem share: device, tables, allocator, journal, open files.
 //!
-//! Lock order: `open` (which files are open), `tables`, an inode's state, then one of the leaves
-//! `alloc` and the journal's queue. None of these is held across device I/O. A commit is called
+//! Lock order: the discard in flight (held across it), `open` (which files are open), `tables`, an
+//! inode's state, then one of the leaves `alloc` and the journal's queue. Only the first is held
+//! across device I/O (and what a refresh of a read-only mount says, `view.rs`). A commit is called
 //! with none of them held.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::alloc::{Allocator, Run};
 use crate::background::{Background, Work};
+use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::file::{LavaFile, OpenFile};
@@ -22,6 +24,7 @@ use crate::meta::journal::{DataState, Journal};
 use crate::meta::tables::Tables;
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::vfs::Space;
+use crate::view::View;
 
 /// Encoded length that no extent operation exceeds.
 const EXTENT_OP_LEN_MAX: u64 = 48;
@@ -38,6 +41,9 @@ pub(crate) struct Core {
     /// `None` where the filesystem is mounted read-only.
     pub(crate) journal: Option<Journal>,
     pub(crate) background: Mutex<Option<Background>>,
+    pub(crate) discards: Discards,
+    /// How far a read-only mount has followed the journal; `None` where it is mounted for writing.
+    pub(crate) view: Option<View>,
 }
 
 /// A file that has handles.
@@ -136,7 +142,8 @@ impl Core {
         let alloc = self.alloc.lock();
         Space {
             total: alloc.total_blocks() * BLOCK_SIZE,
-            free: (alloc.free_blocks() + alloc.quarantined_blocks()) * BLOCK_SIZE,
+            free: (alloc.free_blocks() + alloc.quarantined_blocks() + alloc.discarding_blocks())
+                * BLOCK_SIZE,
         }
     }
 
@@ -151,6 +158,7 @@ impl Core {
         }
         self.commit_all()?;
         self.release_quarantine()?;
+        let _no_discard = self.discards.hold();
         if self.reserve(blocks) {
             Ok(())
         } else {
@@ -186,15 +194,16 @@ impl Core {
         if runs.is_empty() {
             return Ok(());
         }
-        if self.superblock.read().compat & COMPAT_DISCARD != 0 {
-            for run in &runs {
-                self.disk
-                    .discard(run.start * BLOCK_SIZE, run.blocks * BLOCK_SIZE);
-            }
-        }
         let mut alloc = self.alloc.lock();
-        for run in runs {
+        for &run in &runs {
             alloc.release_unused(run);
+        }
+        drop(alloc);
+        if self.superblock.read().compat & COMPAT_DISCARD != 0 {
+            self.discards.add(&runs);
+            if !self.discards.has_thread() {
+                self.discard_all(Duration::MAX);
+            }
         }
         Ok(())
     }
@@ -212,7 +221,7 @@ impl Core {
     ) -> Result<u64> {
         self.admit_extent()?;
         let after = last.map(|run| run.start + run.blocks);
-        let mut reclaimed = false;
+        let mut no_discard = None;
         loop {
             {
                 let mut alloc = self.alloc.lock();
@@ -227,12 +236,12 @@ impl Core {
                     return Ok(self.add_extent(inode, run));
                 }
             }
-            if reclaimed {
+            if no_discard.is_some() {
                 return Err(self.no_space(missing));
             }
             self.commit_all()?;
             self.release_quarantine()?;
-            reclaimed = true;
+            no_discard = Some(self.discards.hold());
         }
     }
 

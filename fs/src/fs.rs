@@ -16,13 +16,14 @@ use crate::alloc::{Allocator, FreeMap};
 use crate::background::Background;
 use crate::core::Core;
 use crate::device::{AlignedBuf, BlockDevice, DeviceCounters, DeviceWrite, Durability};
+use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, PathError, Result};
 use crate::file::read_batch;
 use crate::format::owner::Owner;
-use crate::format::superblock::{OWNER_BLOCK, Superblock};
+use crate::format::superblock::{COMPAT_DISCARD, OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
-use crate::meta::recovery::{Recovered, recover};
+use crate::meta::recovery::{Recovered, recover, recover_moving};
 use crate::meta::superblocks;
 use crate::meta::tables::{ROOT, Tables};
 use crate::namespace::{Ownership, RenameMode};
@@ -31,6 +32,7 @@ use crate::types::{BLOCK_SIZE, Ino};
 use crate::vfs::{
     CreateOptions, DirEntry, FileKind, FileLock, FileRef, FileSystem, Metadata, ReadRequest, Space,
 };
+use crate::view::View;
 
 /// A mounted filesystem. Cheap to clone; all clones are one filesystem. Any thread may use it.
 ///
@@ -51,8 +53,13 @@ impl LavaFs {
     /// `NotLavaFs`; `Unsupported` for a newer format; `Corrupt` where the metadata is damaged
     /// (read-only mounting may still work, with a warning); `InUse`; `Io`.
     pub fn mount(device: Arc<dyn BlockDevice>, options: &MountOptions) -> Result<LavaFs> {
+        options.validate()?;
         let disk = Arc::new(Disk::new(device));
-        let recovered = recover(&disk)?;
+        let recovered = if options.read_only {
+            recover_moving(&disk)?
+        } else {
+            recover(&disk)?
+        };
         for sentence in &recovered.damage {
             tracing::warn!(device = disk.name(), "{sentence}");
         }
@@ -67,7 +74,7 @@ impl LavaFs {
             &recovered.stale_superblocks[..],
         ]
         .concat();
-        let fs = Self::assemble(&disk, recovered, alloc, read_only);
+        let fs = Self::assemble(&disk, recovered, alloc, read_only, options);
         if read_only {
             disk.refuse_changes("it is mounted so");
             return Ok(fs);
@@ -80,6 +87,10 @@ impl LavaFs {
             let thread = Background::start(&fs.core)
                 .map_err(|e| Error::io("start a thread", disk.name(), 0, e))?;
             *fs.core.background.lock() = Some(thread);
+            if fs.superblock().compat & COMPAT_DISCARD != 0 {
+                let started = fs.core.discards.start(&fs.core);
+                started.map_err(|e| Error::io("start a thread", disk.name(), 0, e))?;
+            }
         }
         Ok(fs)
     }
@@ -89,7 +100,8 @@ impl LavaFs {
     pub(crate) fn restart(device: Arc<dyn BlockDevice>, recovered: Recovered) -> Result<()> {
         let disk = Arc::new(Disk::new(device));
         let alloc = free_space(&recovered.superblock, &recovered.tables)?;
-        let fs = Self::assemble(&disk, recovered, alloc, false);
+        let options = MountOptions::default();
+        let fs = Self::assemble(&disk, recovered, alloc, false, &options);
         fs.remove_orphans();
         fs.unmount()
     }
@@ -111,7 +123,9 @@ impl LavaFs {
         recovered: Recovered,
         alloc: Allocator,
         read_only: bool,
+        options: &MountOptions,
     ) -> LavaFs {
+        let view = read_only.then(|| View::new(&recovered));
         let Recovered {
             superblock,
             tables,
@@ -130,6 +144,8 @@ impl LavaFs {
             locks: Arc::new(Mutex::new(HashSet::new())),
             journal,
             background: Mutex::new(None),
+            discards: Discards::new(options.discard_rate, options.discard_backlog),
+            view,
         };
         LavaFs {
             core: Arc::new(core),
@@ -183,6 +199,7 @@ impl LavaFs {
         }
         self.core.commit_all()?;
         self.core.checkpoint()?;
+        self.core.finish_discards();
         self.write_owner(&Owner::nobody())?;
         self.core.disk.refuse_changes("it was unmounted");
         Ok(())
@@ -206,6 +223,12 @@ impl LavaFs {
     /// The unused runs of the device, ascending, as (start block, blocks) of 4 KiB.
     pub fn free_runs(&self) -> Vec<(u64, u64)> {
         self.core.alloc.lock().runs().collect()
+    }
+
+    /// Bytes of freed space that wait for a discard, and bytes that will not get one because the
+    /// backlog was full ([`MountOptions::discard_backlog`]).
+    pub fn discard_backlog(&self) -> (u64, u64) {
+        self.core.discards.backlog()
     }
 
     /// Number of files, directories and symbolic links.

@@ -10,6 +10,7 @@ mod background;
 mod check;
 mod core;
 pub mod device;
+mod discard;
 mod disk;
 mod dump;
 mod error;
@@ -25,6 +26,7 @@ mod namespace;
 mod options;
 mod types;
 mod vfs;
+mod view;
 
 pub use check::{CheckMode, CheckReport, Problem, check};
 pub use dump::{CopyDump, CopyState, Dump, HeaderDump, InodeDump, RecordDump, RegionDump};
@@ -39,7 +41,7 @@ pub use namespace::{
     Attributes, LINKS_MAX, NAME_LEN_MAX, Ownership, RenameMode, SetAttributes, TARGET_LEN_MAX,
     XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX,
 };
-pub use options::{DEVICE_SIZE_MIN, MkfsOptions, MountOptions};
+pub use options::{DEVICE_SIZE_MIN, DISCARD_RATE_MIN, MkfsOptions, MountOptions};
 pub use types::{BLOCK_SIZE, FileSize, Generation, Ino, align_down, align_up};
 pub use vfs::{
     CreateOptions, DirEntry, File, FileKind, FileLock, FileRef, FileSystem, FileSystemRef,

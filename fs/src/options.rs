@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::error::{Error, Result};
+
 /// Smallest device in bytes that can hold a filesystem: 2 MiB.
 pub const DEVICE_SIZE_MIN: u64 = 2 << 20;
 
@@ -24,10 +26,27 @@ pub struct MkfsOptions {
     pub dry_run: bool,
 }
 
+/// Least [`MountOptions::discard_rate`]: 1 MiB a second.
+pub const DISCARD_RATE_MIN: u64 = 1 << 20;
+
+impl MountOptions {
+    /// Refuses options out of range.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.discard_rate < DISCARD_RATE_MIN {
+            let rate = self.discard_rate;
+            let what = format!("a discard rate of {rate} bytes/s; at least {DISCARD_RATE_MIN}");
+            return Err(Error::Invalid { what });
+        }
+        Ok(())
+    }
+}
+
 /// How a filesystem is mounted.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Write nothing to the device, not even to repair. Default false.
+    /// Write nothing to the device, not even to repair. Works beside a process that owns the
+    /// device (opened with [`crate::device::OpenMode::ReadOnly`]); see [`crate::LavaFs::refresh`].
+    /// Default false.
     pub read_only: bool,
     /// Run a background thread for checkpoints, extents ahead of need and discards. Without it the
     /// calling threads do these themselves, which makes runs repeatable. Default true.
@@ -35,6 +54,13 @@ pub struct MountOptions {
     /// Take over a device whose owner record names a process on another machine. Default
     /// false: refuse.
     pub take_over: bool,
+    /// Bytes a second that are discarded at most, on a filesystem with the `discard` feature.
+    /// Default 256 MiB, at least [`DISCARD_RATE_MIN`]. Without `background` freed space is
+    /// discarded at once by whoever freed it, at any rate.
+    pub discard_rate: u64,
+    /// Bytes that may wait to be discarded; what is freed beyond that is not discarded until it is
+    /// freed again. Waiting space is free for files. Default 1 GiB; 0 discards nothing.
+    pub discard_backlog: u64,
 }
 
 impl Default for MountOptions {
@@ -43,6 +69,8 @@ impl Default for MountOptions {
             read_only: false,
             background: true,
             take_over: false,
+            discard_rate: 256 << 20,
+            discard_backlog: 1 << 30,
         }
     }
 }

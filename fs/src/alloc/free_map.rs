@@ -82,6 +82,16 @@ impl FreeMap {
         self.by_start.get(&start).copied()
     }
 
+    /// The first part of `from..to` that is free, as (start, blocks).
+    pub(crate) fn first_in(&self, from: u64, to: u64) -> Option<(u64, u64)> {
+        let before = self.by_start.range(..=from).next_back();
+        let around = before.filter(|&(&start, &blocks)| start + blocks > from);
+        let (&start, &blocks) = around.or_else(|| self.by_start.range(from..to).next())?;
+        let first = start.max(from);
+        let end = (start + blocks).min(to);
+        (first < end).then(|| (first, end - first))
+    }
+
     /// Takes `blocks` at `start` out of the free run that holds them.
     pub(crate) fn take(&mut self, start: u64, blocks: u64) {
         assert!(blocks > 0);
@@ -147,6 +157,17 @@ mod tests {
             FreeMap::from_used(&[(10, 90), (200, 50)], &[(10, 5), (20, 80), (249, 1)]).unwrap();
         assert_eq!(map.runs().collect::<Vec<_>>(), [(15, 5), (200, 49)]);
         assert_eq!(map.free_blocks(), 54);
+    }
+
+    #[test]
+    fn the_first_free_part_of_a_range_is_found() {
+        let map = FreeMap::from_used(&[(0, 100)], &[(10, 5), (20, 60)]).unwrap();
+        assert_eq!(map.first_in(0, 100), Some((0, 10)));
+        assert_eq!(map.first_in(5, 8), Some((5, 3)));
+        assert_eq!(map.first_in(10, 30), Some((15, 5)));
+        assert_eq!(map.first_in(18, 90), Some((18, 2)));
+        assert_eq!(map.first_in(20, 80), None);
+        assert_eq!(map.first_in(20, 81), Some((80, 1)));
     }
 
     #[test]

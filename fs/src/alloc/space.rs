@@ -35,6 +35,7 @@ pub(crate) struct Allocator {
     quarantine: VecDeque<(u64, Run)>,
     quarantined_blocks: u64,
     reserved_blocks: u64,
+    discarding_blocks: u64,
     total_blocks: u64,
 }
 
@@ -45,6 +46,7 @@ impl Allocator {
             quarantine: VecDeque::new(),
             quarantined_blocks: 0,
             reserved_blocks: 0,
+            discarding_blocks: 0,
             total_blocks,
         }
     }
@@ -77,6 +79,29 @@ impl Allocator {
     /// Blocks that become free when the journal has caught up.
     pub(crate) fn quarantined_blocks(&self) -> u64 {
         self.quarantined_blocks
+    }
+
+    /// Blocks that are free but for a discard in flight.
+    pub(crate) fn discarding_blocks(&self) -> u64 {
+        self.discarding_blocks
+    }
+
+    /// Takes the first run that is free in `from..to`, as far as nobody has reserved it, out of the
+    /// free space for a discard. It must come back by [`Allocator::return_discarded`].
+    pub(crate) fn take_for_discard(&mut self, from: u64, to: u64) -> Option<Run> {
+        let (start, blocks) = self.free.first_in(from, to)?;
+        let blocks = blocks.min(self.free_blocks());
+        if blocks == 0 {
+            return None;
+        }
+        self.discarding_blocks += blocks;
+        Some(self.take(start, blocks))
+    }
+
+    /// Ends a discard.
+    pub(crate) fn return_discarded(&mut self, run: Run) {
+        self.discarding_blocks -= run.blocks;
+        self.free.give(run.start, run.blocks);
     }
 
     /// The free runs, ascending.
@@ -136,8 +161,8 @@ impl Allocator {
         self.quarantine.push_back((ticket, run));
     }
 
-    /// Takes out of quarantine what is durably released, and returns it: the caller may discard it
-    /// and must then hand it to [`Allocator::release_unused`].
+    /// Takes out of quarantine what is durably released, and returns it: the caller must hand it
+    /// to [`Allocator::release_unused`].
     pub(crate) fn leave_quarantine(&mut self, durable_ticket: u64) -> Vec<Run> {
         let mut runs = Vec::new();
         while let Some(&(ticket, run)) = self.quarantine.front()

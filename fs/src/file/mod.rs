@@ -4,6 +4,7 @@ mod appender;
 mod handle;
 mod pipeline;
 mod reader;
+mod view;
 
 pub(crate) use handle::{LavaFile, OpenFile};
 pub(crate) use reader::read_batch;

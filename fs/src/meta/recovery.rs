@@ -13,7 +13,7 @@
 
 mod follow;
 
-pub(crate) use follow::{for_each_record, read_owner, recover_moving};
+pub(crate) use follow::{for_each_record, read_on, read_owner, recover_moving};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -40,6 +40,8 @@ pub(crate) struct Recovered {
     pub(crate) records: u64,
     /// A record that nobody was told of was found half-written and dropped.
     pub(crate) torn_tail: bool,
+    /// The last record, where sizes in it were not believed: if a further one appears, they hold.
+    pub(crate) unbelieved: Option<Vec<u8>>,
     /// Damage that forbids writing, as sentences. Empty on a healthy filesystem.
     pub(crate) damage: Vec<String>,
     /// Superblock copies that are not good, by block.
@@ -88,6 +90,7 @@ pub(crate) fn recover(disk: &Disk) -> Result<Recovered> {
         end: replay.end(),
         records: replay.records,
         torn_tail: replay.torn,
+        unbelieved: replay.unbelieved,
         superblock,
         tables,
         damage,
@@ -216,6 +219,8 @@ struct Replay<'a> {
     ops_len: u64,
     records: u64,
     torn: bool,
+    /// The last record, where sizes in it were not believed.
+    unbelieved: Option<Vec<u8>>,
     /// Position of a valid record behind a bad one.
     later: Option<u64>,
 }
@@ -239,6 +244,7 @@ impl<'a> Replay<'a> {
             ops_len: header.checkpoint_len,
             records: 0,
             torn: false,
+            unbelieved: None,
             later: None,
         }
     }
@@ -254,8 +260,10 @@ impl<'a> Replay<'a> {
             }
             self.step_over(&header);
         }
-        if let Some(ops) = pending {
-            self.apply_last(tables, &ops)?;
+        if let Some(ops) = pending
+            && !self.apply_last(tables, &ops)?
+        {
+            self.unbelieved = Some(ops);
         }
         self.look_behind(&mut window)
     }
@@ -307,52 +315,9 @@ impl<'a> Replay<'a> {
         Error::corrupt("journal record", offset, "it holds an unknown operation")
     }
 
-    /// Applies the last record, but of the sizes that were written together with their data only
-    /// those whose data is there.
-    fn apply_last(&self, tables: &mut Tables, ops: &[u8]) -> Result<()> {
-        let mut decoder = Decoder::new(ops);
-        let mut freed = Vec::new();
-        while !decoder.is_empty() {
-            let op = Op::decode(&mut decoder).ok_or_else(|| self.malformed())?;
-            if self.data_is_there(tables, &op)? {
-                tables.apply(&op, &mut freed);
-            }
-        }
-        Ok(())
-    }
-
-    fn data_is_there(&self, tables: &Tables, op: &Op<'_>) -> Result<bool> {
-        let Op::SetSize {
-            ino,
-            size,
-            check_from,
-            check_crc,
-            ..
-        } = *op
-        else {
-            return Ok(true);
-        };
-        if check_from >= size {
-            return Ok(true);
-        }
-        let Some(inode) = tables.inode(ino) else {
-            return Ok(true);
-        };
-        let state = inode.state.read();
-        let mut crc = 0;
-        let mut at = check_from;
-        while at < size {
-            let first = align_down(at, BLOCK_SIZE);
-            let Some(Run { start, blocks }) = state.extents.find(first / BLOCK_SIZE) else {
-                return Ok(false);
-            };
-            let end = size.min(first + blocks.min(256) * BLOCK_SIZE);
-            let mut buf = AlignedBuf::zeroed((align_up(end, BLOCK_SIZE) - first) as usize);
-            self.disk.read(start * BLOCK_SIZE, &mut buf)?;
-            crc = crc32c::crc32c_append(crc, &buf[(at - first) as usize..(end - first) as usize]);
-            at = end;
-        }
-        Ok(crc == check_crc)
+    /// Applies the last record; see [`apply_checked`].
+    fn apply_last(&self, tables: &mut Tables, ops: &[u8]) -> Result<bool> {
+        apply_checked(self.disk, tables, ops).ok_or_else(|| self.malformed())?
     }
 
     /// Tells a torn tail from damage: looks for a valid later record of this epoch.
@@ -410,6 +375,57 @@ impl<'a> Replay<'a> {
             ops_len: self.ops_len,
         }
     }
+}
+
+/// Applies a record, but of the sizes that were written together with their data only those whose
+/// data is there. False where some were left out; `None` where the record is malformed.
+pub(crate) fn apply_checked(disk: &Disk, tables: &mut Tables, ops: &[u8]) -> Option<Result<bool>> {
+    let mut decoder = Decoder::new(ops);
+    let mut freed = Vec::new();
+    let mut all = true;
+    while !decoder.is_empty() {
+        let op = Op::decode(&mut decoder)?;
+        match data_is_there(disk, tables, &op) {
+            Ok(true) => tables.apply(&op, &mut freed),
+            Ok(false) => all = false,
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    Some(Ok(all))
+}
+
+fn data_is_there(disk: &Disk, tables: &Tables, op: &Op<'_>) -> Result<bool> {
+    let Op::SetSize {
+        ino,
+        size,
+        check_from,
+        check_crc,
+        ..
+    } = *op
+    else {
+        return Ok(true);
+    };
+    if check_from >= size {
+        return Ok(true);
+    }
+    let Some(inode) = tables.inode(ino) else {
+        return Ok(true);
+    };
+    let state = inode.state.read();
+    let mut crc = 0;
+    let mut at = check_from;
+    while at < size {
+        let first = align_down(at, BLOCK_SIZE);
+        let Some(Run { start, blocks }) = state.extents.find(first / BLOCK_SIZE) else {
+            return Ok(false);
+        };
+        let end = size.min(first + blocks.min(256) * BLOCK_SIZE);
+        let mut buf = AlignedBuf::zeroed((align_up(end, BLOCK_SIZE) - first) as usize);
+        disk.read(start * BLOCK_SIZE, &mut buf)?;
+        crc = crc32c::crc32c_append(crc, &buf[(at - first) as usize..(end - first) as usize]);
+        at = end;
+    }
+    Ok(crc == check_crc)
 }
 
 /// A window on a region's bytes that moves forward.

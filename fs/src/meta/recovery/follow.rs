@@ -21,6 +21,7 @@ use crate::format::owner::Owner;
 use crate::format::record::RecordHeader;
 use crate::format::region::{HeaderCopy, RegionHeader};
 use crate::format::superblock::{OWNER_BLOCK, Superblock};
+use crate::meta::journal::JournalEnd;
 use crate::meta::superblocks;
 use crate::types::BLOCK_SIZE;
 
@@ -29,6 +30,9 @@ const ATTEMPTS_MAX: u32 = 40;
 
 /// Attempts after which damage is believed though an owner lives, if nothing moves.
 const DAMAGED_ATTEMPTS: u32 = 6;
+
+/// Bytes of operations read before they are applied.
+const BATCH_LEN: usize = 4 << 20;
 
 /// Recovers like [`recover`], from a device that another process may be writing to.
 ///
@@ -108,4 +112,38 @@ pub(crate) fn for_each_record(
         damage: replay.damage(),
         offset: base + replay.position,
     })
+}
+
+/// The operations of the records behind `end`, record by record, and the end behind them. At most
+/// some megabytes at a time; nothing where there are no further records.
+pub(crate) fn read_on(
+    disk: &Disk,
+    superblock: &Superblock,
+    end: &JournalEnd,
+) -> Result<(Vec<Vec<u8>>, JournalEnd)> {
+    let header = RegionHeader {
+        uuid: superblock.uuid,
+        epoch: end.epoch,
+        first_seq: end.seq,
+        checkpoint_len: end.records_offset - BLOCK_SIZE,
+        checkpoint_hash: 0,
+        next_id: end.next_id,
+        carried: 0,
+    };
+    let mut replay = Replay::new(disk, superblock, end.region, &header);
+    replay.position = end.position;
+    replay.prev_crc = end.prev_crc;
+    replay.ops_len = end.ops_len;
+    let base = superblock.region_start(end.region) * BLOCK_SIZE;
+    let mut window = Window::new(disk, base, (superblock.journal_blocks - 1) * BLOCK_SIZE);
+    let mut bodies = Vec::new();
+    let mut len = 0;
+    while len < BATCH_LEN
+        && let Some((record, body)) = replay.next_record(&mut window)?
+    {
+        replay.step_over(&record);
+        len += body.len();
+        bodies.push(body);
+    }
+    Ok((bodies, replay.end()))
 }
