@@ -208,7 +208,7 @@ impl InodeState {
 
     /// Bytes allocated.
     pub(crate) fn allocated(&self) -> u64 {
-        self.extents.blocks() * BLOCK_SIZE
+        self.extents.blocks().saturating_mul(BLOCK_SIZE)
     }
 
     /// What the journal alone says of the size: what a reader after a crash may believe.
