@@ -128,3 +128,24 @@ fn a_switch_cut_short_leaves_nothing_that_a_later_one_revives() {
         }
     }
 }
+
+/// A file whose size was uncertain since a crash was renamed and fsynced. That made durable what was
+/// enqueued when the file was opened, and not the rename.
+#[test]
+fn fsync_of_an_unsettled_file_makes_its_new_name_durable() {
+    let device = device();
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/old"), &CreateOptions::default())
+        .unwrap();
+    file.append(&[1; 100]).unwrap();
+    file.fdatasync().unwrap();
+    let crashed = Arc::new(device.crash(1));
+    let fs = mount(&crashed);
+    let file = fs.open(Path::new("/old")).unwrap();
+    assert!(matches!(file.size(), FileSize::Between { .. }));
+    fs.rename(Path::new("/old"), Path::new("/new")).unwrap();
+    file.fsync().unwrap();
+    let after = mount(&Arc::new(crashed.crash(2)));
+    assert!(after.metadata(Path::new("/new")).is_ok());
+}

@@ -323,7 +323,7 @@ impl OpenFile {
         let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
-            self.core.commit(appender.created_ticket)?;
+            self.core.commit_all()?;
             return self.core.disk.flush_through(appender.last_write);
         }
         self.pad_if_sealed(&mut appender)?;

@@ -33,6 +33,12 @@ pub(crate) const FLAG_EXACT: u64 = 1 << 0;
 /// Inode flag: the file's tail policy is *seal*.
 pub(crate) const FLAG_SEAL: u64 = 1 << 1;
 
+/// Bounds that no filesystem reaches, so that sums of what a device claims do not overflow and
+/// its claims do not make memory run out: bytes of a file, blocks of a device, extents of a file.
+const SIZE_MAX: u64 = 1 << 60;
+const BLOCKS_MAX: u64 = 1 << 40;
+const EXTENTS_MAX: u64 = 1 << 22;
+
 /// An inode's attributes, as journaled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct InodeRecord {
@@ -165,7 +171,7 @@ impl<'a> Op<'a> {
             return None;
         }
         let ino = Ino(d.varint()?);
-        Some(match kind {
+        let op = match kind {
             1 => Op::SetInode(decode_inode(ino, d)?),
             2 => Op::RemoveInode { ino },
             3 => Op::SetExtent {
@@ -210,7 +216,22 @@ impl<'a> Op<'a> {
                 name: d.bytes()?,
             },
             _ => return None,
-        })
+        };
+        op.is_within_bounds().then_some(op)
+    }
+
+    fn is_within_bounds(&self) -> bool {
+        match *self {
+            Op::SetInode(inode) => inode.size <= SIZE_MAX,
+            Op::SetSize { size, .. } => size <= SIZE_MAX,
+            Op::SetExtent {
+                index,
+                start,
+                blocks,
+                ..
+            } => index < EXTENTS_MAX && start <= BLOCKS_MAX && blocks <= BLOCKS_MAX,
+            _ => true,
+        }
     }
 }
 

@@ -84,13 +84,18 @@ impl InodeState {
             extents: ExtentList::default(),
             extra: None,
         };
-        state.set_record(record);
+        state.set_attributes(record);
+        state.exact = record.flags & FLAG_EXACT != 0;
+        state.durable_size = record.size;
         state.size = record.size;
         state
     }
 
-    /// Takes over what a SetInode operation says.
-    fn set_record(&mut self, record: &InodeRecord) {
+    /// Takes over what a SetInode operation says, apart from the size: of an inode that exists
+    /// only SetSize changes that. A SetInode enqueued behind a SetSize whose data is not flushed
+    /// yet repeats its size, and recovery, which drops the one where the data is not there, would
+    /// have believed the other.
+    fn set_attributes(&mut self, record: &InodeRecord) {
         self.generation = record.generation;
         self.mode = record.mode;
         self.uid = record.uid;
@@ -101,8 +106,6 @@ impl InodeState {
         } else {
             TailPolicy::Pack
         };
-        self.exact = record.flags & FLAG_EXACT != 0;
-        self.durable_size = record.size;
         self.modified_ns = record.modified_ns;
         self.changed_ns = record.changed_ns;
     }
@@ -133,7 +136,7 @@ impl InodeState {
     /// false for an operation that is not about an inode's state.
     pub(crate) fn apply(&mut self, op: &Op<'_>, freed: &mut Vec<Run>) -> bool {
         match *op {
-            Op::SetInode(ref record) => self.set_record(record),
+            Op::SetInode(ref record) => self.set_attributes(record),
             Op::SetExtent {
                 index,
                 start,
@@ -208,7 +211,7 @@ impl InodeState {
 
     /// Bytes allocated.
     pub(crate) fn allocated(&self) -> u64 {
-        self.extents.blocks() * BLOCK_SIZE
+        self.extents.blocks().saturating_mul(BLOCK_SIZE)
     }
 
     /// What the journal alone says of the size: what a reader after a crash may believe.
@@ -226,5 +229,37 @@ impl InodeState {
 
     pub(crate) fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One thread's fsync had enqueued a size with the checksum of its data, and another's chmod
+    /// the attributes, size included. One record held both, a crash lost the data, recovery
+    /// dropped the size, and the attributes brought it back.
+    #[test]
+    fn attributes_do_not_bring_a_dropped_size_back() {
+        let mut record = InodeRecord {
+            ino: Ino(7),
+            generation: 7,
+            mode: MODE_FILE | 0o644,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            flags: 0,
+            size: 100,
+            modified_ns: 0,
+            changed_ns: 0,
+        };
+        let inode = Inode::new(&record);
+        record.size = 5000;
+        record.flags = FLAG_EXACT;
+        record.mode = MODE_FILE | 0o600;
+        let mut state = inode.state.write();
+        state.apply(&Op::SetInode(record), &mut Vec::new());
+        assert_eq!((state.durable_size, state.exact), (100, false));
+        assert_eq!(state.mode, record.mode);
     }
 }

@@ -420,7 +420,11 @@ fn data_is_there(disk: &Disk, tables: &Tables, op: &Op<'_>) -> Result<bool> {
             return Ok(false);
         };
         let end = size.min(first + blocks.min(256) * BLOCK_SIZE);
-        let mut buf = AlignedBuf::zeroed((align_up(end, BLOCK_SIZE) - first) as usize);
+        let len = align_up(end, BLOCK_SIZE) - first;
+        if start * BLOCK_SIZE + len > disk.device().geometry().size {
+            return Ok(false);
+        }
+        let mut buf = AlignedBuf::zeroed(len as usize);
         disk.read(start * BLOCK_SIZE, &mut buf)?;
         crc = crc32c::crc32c_append(crc, &buf[(at - first) as usize..(end - first) as usize]);
         at = end;
