@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::alloc::Run;
 use crate::core::Core;
@@ -104,6 +105,8 @@ struct Change<'a> {
     core: &'a Core,
     tables: parking_lot::RwLockWriteGuard<'a, Tables>,
     ops: Vec<u8>,
+    /// Inodes whose attributes changed; their operations are encoded when all are enqueued.
+    edited: Vec<Arc<Inode>>,
     freed: Vec<Run>,
 }
 
@@ -114,6 +117,7 @@ impl<'a> Change<'a> {
             core,
             tables,
             ops: Vec::with_capacity(256),
+            edited: Vec::new(),
             freed: Vec::new(),
         }
     }
@@ -123,15 +127,20 @@ impl<'a> Change<'a> {
         op.encode(&mut self.ops);
     }
 
-    /// Applies what `edit` does to the attributes of `inode`.
-    fn edit(&mut self, inode: &Inode, edit: impl FnOnce(&mut InodeRecord)) {
-        let mut record = inode.state.read().record(inode.ino);
+    /// Applies what `edit` does to the attributes of `inode`. The record holds the size too, which
+    /// a sync changes without the tables' lock.
+    fn edit(&mut self, inode: &Arc<Inode>, edit: impl FnOnce(&mut InodeRecord)) {
+        let mut state = inode.state.write();
+        let mut record = state.record(inode.ino);
         edit(&mut record);
-        self.apply(Op::SetInode(record));
+        state.apply(&Op::SetInode(record), &mut self.freed);
+        if !self.edited.iter().any(|edited| edited.ino == inode.ino) {
+            self.edited.push(inode.clone());
+        }
     }
 
     /// Takes one name from `inode`; without names and handles it goes.
-    fn drop_name(&mut self, inode: &Inode, is_open: bool, now_ns: i64) {
+    fn drop_name(&mut self, inode: &Arc<Inode>, is_open: bool, now_ns: i64) {
         let links = inode.state.read().links;
         if links <= 1 && !is_open {
             self.apply(Op::RemoveInode { ino: inode.ino });
@@ -152,14 +161,24 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// Enqueues everything. The states of the edited inodes stay locked from the moment they are
+    /// encoded until they are enqueued: a sync in between would enqueue a greater size first, and
+    /// the older one here would take back after a crash what was acknowledged. The tables are
+    /// locked, so nobody else locks more than one state.
     fn enqueue(self) -> u64 {
         let Change {
             core,
             tables,
-            ops,
+            mut ops,
+            edited,
             freed,
         } = self;
+        let states: Vec<_> = edited.iter().map(|inode| inode.state.read()).collect();
+        for (inode, state) in edited.iter().zip(&states) {
+            Op::SetInode(state.record(inode.ino)).encode(&mut ops);
+        }
         let ticket = core.enqueue_encoded(&ops, DataState::Durable);
+        drop(states);
         drop(tables);
         core.quarantine(freed, ticket);
         ticket
@@ -219,6 +238,7 @@ impl LavaFs {
         drop(state);
         if let (Some(open), FileKind::File) = (open, kind) {
             attributes.size = open.size();
+            attributes.modified_ns = open.modified_ns.load(Ordering::Acquire);
         }
         Ok(attributes)
     }
@@ -226,9 +246,10 @@ impl LavaFs {
     /// Changes attributes.
     pub fn set_attributes(&self, ino: Ino, set: &SetAttributes) -> Result<()> {
         self.core.journal()?.admit(CREATE_OPS_LEN_MAX)?;
-        let inode = self.inode(ino)?;
         let now_ns = self.core.now_ns();
+        self.set_open_modified(ino, set);
         let mut change = Change::begin(&self.core);
+        let inode = existing(&change.tables, ino)?;
         change.edit(&inode, |record| {
             if let Some(mode) = set.mode {
                 record.mode = record.mode & MODE_TYPE | mode & 0o7777;
@@ -239,7 +260,17 @@ impl LavaFs {
             record.changed_ns = now_ns;
         });
         change.enqueue();
+        self.set_open_modified(ino, set);
         Ok(())
+    }
+
+    /// Tells an open file that its time was set, so that what was appended before does not set it
+    /// again at the next sync or close. Done before the change, for a sync that comes in between,
+    /// and after it, for a file that is opened in between.
+    fn set_open_modified(&self, ino: Ino, set: &SetAttributes) {
+        if let (Some(modified_ns), Some(open)) = (set.modified_ns, self.core.opened(ino)) {
+            open.modified_ns.store(modified_ns, Ordering::Release);
+        }
     }
 
     /// Up to `limit` entries of `dir` after the name `after`, in byte order.

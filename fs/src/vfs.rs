@@ -90,6 +90,15 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Appends the concatenation of `parts` in one step and returns the offset of the first.
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64>;
 
+    /// Appends `parts` and makes them, and all bytes before them, durable: [`File::append`] and
+    /// [`File::fdatasync`] in one. On a LavaFS file with [`TailPolicy::Seal`], calls of several threads are in
+    /// flight at the same time, and are acknowledged in the order of their offsets.
+    fn append_durable(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        let offset = self.append_vectored(parts)?;
+        self.fdatasync()?;
+        Ok(offset)
+    }
+
     /// Makes all appended bytes durable, but not the size: after a crash the size may be
     /// [`FileSize::Between`]. In steady state one device write and one flush.
     ///

@@ -3,13 +3,14 @@
 
 mod conformance;
 
+use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
 use lavafs::device::SimDevice;
 use lavafs::{
     CheckMode, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions,
-    check, mkfs,
+    SetAttributes, TailPolicy, check, mkfs,
 };
 
 const MIB: u64 = 1 << 20;
@@ -237,4 +238,114 @@ fn a_file_unlinked_while_open_goes_with_its_last_handle() {
     assert_clean(&device);
     let fs = mount(&crashed);
     assert_eq!(fs.space().free, free);
+}
+
+#[test]
+fn durable_appends_of_a_sealed_file_overlap_and_stay_in_order() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let options = CreateOptions {
+        expected_size: 16 * MIB,
+        tail: TailPolicy::Seal,
+    };
+    let file = fs.create(Path::new("/log"), &options).unwrap();
+    file.append_durable(&[IoSlice::new(&[9; 100])]).unwrap();
+    let before = fs.counters();
+    let mut offsets: Vec<(u64, u8)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4u8)
+            .map(|thread| {
+                let file = &file;
+                scope.spawn(move || {
+                    let append = |_| {
+                        let bytes = [thread; 700];
+                        let parts = [IoSlice::new(&bytes[..300]), IoSlice::new(&bytes[300..])];
+                        let offset = file.append_durable(&parts).unwrap();
+                        let mut back = [0; 700];
+                        assert_eq!(file.read_at(offset, &mut back).unwrap(), 700);
+                        assert_eq!(back, [thread; 700]);
+                        (offset, thread)
+                    };
+                    (0..200).map(append).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let cost = fs.counters() - before;
+    assert_eq!((cost.write_bytes, cost.flushes), (800 * 1024, 800));
+    offsets.sort_unstable();
+    for (index, (offset, _)) in offsets.iter().enumerate() {
+        assert_eq!(*offset, 512 + index as u64 * 1024);
+    }
+    let crashed = Arc::new(device.crash(7));
+    drop((file, fs));
+    let fs = mount(&crashed);
+    let file = fs.open(Path::new("/log")).unwrap();
+    for (offset, thread) in offsets {
+        let mut back = [0; 1024];
+        assert_eq!(file.read_unverified(offset, &mut back).unwrap(), 1024);
+        assert!(back[..700].iter().all(|&byte| byte == thread));
+        assert!(back[700..].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn a_time_that_was_set_survives_the_close_of_what_was_appended_before() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    let ino = fs.resolve(Path::new("/f")).unwrap();
+    let set = SetAttributes {
+        modified_ns: Some(12_345),
+        ..SetAttributes::default()
+    };
+    let modified = |fs: &LavaFs| fs.attributes(ino).unwrap().modified_ns;
+    let created = modified(&fs);
+    file.append(b"x").unwrap();
+    assert!(modified(&fs) > created, "an append shows before any sync");
+    fs.set_attributes(ino, &set).unwrap();
+    assert_eq!(modified(&fs), 12_345);
+    file.fsync().unwrap();
+    assert_eq!(modified(&fs), 12_345);
+    file.append(b"y").unwrap();
+    fs.set_attributes(ino, &set).unwrap();
+    drop(file);
+    fs.unmount().unwrap();
+    assert_eq!(modified(&mount(&device)), 12_345);
+}
+
+#[test]
+fn a_change_of_attributes_never_takes_back_a_synced_size() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    let ino = fs.resolve(Path::new("/f")).unwrap();
+    // Each round crashes after an fsync that ran beside changes of attributes and a commit.
+    for round in 1..=200_u64 {
+        std::thread::scope(|scope| {
+            let chmod = scope.spawn(|| {
+                for mode in 0..20 {
+                    let set = SetAttributes {
+                        mode: Some(mode),
+                        ..SetAttributes::default()
+                    };
+                    fs.set_attributes(ino, &set).unwrap();
+                }
+            });
+            file.append(&[round as u8; 100]).unwrap();
+            file.fsync().unwrap();
+            chmod.join().unwrap();
+        });
+        fs.commit().unwrap();
+        let after = mount(&Arc::new(device.crash(round)));
+        let size = after.attributes(ino).unwrap().size;
+        assert_eq!(size, FileSize::Exact(round * 100), "round {round}");
+    }
 }

@@ -11,20 +11,24 @@
 //! A hit takes the shard's lock, looks up, bumps a counter and clones the `Arc`: nothing moves,
 //! and the lock is uncontended but by chance. No lock is held while a block is read.
 //!
+//! Memory that tables keep beside the cache, their index and filter, is charged to the same budget
+//! ([`BlockCache::reserve`]): blocks get what it leaves, at least a quarter of the budget.
+//!
 //! Invariants: a shard's `charged` is the sum of its entries' charges and at most its capacity
-//! when the lock is free; every entry is in exactly one queue and in the map.
+//! of the moment when the lock is free after an insert; every entry is in exactly one queue and in the map.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::sstable::Block;
 
-/// A shard has at least this many bytes, so that a block fits in it.
-const SHARD_BYTES_MIN: usize = 512 << 10;
+/// A shard has at least this many bytes, so that a block fits in it, also the filter of a table of
+/// a hundred megabytes.
+const SHARD_BYTES_MIN: usize = 2 << 20;
 const SHARDS_MAX: usize = 64;
 /// Most times a block passes the end of main unread after it was read often.
 const COUNT_MAX: u8 = 3;
@@ -95,8 +99,10 @@ pub struct CacheStats {
     pub inserts: u64,
     /// Blocks that had to go.
     pub evictions: u64,
-    /// Bytes charged now.
+    /// Bytes charged now for blocks.
     pub charged: usize,
+    /// Bytes reserved now beside them.
+    pub reserved: usize,
     /// Blocks held now.
     pub blocks: usize,
 }
@@ -105,7 +111,20 @@ pub struct CacheStats {
 pub struct BlockCache {
     shards: Box<[Mutex<Shard>]>,
     capacity: usize,
+    reserved: AtomicUsize,
     next_id: AtomicU64,
+}
+
+/// Memory beside the cache that is charged to its budget until this is dropped.
+pub struct Reservation {
+    cache: Arc<BlockCache>,
+    bytes: usize,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.cache.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -113,11 +132,9 @@ struct Shard {
     capacity: usize,
     charged: usize,
     small_charged: usize,
-    map: HashMap<CacheKey, u32, BuildHasherDefault<Passed>>,
-    entries: Vec<Entry>,
-    free: Vec<u32>,
-    small: VecDeque<u32>,
-    main: VecDeque<u32>,
+    map: HashMap<CacheKey, Entry, BuildHasherDefault<Passed>>,
+    small: VecDeque<CacheKey>,
+    main: VecDeque<CacheKey>,
     /// Hashes of blocks that left `small`, oldest first, and how often each is queued.
     ghosts: VecDeque<u64>,
     ghost_set: HashMap<u64, u32, BuildHasherDefault<Passed>>,
@@ -128,9 +145,7 @@ struct Shard {
 }
 
 struct Entry {
-    key: CacheKey,
-    /// `None` in a free slot.
-    block: Option<Arc<Block>>,
+    block: Arc<Block>,
     charge: usize,
     count: u8,
 }
@@ -141,15 +156,9 @@ impl BlockCache {
         let shards = (capacity / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
         let shards = 1 << shards.ilog2();
         Arc::new(BlockCache {
-            shards: (0..shards)
-                .map(|_| {
-                    Mutex::new(Shard {
-                        capacity: capacity / shards,
-                        ..Shard::default()
-                    })
-                })
-                .collect(),
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
             capacity,
+            reserved: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
         })
     }
@@ -157,6 +166,23 @@ impl BlockCache {
     /// The budget in bytes.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Charges `bytes` of memory that the caller keeps beside the cache. Blocks give way to it with the
+    /// next inserts, down to a quarter of the budget. What is reserved beyond the rest is memory
+    /// over the budget; [`CacheStats::reserved`] tells.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
+        self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        Reservation {
+            cache: Arc::clone(self),
+            bytes,
+        }
+    }
+
+    /// Bytes that a shard may hold now.
+    fn shard_capacity(&self) -> usize {
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        (self.capacity - reserved.min(self.capacity / 4 * 3)) / self.shards.len()
     }
 
     /// A number for a table that no other table of this cache has.
@@ -175,21 +201,22 @@ impl BlockCache {
     pub fn get(&self, key: CacheKey, kind: BlockKind) -> Option<Arc<Block>> {
         let mut shard = self.shard(key).lock();
         let shard = &mut *shard;
-        let Some(&slot) = shard.map.get(&key) else {
+        let Some(entry) = shard.map.get_mut(&key) else {
             shard.misses[kind as usize] += 1;
             return None;
         };
         shard.hits[kind as usize] += 1;
-        let entry = &mut shard.entries[slot as usize];
         entry.count = (entry.count + 1).min(COUNT_MAX);
-        entry.block.clone()
+        Some(Arc::clone(&entry.block))
     }
 
     /// Keeps a block, as far as it fits, and returns the one to use: that of another thread if
     /// one was quicker.
     pub fn insert(&self, key: CacheKey, block: Arc<Block>) -> Arc<Block> {
         let mut evicted = Vec::new();
+        let capacity = self.shard_capacity();
         let mut shard = self.shard(key).lock();
+        shard.capacity = capacity;
         let kept = shard.insert(key, block, &mut evicted);
         // Blocks are freed after the lock is.
         drop(shard);
@@ -198,7 +225,10 @@ impl BlockCache {
 
     /// Figures, summed over the shards one after another.
     pub fn stats(&self) -> CacheStats {
-        let mut stats = CacheStats::default();
+        let mut stats = CacheStats {
+            reserved: self.reserved.load(Ordering::Relaxed),
+            ..CacheStats::default()
+        };
         for shard in &self.shards {
             let shard = shard.lock();
             for kind in 0..3 {
@@ -232,9 +262,8 @@ impl Shard {
         block: Arc<Block>,
         evicted: &mut Vec<Arc<Block>>,
     ) -> Arc<Block> {
-        if let Some(&slot) = self.map.get(&key) {
-            let present = self.entries[slot as usize].block.clone();
-            return present.expect("a mapped slot holds a block");
+        if let Some(present) = self.map.get(&key) {
+            return Arc::clone(&present.block);
         }
         let charge = block.memory() + ENTRY_OVERHEAD;
         if charge > self.capacity {
@@ -246,28 +275,17 @@ impl Shard {
         let important = block.kind() != BlockKind::Data;
         let to_main = important || self.ghost_set.contains_key(&key.hash_u64());
         let entry = Entry {
-            key,
-            block: Some(Arc::clone(&block)),
+            block: Arc::clone(&block),
             charge,
             count: if important { COUNT_MAX } else { 0 },
         };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.entries[slot as usize] = entry;
-                slot
-            }
-            None => {
-                self.entries.push(entry);
-                (self.entries.len() - 1) as u32
-            }
-        };
-        self.map.insert(key, slot);
+        self.map.insert(key, entry);
         self.charged += charge;
         self.inserts += 1;
         if to_main {
-            self.main.push_back(slot);
+            self.main.push_back(key);
         } else {
-            self.small.push_back(slot);
+            self.small.push_back(key);
             self.small_charged += charge;
         }
         block
@@ -277,39 +295,29 @@ impl Shard {
     fn evict_one(&mut self, evicted: &mut Vec<Arc<Block>>) {
         loop {
             let from_small = self.small_charged > self.capacity / 10 || self.main.is_empty();
-            if from_small && let Some(slot) = self.small.pop_front() {
-                let entry = &mut self.entries[slot as usize];
+            let queue = if from_small {
+                &mut self.small
+            } else {
+                &mut self.main
+            };
+            let key = queue.pop_front().expect("something is charged");
+            let entry = self.map.get_mut(&key).expect("queued keys are mapped");
+            if from_small {
                 self.small_charged -= entry.charge;
-                if entry.count > 0 {
-                    entry.count = 0;
-                    self.main.push_back(slot);
-                    continue;
-                }
-                let hash = entry.key.hash_u64();
-                self.remember(hash);
-                evicted.push(self.remove(slot));
-                return;
             }
-            let slot = self.main.pop_front().expect("something is charged");
-            let entry = &mut self.entries[slot as usize];
             if entry.count > 0 {
-                entry.count -= 1;
-                self.main.push_back(slot);
+                entry.count = if from_small { 0 } else { entry.count - 1 };
+                self.main.push_back(key);
                 continue;
             }
-            evicted.push(self.remove(slot));
+            self.charged -= entry.charge;
+            self.evictions += 1;
+            evicted.extend(self.map.remove(&key).map(|entry| entry.block));
+            if from_small {
+                self.remember(key.hash_u64());
+            }
             return;
         }
-    }
-
-    fn remove(&mut self, slot: u32) -> Arc<Block> {
-        let entry = &mut self.entries[slot as usize];
-        let block = entry.block.take().expect("a queued slot holds a block");
-        self.charged -= entry.charge;
-        self.map.remove(&entry.key);
-        self.free.push(slot);
-        self.evictions += 1;
-        block
     }
 
     /// Keeps a fingerprint, and as many as main has entries.
@@ -371,6 +379,28 @@ mod tests {
             assert_eq!(stats.hits[0] + stats.misses[0], 20_000);
             assert_eq!(stats.inserts - stats.evictions, stats.blocks as u64);
         }
+    }
+
+    #[test]
+    fn blocks_give_way_to_reserved_memory_down_to_a_quarter() {
+        let cache = BlockCache::new(8 << 20);
+        let fill = |from: u64| {
+            for offset in from..from + 5000 {
+                read(&cache, offset);
+            }
+        };
+        fill(0);
+        let index = cache.reserve(4 << 20);
+        fill(10_000);
+        let stats = cache.stats();
+        assert_eq!(stats.reserved, 4 << 20);
+        assert!((3 << 20..=4 << 20).contains(&stats.charged), "{stats:?}");
+        let filter = cache.reserve(100 << 20);
+        fill(20_000);
+        assert!((1 << 20..=2 << 20).contains(&cache.stats().charged));
+        drop((index, filter));
+        fill(30_000);
+        assert!(cache.stats().charged > 7 << 20 && cache.stats().reserved == 0);
     }
 
     #[test]

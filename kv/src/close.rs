@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
-use crate::engine::{Engine, State, closing};
+use crate::engine::{Engine, Mem, State, View, closing};
 use crate::error::Result;
+use crate::version::Version;
 use crate::wal::WalWriter;
 use crate::write::WriteItem;
 
@@ -87,7 +88,22 @@ impl Engine {
             self.changed.wait(&mut state);
         }
         let cfs = std::mem::take(&mut state.cfs);
+        // The thread that ran the last task may hold the engine a moment longer than the task
+        // counts. It must hold no files: whoever closes a database may unmount next.
+        let views: Vec<_> = cfs
+            .values()
+            .map(|cf| {
+                let nothing = View {
+                    mem: Mem::new(0, 0),
+                    imms: Vec::new(),
+                    version: Arc::new(Version::empty(self.options.num_levels)),
+                };
+                cf.set_view(nothing, &state)
+            })
+            .collect();
         drop(state);
+        drop(views);
+        self.versions.lock().close();
         // A leader may still be at work on another thread; it ends with the error of a closing
         // database, or has begun before.
         let log: Option<WalWriter> = self.log.lock().take();

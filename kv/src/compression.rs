@@ -55,6 +55,11 @@ impl BlockCompressor {
         })
     }
 
+    /// False where nothing is ever compressed.
+    pub(crate) fn is_active(&self) -> bool {
+        self.context.is_some()
+    }
+
     /// The compressed form of `raw` if it is small enough to be worth it.
     pub(crate) fn compress(&mut self, raw: &[u8]) -> Option<&[u8]> {
         let context = self.context.as_mut()?;

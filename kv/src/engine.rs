@@ -276,7 +276,9 @@ impl TableOpener for Engine {
             let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
             return Err(Error::corrupt(path.display().to_string(), size, detail));
         }
-        let options = OpenOptions::default();
+        let options = OpenOptions {
+            pin_index_and_filter: !self.options.cache_index_and_filter_blocks,
+        };
         Table::open(file, meta.number, Arc::clone(&self.cache), options)
     }
 }

@@ -88,6 +88,10 @@ pub struct Options {
     pub bloom_bits_per_key: f64,
     /// Bytes of the block cache made when `block_cache` names none. Default 32 MiB.
     pub block_cache_size: usize,
+    /// Keep index and filter blocks in the block cache, where they can be evicted, instead of with
+    /// their open tables, where they are only charged to it (and take at most three quarters of it
+    /// from data blocks). Default false.
+    pub cache_index_and_filter_blocks: bool,
     /// A cache to share with other databases.
     pub block_cache: Option<Arc<BlockCache>>,
     /// Background threads to share; `None` is [`Env::shared`].
@@ -121,6 +125,7 @@ impl Default for Options {
             block_size: 4096,
             bloom_bits_per_key: 10.0,
             block_cache_size: 32 << 20,
+            cache_index_and_filter_blocks: false,
             block_cache: None,
             env: None,
         }
@@ -412,6 +417,10 @@ impl Options {
                 Field::F64(&mut self.bloom_bits_per_key),
             ),
             ("block_cache_size", Field::Usize(&mut self.block_cache_size)),
+            (
+                "cache_index_and_filter_blocks",
+                Field::Bool(&mut self.cache_index_and_filter_blocks),
+            ),
         ]
     }
 }

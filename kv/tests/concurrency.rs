@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::{Rng, host, seed, tiny};
+use common::{Rng, host, on_each_fs, seed, tiny};
+use lavafs::FileSystemRef;
 use lavakv::{Db, Env, Options, ReadOptions, WriteBatch, WriteOptions};
 
 const ACCOUNTS: u64 = 50;
@@ -33,11 +34,14 @@ fn encode(amount: u64) -> Vec<u8> {
     value
 }
 
-/// Money is moved between accounts in batches: every consistent view has the same total.
 #[test]
 fn every_view_is_consistent_while_writers_and_compactions_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(host(dir.path()), Path::new("/db"), tiny()).unwrap();
+    on_each_fs(move_money);
+}
+
+/// Money is moved between accounts in batches: every consistent view has the same total.
+fn move_money(fs: FileSystemRef) {
+    let db = Db::open(fs, Path::new("/db"), tiny()).unwrap();
     let mut batch = WriteBatch::new();
     for number in 0..ACCOUNTS {
         batch.put(&account(number), &encode(1000));
@@ -120,8 +124,11 @@ fn every_view_is_consistent_while_writers_and_compactions_run() {
 
 #[test]
 fn synced_writers_share_groups_and_syncs() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(host(dir.path()), Path::new("/db"), tiny()).unwrap();
+    on_each_fs(write_synced);
+}
+
+fn write_synced(fs: FileSystemRef) {
+    let db = Db::open(fs.clone(), Path::new("/db"), tiny()).unwrap();
     thread::scope(|scope| {
         for writer in 0..8_u8 {
             let db = &db;
@@ -137,7 +144,7 @@ fn synced_writers_share_groups_and_syncs() {
     assert_eq!(tickers.keys_written, 400);
     assert!(tickers.wal_syncs <= tickers.write_groups);
     drop(db);
-    let db = Db::open(host(dir.path()), Path::new("/db"), tiny()).unwrap();
+    let db = Db::open(fs, Path::new("/db"), tiny()).unwrap();
     for writer in 0..8_u8 {
         for number in 0..50_u8 {
             let found = db.get(&[writer, number], &ReadOptions::default()).unwrap();
@@ -174,8 +181,10 @@ fn databases_share_one_env() {
 
 #[test]
 fn closing_in_the_middle_of_everything_ends_promptly() {
-    let dir = tempfile::tempdir().unwrap();
-    let fs = host(dir.path());
+    on_each_fs(close_in_the_middle);
+}
+
+fn close_in_the_middle(fs: FileSystemRef) {
     for round in 0..10_u32 {
         let db = Db::open(Arc::clone(&fs), Path::new("/db"), tiny()).unwrap();
         thread::scope(|scope| {

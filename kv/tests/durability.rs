@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Rng, WatchFs, copy_dir, host, seed, tiny};
+use common::{Rng, WatchFs, copy_dir, host, on_each_fs, seed, tiny};
+use lavafs::FileSystemRef;
 use lavakv::{Db, Error, Options, ReadOptions, WalRecoveryMode, WriteBatch, WriteOptions};
 use parking_lot::Mutex;
 
@@ -26,6 +27,10 @@ fn get(db: &Db, key: &[u8]) -> Option<Vec<u8>> {
 
 fn open(dir: &Path, options: Options) -> lavakv::Result<Db> {
     Db::open(host(dir), Path::new(AT), options)
+}
+
+fn open_on(fs: &FileSystemRef, options: Options) -> lavakv::Result<Db> {
+    Db::open(fs.clone(), Path::new(AT), options)
 }
 
 /// The newest file of the database whose name ends so.
@@ -47,9 +52,12 @@ fn flip(path: &Path, at: usize) {
 
 #[test]
 fn synced_writes_survive_a_drop_without_close() {
-    let dir = tempfile::tempdir().unwrap();
+    on_each_fs(drop_without_close);
+}
+
+fn drop_without_close(fs: FileSystemRef) {
     for round in 0..20_u32 {
-        let db = open(dir.path(), tiny()).unwrap();
+        let db = open_on(&fs, tiny()).unwrap();
         for earlier in 0..round {
             let key = earlier.to_be_bytes();
             assert_eq!(
@@ -70,38 +78,44 @@ fn synced_writes_survive_a_drop_without_close() {
 
 #[test]
 fn a_value_of_tens_of_megabytes_is_logged_flushed_and_read() {
-    let dir = tempfile::tempdir().unwrap();
+    on_each_fs(write_large_values);
+}
+
+fn write_large_values(fs: FileSystemRef) {
     let options = Options {
         create_if_missing: true,
         ..Options::default()
     };
     let value: Vec<u8> = (0..40_u32 << 20).map(|at| (at * 7 % 251) as u8).collect();
-    let db = open(dir.path(), options.clone()).unwrap();
+    let db = open_on(&fs, options.clone()).unwrap();
     db.put(b"large", &value, &WriteOptions::synced()).unwrap();
     drop(db);
-    let db = open(dir.path(), options.clone()).unwrap();
+    let db = open_on(&fs, options.clone()).unwrap();
     assert!(get(&db, b"large").as_ref() == Some(&value));
     db.put(b"again", &value, &WriteOptions::default()).unwrap();
     db.put(b"again", &value, &WriteOptions::default()).unwrap();
     db.close().unwrap();
-    let db = open(dir.path(), options).unwrap();
+    let db = open_on(&fs, options).unwrap();
     assert!(get(&db, b"again").as_ref() == Some(&value));
     assert!(get(&db, b"large").as_ref() == Some(&value));
 }
 
 #[test]
 fn unlogged_writes_are_durable_after_flush_or_close_only() {
-    let dir = tempfile::tempdir().unwrap();
+    on_each_fs(write_unlogged);
+}
+
+fn write_unlogged(fs: FileSystemRef) {
     let unlogged = WriteOptions {
         sync: false,
         disable_wal: true,
     };
-    let db = open(dir.path(), tiny()).unwrap();
+    let db = open_on(&fs, tiny()).unwrap();
     db.put(b"flushed", b"1", &unlogged).unwrap();
     db.flush().unwrap();
     db.put(b"lost", b"2", &unlogged).unwrap();
     drop(db);
-    let db = open(dir.path(), tiny()).unwrap();
+    let db = open_on(&fs, tiny()).unwrap();
     assert_eq!(get(&db, b"flushed"), Some(b"1".to_vec()));
     assert_eq!(get(&db, b"lost"), None);
     db.put(b"closed", b"3", &unlogged).unwrap();
@@ -113,7 +127,7 @@ fn unlogged_writes_are_durable_after_flush_or_close_only() {
     let late = db.get(b"closed", &ReadOptions::default());
     assert!(matches!(late, Err(Error::Busy { .. })), "{late:?}");
     drop(db);
-    let db = open(dir.path(), tiny()).unwrap();
+    let db = open_on(&fs, tiny()).unwrap();
     assert_eq!(get(&db, b"closed"), Some(b"3".to_vec()));
 }
 
@@ -388,8 +402,11 @@ fn files_that_nothing_needs_are_removed_and_foreign_ones_are_left() {
 
 #[test]
 fn obsolete_tables_live_as_long_as_an_iterator_needs_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = open(dir.path(), tiny()).unwrap();
+    on_each_fs(iterate_over_obsolete_tables);
+}
+
+fn iterate_over_obsolete_tables(fs: FileSystemRef) {
+    let db = open_on(&fs, tiny()).unwrap();
     for number in 0..200_u8 {
         db.put(&[number], &[number; 50], &WriteOptions::default())
             .unwrap();
@@ -413,31 +430,32 @@ fn obsolete_tables_live_as_long_as_an_iterator_needs_them() {
     drop(iter);
     db.close().unwrap();
     drop(db);
-    let tables = std::fs::read_dir(dir.path().join("db"))
+    let tables = fs
+        .list(Path::new(AT))
         .unwrap()
-        .filter(|entry| {
-            let name = entry.as_ref().unwrap().file_name();
-            name.to_str().unwrap().ends_with(".sst")
-        })
+        .iter()
+        .filter(|entry| entry.name.to_str().unwrap().ends_with(".sst"))
         .count();
-    let db = open(dir.path(), tiny()).unwrap();
+    let db = open_on(&fs, tiny()).unwrap();
     let named: usize = db.stats().levels.iter().map(|level| level.files).sum();
     assert_eq!(tables, named, "tables were left behind");
 }
 
 #[test]
 fn two_openers_a_missing_database_and_a_foreign_key_order_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let missing = open(dir.path(), Options::default()).unwrap_err();
+    on_each_fs(refuse_openers);
+}
+
+fn refuse_openers(fs: FileSystemRef) {
+    let missing = open_on(&fs, Options::default()).unwrap_err();
     assert!(
         missing.to_string().contains("create_if_missing"),
         "{missing}"
     );
     assert!(
-        !dir.path().join("db").exists(),
+        fs.metadata(Path::new(AT)).is_err(),
         "a refusal changed something"
     );
-    let fs = host(dir.path());
     let db = Db::open(fs.clone(), Path::new(AT), tiny()).unwrap();
     let second = Db::open(fs.clone(), Path::new(AT), tiny()).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
@@ -452,13 +470,15 @@ fn two_openers_a_missing_database_and_a_foreign_key_order_are_refused() {
     };
     assert!(Db::open(fs.clone(), Path::new(AT), exists).is_err());
     Db::destroy(&fs, Path::new(AT)).unwrap();
-    assert!(!dir.path().join("db").exists());
+    assert!(fs.metadata(Path::new(AT)).is_err());
 }
 
 #[test]
 fn options_are_stored_beside_the_data() {
-    let dir = tempfile::tempdir().unwrap();
-    let fs = host(dir.path());
+    on_each_fs(store_options);
+}
+
+fn store_options(fs: FileSystemRef) {
     drop(Db::open(fs.clone(), Path::new(AT), tiny()).unwrap());
     let stored = Options::load(&fs, Path::new(AT)).unwrap();
     assert_eq!(stored.num_levels, tiny().num_levels);
@@ -500,8 +520,11 @@ fn a_steady_synced_put_is_one_append_and_one_sync() {
 
 #[test]
 fn column_families_are_atomic_across_and_survive() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = open(dir.path(), tiny()).unwrap();
+    on_each_fs(write_across_column_families);
+}
+
+fn write_across_column_families(fs: FileSystemRef) {
+    let db = open_on(&fs, tiny()).unwrap();
     let users = db.create_cf("users").unwrap();
     let gone = db.create_cf("gone").unwrap();
     assert!(db.create_cf("users").is_err());
@@ -520,7 +543,7 @@ fn column_families_are_atomic_across_and_survive() {
     assert!(db.write(batch, &WriteOptions::default()).is_err());
     db.sync_wal().unwrap();
     drop(db);
-    let db = open(dir.path(), tiny()).unwrap();
+    let db = open_on(&fs, tiny()).unwrap();
     let names: Vec<String> = db.cfs().into_iter().map(|(_, name)| name).collect();
     assert_eq!(names, ["default", "users"]);
     assert_eq!(db.cf("users"), Some(users));

@@ -11,7 +11,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Rng, host, seed, tiny};
+use common::{Rng, host, image, mount, seed, sim_device, tiny};
+use lavafs::FileSystemRef;
 use lavakv::{Db, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -177,8 +178,7 @@ fn check(world: &World, rng: &mut Rng) {
     }
 }
 
-fn run(dir: &Path, options: &Options, steps: u64, seed: u64) {
-    let fs = host(dir);
+fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
     let at = Path::new("/db");
     let mut rng = Rng(seed);
     let mut world = World {
@@ -234,7 +234,19 @@ fn run(dir: &Path, options: &Options, steps: u64, seed: u64) {
 #[test]
 fn the_engine_is_an_ordered_map_with_snapshots() {
     let dir = tempfile::tempdir().unwrap();
-    run(dir.path(), &tiny(), 3000, seed());
+    run(host(dir.path()), &tiny(), 3000, seed());
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_on_lavafs_in_memory() {
+    run(mount(sim_device(256 << 20, 512)), &tiny(), 3000, seed() ^ 2);
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_on_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = image(&dir.path().join("image"), 256 << 20);
+    run(fs, &tiny(), 2000, seed() ^ 3);
 }
 
 #[test]
@@ -250,5 +262,5 @@ fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
         max_manifest_file_size: 2000,
         ..tiny()
     };
-    run(dir.path(), &options, 2000, seed() ^ 1);
+    run(host(dir.path()), &options, 2000, seed() ^ 1);
 }

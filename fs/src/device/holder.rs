@@ -4,14 +4,17 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// The holder's name where the system does not tell.
+pub(super) const UNKNOWN: &str = "another process";
+
 /// A name for the holder of the block device or image `path`.
 pub(super) fn find(path: &Path) -> String {
     let Ok(stat) = fs::metadata(path) else {
-        return "another process".to_owned();
+        return UNKNOWN.to_owned();
     };
     mount_point(stat.rdev())
         .or_else(|| open_by(stat.rdev(), stat.dev(), stat.ino()))
-        .unwrap_or_else(|| "another process".to_owned())
+        .unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 /// Where the device number `rdev` is mounted.

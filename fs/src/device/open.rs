@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::counters::AtomicCounters;
 use super::file::FileDevice;
@@ -21,6 +22,9 @@ use crate::types::{BLOCK_SIZE, align_down};
 
 /// Environment variable that forces an engine.
 const ENGINE_VARIABLE: &str = "LAVAFS_IO";
+
+/// How long a claim is tried again while nobody can be seen to hold the device.
+const GONE_HOLDER_GRACE: Duration = Duration::from_secs(2);
 
 /// What a device is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,8 +129,28 @@ fn drive(raw: Raw, engine: Engine) -> Result<Arc<dyn BlockDevice>> {
     }
 }
 
-/// Opens `path`, claims it as `mode` says and finds out its geometry.
+/// Opens `path` and claims it as `mode` says, waiting a moment for a holder that is no process
+/// any more.
+///
+/// A process that used io_uring and was killed is gone, and waited for, before the kernel has
+/// taken its rings down; until then the rings hold its files open and locked. So a claim that
+/// fails although no process has the device open is tried again.
 fn claim(path: &Path, mode: OpenMode) -> Result<Raw> {
+    let started = Instant::now();
+    loop {
+        match claim_now(path, mode) {
+            Err(Error::InUse { owner, .. })
+                if owner == holder::UNKNOWN && started.elapsed() < GONE_HOLDER_GRACE =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Opens `path`, claims it as `mode` says and finds out its geometry.
+fn claim_now(path: &Path, mode: OpenMode) -> Result<Raw> {
     let stat = std::fs::metadata(path).map_err(|error| open_error(path, error))?;
     let file_type = stat.file_type();
     let kind = if file_type.is_block_device() {
@@ -143,7 +167,15 @@ fn claim(path: &Path, mode: OpenMode) -> Result<Raw> {
     let (file, direct) = open_file(path, kind, mode)?;
     let name = path.display().to_string();
     if kind == RawKind::Image && mode == OpenMode::ReadWrite {
-        lock_image(path, &file)?;
+        match try_lock_exclusive(&file) {
+            Ok(true) => {}
+            Ok(false) => {
+                // Closed first, or this process would be found as the holder.
+                drop(file);
+                return Err(in_use(path));
+            }
+            Err(error) => return Err(open_error(path, error)),
+        }
     }
     let geometry = match kind {
         RawKind::Block => block_geometry(&file),
@@ -188,15 +220,6 @@ fn open_file(path: &Path, kind: RawKind, mode: OpenMode) -> Result<(File, bool)>
             );
             Ok((file, false))
         }
-        Err(error) => Err(open_error(path, error)),
-    }
-}
-
-/// Locks an image against other processes and other opens of this one, for as long as it is open.
-fn lock_image(path: &Path, file: &File) -> Result<()> {
-    match try_lock_exclusive(file) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(in_use(path)),
         Err(error) => Err(open_error(path, error)),
     }
 }

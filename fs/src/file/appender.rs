@@ -22,6 +22,8 @@
 use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use crate::alloc::Run;
 use crate::background::Work;
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
@@ -62,6 +64,8 @@ pub(crate) struct Appender {
     last_write: WriteTicket,
     /// Journal ticket without which nothing of this file survives: its creation.
     created_ticket: u64,
+    /// Journal ticket of the last cut; see [`OpenFile::write_runs`].
+    cut_ticket: u64,
     /// Journal tickets of extents, as (file block where the extent begins, ticket).
     extent_tickets: Vec<(u64, u64)>,
     /// Bytes appended since then are covered by `check_crc`, unless they became too many.
@@ -73,7 +77,6 @@ pub(crate) struct Appender {
     dirty: bool,
     /// The last handle was closed: allocate what is needed and no more.
     closed: bool,
-    modified_ns: i64,
 }
 
 /// How a size record is kept from being believed without its data.
@@ -100,6 +103,7 @@ impl Appender {
             synced_end: size,
             last_write: WriteTicket::default(),
             created_ticket,
+            cut_ticket: 0,
             extent_tickets: Vec::new(),
             check_from: size,
             check_crc: 0,
@@ -107,12 +111,11 @@ impl Appender {
             expected_blocks: expected_size.div_ceil(BLOCK_SIZE),
             dirty: false,
             closed: false,
-            modified_ns: 0,
         }
     }
 
     /// The ticket that must be durable before bytes below `size` count as durable.
-    fn ticket_for(&self, size: u64) -> u64 {
+    pub(super) fn ticket_for(&self, size: u64) -> u64 {
         let blocks = size.div_ceil(BLOCK_SIZE);
         let needed = self
             .extent_tickets
@@ -186,7 +189,7 @@ impl OpenFile {
     /// Appends `parts`; see [`crate::File::append_vectored`]. Without the space for all of it,
     /// nothing is appended.
     pub(super) fn append(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             let what = "the file's size is uncertain since a crash; settle it before appending";
@@ -204,7 +207,8 @@ impl OpenFile {
         }
         if len > 0 {
             appender.dirty = true;
-            appender.modified_ns = self.core.now_ns();
+            self.modified_ns
+                .store(self.core.now_ns(), Ordering::Release);
         }
         Ok(offset)
     }
@@ -235,9 +239,37 @@ impl OpenFile {
         Ok(())
     }
 
+    /// Takes the appender's lock and waits for appends in flight.
+    fn lock_appender(&self) -> MutexGuard<'_, Appender> {
+        let appender = self.appender.lock();
+        self.pipeline.drain();
+        appender
+    }
+
+    /// True where all appended bytes are durable, or in flight to be.
+    pub(super) fn is_all_on_device(&self, appender: &Appender) -> bool {
+        let tail = self.tail.read();
+        let aligned = tail.start.is_multiple_of(self.core.disk.unit());
+        tail.len == 0
+            && aligned
+            && !self.uncertain.load(Ordering::Acquire)
+            && self.core.disk.is_flushed(appender.last_write)
+    }
+
+    /// Counts bytes up to `end`, a multiple of the logical block, as appended; they are in flight.
+    pub(super) fn advance_past(&self, appender: &mut Appender, end: u64) {
+        self.tail.write().start = end;
+        appender.synced_end = end;
+        appender.closed = false;
+        appender.dirty = true;
+        self.modified_ns
+            .store(self.core.now_ns(), Ordering::Release);
+        appender.restart_check(end);
+    }
+
     /// See [`crate::File::fdatasync`].
     pub(super) fn fdatasync(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         self.pad_if_sealed(&mut appender)?;
         let flushed = self.core.disk.is_flushed(appender.last_write);
@@ -265,7 +297,7 @@ impl OpenFile {
 
     /// Where the journal says that the file is exactly as long as before the last appends, enqueues
     /// that it may be longer; after a crash the bytes synced since would not be looked for.
-    fn note_inexact(&self, size: u64) -> u64 {
+    pub(super) fn note_inexact(&self, size: u64) -> u64 {
         let needed = |exact: bool, durable: u64| exact && durable < size;
         {
             let state = self.inode.state.read();
@@ -280,7 +312,7 @@ impl OpenFile {
             exact: false,
             size: state.durable_size,
             modified_ns: state.modified_ns,
-            check_from: 0,
+            check_from: state.durable_size,
             check_crc: 0,
         };
         self.core.enqueue_unchecked(&op)
@@ -288,7 +320,7 @@ impl OpenFile {
 
     /// See [`crate::File::fsync`].
     pub(super) fn fsync(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             self.core.commit(appender.created_ticket)?;
@@ -315,8 +347,8 @@ impl OpenFile {
             return self.core.last_ticket();
         }
         if appender.dirty {
-            state.modified_ns = appender.modified_ns;
-            state.changed_ns = appender.modified_ns;
+            state.modified_ns = self.modified_ns.load(Ordering::Acquire);
+            state.changed_ns = self.core.now_ns();
         }
         let unflushed = !self.core.disk.is_flushed(appender.last_write);
         let checked =
@@ -343,7 +375,7 @@ impl OpenFile {
 
     /// See [`crate::File::settle`].
     pub(super) fn settle(&self, size: u64) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         let known = self.size();
         match known {
@@ -363,7 +395,8 @@ impl OpenFile {
         *self.tail.write() = Tail::empty_at(size);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
-        appender.modified_ns = self.core.now_ns();
+        self.modified_ns
+            .store(self.core.now_ns(), Ordering::Release);
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
         self.core.commit(ticket)
@@ -371,7 +404,7 @@ impl OpenFile {
 
     /// See [`crate::File::truncate`].
     pub(super) fn truncate(&self, size: u64) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         self.core.disk.check_writable()?;
         let present = self.size().lower();
         if size > present {
@@ -394,6 +427,7 @@ impl OpenFile {
     /// Cuts the file to `size` in memory and enqueues it.
     fn cut(&self, appender: &mut Appender, size: u64, generation: Option<u64>) {
         let now_ns = self.core.now_ns();
+        self.modified_ns.store(now_ns, Ordering::Release);
         let mut ops = Vec::new();
         let mut freed = Vec::new();
         let mut state = self.inode.state.write();
@@ -433,13 +467,14 @@ impl OpenFile {
         appender.synced_end = size;
         appender.extent_tickets.clear();
         appender.created_ticket = ticket;
+        appender.cut_ticket = ticket;
         appender.dirty = false;
         appender.restart_check(size);
     }
 
     /// Writes buffered bytes out, gives surplus space back and enqueues the size.
     pub(crate) fn write_back(&self) -> Result<()> {
-        let mut appender = self.appender.lock();
+        let mut appender = self.lock_appender();
         if self.uncertain.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -500,6 +535,7 @@ impl OpenFile {
         if padding == 0 {
             return Ok(());
         }
+        self.align_tail(appender)?;
         let zeros = [0; BLOCK_SIZE as usize];
         self.reserve(appender, end + padding)?;
         self.append_part(appender, &zeros[..padding as usize])
@@ -560,6 +596,10 @@ impl OpenFile {
     }
 
     /// Writes whole logical blocks at file offset `offset`, allocating what is missing.
+    ///
+    /// After a cut, the block in which the file now ends is written a second time with other bytes.
+    /// Were that done before the cut is durable, a crash would bring back the longer file, of the
+    /// old generation, with the new bytes in it.
     fn write_runs(
         &self,
         appender: &mut Appender,
@@ -568,6 +608,7 @@ impl OpenFile {
         durability: Durability,
     ) -> Result<()> {
         let end = offset + data.len() as u64;
+        self.core.commit(appender.cut_ticket)?;
         self.allocate_to(appender, end)?;
         let mut writes = Vec::with_capacity(1);
         {
@@ -598,7 +639,7 @@ impl OpenFile {
     }
 
     /// Sets space aside for a file of `end` bytes.
-    fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
+    pub(super) fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
         let allocated = self.inode.state.read().extents.blocks();
         let covered = allocated + appender.reserved_blocks;
         let needed = end.div_ceil(BLOCK_SIZE).saturating_sub(covered);
@@ -623,7 +664,7 @@ impl OpenFile {
     }
 
     /// Makes sure that extents cover the file to `end` bytes.
-    fn allocate_to(&self, appender: &mut Appender, end: u64) -> Result<()> {
+    pub(super) fn allocate_to(&self, appender: &mut Appender, end: u64) -> Result<()> {
         let needed = end.div_ceil(BLOCK_SIZE);
         loop {
             let (blocks, last) = {
@@ -690,7 +731,7 @@ impl OpenFile {
     }
 
     /// Asks the background thread for the next extent, if the last one fills up.
-    fn ask_for_extent(&self, size: u64) {
+    pub(super) fn ask_for_extent(&self, size: u64) {
         if self.wants_extent(size) && !self.ahead_asked.swap(true, Ordering::AcqRel) {
             self.core.ask(Work::Extent(self.inode.ino));
         }

@@ -12,13 +12,14 @@
 use std::any::Any;
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::Core;
 use crate::error::Result;
 use crate::file::appender::{Appender, Tail};
+use crate::file::pipeline::Pipeline;
 use crate::meta::inode::Inode;
 use crate::types::{FileSize, Generation, Ino};
 use crate::vfs::{File, TailPolicy};
@@ -31,18 +32,22 @@ pub(crate) struct OpenFile {
     pub(super) appender: Mutex<Appender>,
     pub(super) gate: RwLock<()>,
     pub(super) tail: RwLock<Tail>,
+    pub(super) pipeline: Pipeline,
     pub(super) policy: TailPolicy,
     /// The size is only known between bounds, since a crash.
     pub(super) uncertain: AtomicBool,
+    /// Time of the last change of contents, of the appends that no record tells of yet too.
+    pub(crate) modified_ns: AtomicI64,
     /// The background thread was asked for the next extent.
     pub(super) ahead_asked: AtomicBool,
 }
 
 impl OpenFile {
     pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, expected_size: u64) -> Self {
-        let (size, policy, journaled) = {
+        let (size, policy, journaled, modified_ns) = {
             let state = inode.state.read();
-            (state.size, state.tail, state.journaled_size())
+            let journaled = state.journaled_size();
+            (state.size, state.tail, journaled, state.modified_ns)
         };
         let uncertain = matches!(journaled, FileSize::Between { .. }) && journaled.lower() == size;
         let last_ticket = core.last_ticket();
@@ -52,8 +57,10 @@ impl OpenFile {
             appender: Mutex::new(Appender::new(size, expected_size, last_ticket)),
             gate: RwLock::new(()),
             tail: RwLock::new(Tail::empty_at(size)),
+            pipeline: Pipeline::default(),
             policy,
             uncertain: AtomicBool::new(uncertain),
+            modified_ns: AtomicI64::new(modified_ns),
             ahead_asked: AtomicBool::new(false),
         }
     }
@@ -87,6 +94,10 @@ impl Drop for LavaFile {
 impl File for LavaFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         self.open.append(parts)
+    }
+
+    fn append_durable(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        self.open.append_durable(parts)
     }
 
     fn fdatasync(&self) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod appender;
 mod handle;
+mod pipeline;
 mod reader;
 mod view;
 

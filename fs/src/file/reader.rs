@@ -53,8 +53,10 @@ impl OpenFile {
             let bytes = &tail.bytes()[(first - tail.start) as usize..(end - tail.start) as usize];
             buf[(first - offset) as usize..(end - offset) as usize].copy_from_slice(bytes);
         }
+        let below = end.min(tail.start).saturating_sub(offset) as usize;
+        drop(tail);
         (
-            end.min(tail.start).saturating_sub(offset) as usize,
+            self.pipeline.copy(offset, &mut buf[..below]),
             (end - offset) as usize,
         )
     }

@@ -5,7 +5,7 @@
 //!    4    4  crc32c     over bytes 8..48+body_len, seeded with the uuid
 //!    8    8  epoch      of the region's header
 //!   16    8  seq        previous record's + 1
-//!   24    4  prev_crc   crc of the previous record in the region, 0 for the first
+//!   24    4  prev_crc   crc of the previous record in the region, of the header for the first
 //!   28    4  body_len   bytes
 //!   32    8  reserved   zero
 //!   40    8  next_id    as in the region header, at the time of the record

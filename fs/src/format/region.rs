@@ -73,6 +73,13 @@ impl RegionHeader {
         out
     }
 
+    /// The header's checksum, to which the first record behind it is chained: a record left by a
+    /// switch to the same epoch that a crash cut short then follows no header.
+    pub(crate) fn crc(&self) -> u32 {
+        let block = self.encode();
+        crc32c::crc32c(&block[12..BODY_LEN])
+    }
+
     /// Decodes a copy that belongs to the filesystem `uuid`, in a region of `region_blocks`.
     pub(crate) fn decode(block: &[u8], uuid: Uuid, region_blocks: u64) -> HeaderCopy {
         let body = &block[..BODY_LEN];

@@ -364,28 +364,29 @@ impl Journal {
             )
         };
         carry.extend_from_slice(&queue.ops);
-        let mut next = Writer {
-            region: idle,
-            epoch: writer.epoch + 1,
-            position: records_offset,
-            records_offset,
-            seq: writer.seq,
-            prev_crc: 0,
-            id_limit: writer
-                .id_limit
-                .max(queue.id_limit)
-                .max(self.next_id.load(Ordering::Relaxed) + ID_GRANT),
-            buf: std::mem::replace(&mut writer.buf, AlignedBuf::zeroed(0)),
-            carry: None,
-        };
+        let id_limit = writer
+            .id_limit
+            .max(queue.id_limit)
+            .max(self.next_id.load(Ordering::Relaxed) + ID_GRANT);
         let header = RegionHeader {
             uuid: self.uuid(),
-            epoch: next.epoch,
-            first_seq: next.seq,
+            epoch: writer.epoch + 1,
+            first_seq: writer.seq,
             checkpoint_len: written.len,
             checkpoint_hash: written.hash,
-            next_id: next.id_limit,
+            next_id: id_limit,
             carried: u64::from(!carry.is_empty()),
+        };
+        let mut next = Writer {
+            region: idle,
+            epoch: header.epoch,
+            position: records_offset,
+            records_offset,
+            seq: header.first_seq,
+            prev_crc: header.crc(),
+            id_limit,
+            buf: std::mem::replace(&mut writer.buf, AlignedBuf::zeroed(0)),
+            carry: None,
         };
         let base = self.superblock.region_start(idle) * BLOCK_SIZE;
         let mut last_write = queue.flush_first;

@@ -239,7 +239,7 @@ impl<'a> Replay<'a> {
             header: *header,
             position: header.records_offset(),
             seq: header.first_seq,
-            prev_crc: 0,
+            prev_crc: header.crc(),
             next_id: header.next_id,
             ops_len: header.checkpoint_len,
             records: 0,

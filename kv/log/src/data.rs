@@ -162,7 +162,9 @@ impl DataLog {
             let number = self.next_number;
             let path = data_path(&self.dir, number);
             let tag = u64::from(number);
-            let writer = GroupWriter::create_tagged(fs, &path, self.file_size, tag)?;
+            // On a small or nearly full device a whole file's space would be all there is.
+            let expected_size = self.file_size.min(fs.space().free / 16);
+            let writer = GroupWriter::create_tagged(fs, &path, expected_size, tag)?;
             let file = DataFile {
                 file: writer.file().clone(),
                 path,

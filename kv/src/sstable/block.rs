@@ -2,21 +2,24 @@
 //!
 //! ```text
 //! data block (before compression)
-//!   entries
-//!   restarts   u32 each: offset of an entry stored with its whole key; the first is 0
+//!   keys       one after another
+//!   values     one after another, in the order of the keys
+//!   restarts   2 x u32 each: offset of a key stored whole, offset of its value;
+//!              the first is (0, end of the keys)
 //!   buckets    u8 each: hash index, maybe none
 //!   u32        number of restarts, at least 1
 //!   u16        number of buckets
 //!
-//! entry
+//! key
 //!   varint     shared: bytes of the user key that are those of the previous user key;
 //!              0 at a restart, elsewhere as many as there are
 //!   varint     rest of the user key's length
 //!   varint     length of the value
 //!   8          trailer (sequence number and kind; key.rs)
 //!   n          rest of the user key
-//!   m          value
 //! ```
+//!
+//! Keys and values are apart so that a search walks over few cache lines.
 //!
 //! Bucket `h % buckets`, `h` the lower half of the user key's filter hash, holds the number of
 //! the restart before the only entries whose keys fall on it, [`NO_ENTRY`] or [`COLLISION`].
@@ -42,6 +45,8 @@ const COLLISION: u8 = 254;
 const MAX_INDEXED_RESTARTS: usize = 254;
 /// Buckets per key are one over this.
 const BUCKET_LOAD: f64 = 0.75;
+/// Bytes of a restart.
+const RESTART: usize = 8;
 /// Bytes after the buckets.
 const TAIL: usize = 6;
 
@@ -61,8 +66,12 @@ fn bad<T>(at: usize, detail: &'static str) -> Result<T, BadBlock> {
 pub(super) struct BlockBuilder {
     restart_interval: usize,
     hash_index: bool,
-    buf: Vec<u8>,
-    restarts: Vec<u32>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// Restarts, buckets and tail, once finished.
+    tables: Vec<u8>,
+    /// Offsets in `keys` and `values`.
+    restarts: Vec<(usize, usize)>,
     since_restart: usize,
     entries: usize,
     last_user_key: Vec<u8>,
@@ -75,7 +84,9 @@ impl BlockBuilder {
         BlockBuilder {
             restart_interval: restart_interval.max(1),
             hash_index,
-            buf: Vec::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            tables: Vec::new(),
             restarts: Vec::new(),
             since_restart: 0,
             entries: 0,
@@ -91,7 +102,8 @@ impl BlockBuilder {
     /// Bytes of the block if it were finished now.
     pub(super) fn size(&self) -> usize {
         let buckets = if self.hash_index { self.entries } else { 0 };
-        self.buf.len() + 4 * self.restarts.len() + buckets + TAIL
+        let areas = self.keys.len() + self.values.len();
+        areas + RESTART * self.restarts.len() + buckets + TAIL
     }
 
     /// Adds an entry; keys must ascend (the caller has checked).
@@ -99,8 +111,7 @@ impl BlockBuilder {
         let key = user_key(internal_key);
         let restart = self.entries == 0 || self.since_restart == self.restart_interval;
         let shared = if restart {
-            let at = u32::try_from(self.buf.len()).expect("a block is below 4 GiB");
-            self.restarts.push(at);
+            self.restarts.push((self.keys.len(), self.values.len()));
             self.since_restart = 0;
             0
         } else {
@@ -113,27 +124,30 @@ impl BlockBuilder {
                 .push((hash as u32, (self.restarts.len() - 1) as u8));
         }
         let rest = &key[shared..];
-        varint::put(&mut self.buf, shared as u64);
-        varint::put(&mut self.buf, rest.len() as u64);
-        varint::put(&mut self.buf, value.len() as u64);
-        self.buf.extend_from_slice(&internal_key[key.len()..]);
-        self.buf.extend_from_slice(rest);
-        self.buf.extend_from_slice(value);
+        varint::put(&mut self.keys, shared as u64);
+        varint::put(&mut self.keys, rest.len() as u64);
+        varint::put(&mut self.keys, value.len() as u64);
+        self.keys.extend_from_slice(&internal_key[key.len()..]);
+        self.keys.extend_from_slice(rest);
+        self.values.extend_from_slice(value);
         self.last_user_key.truncate(shared);
         self.last_user_key.extend_from_slice(rest);
     }
 
-    /// Ends the block; [`BlockBuilder::reset`] begins the next.
-    pub(super) fn finish(&mut self) -> &[u8] {
+    /// Ends the block and returns its parts; [`BlockBuilder::reset`] begins the next.
+    pub(super) fn finish(&mut self) -> [&[u8]; 3] {
         assert!(self.entries > 0, "a block has entries");
-        for restart in &self.restarts {
-            self.buf.extend_from_slice(&restart.to_le_bytes());
+        for &(key, value) in &self.restarts {
+            for offset in [key, self.keys.len() + value] {
+                let offset = u32::try_from(offset).expect("a block is below 4 GiB");
+                self.tables.extend_from_slice(&offset.to_le_bytes());
+            }
         }
         let buckets = self.append_buckets();
-        self.buf
+        self.tables
             .extend_from_slice(&(self.restarts.len() as u32).to_le_bytes());
-        self.buf.extend_from_slice(&buckets.to_le_bytes());
-        &self.buf
+        self.tables.extend_from_slice(&buckets.to_le_bytes());
+        [&self.keys, &self.values, &self.tables]
     }
 
     fn append_buckets(&mut self) -> u16 {
@@ -144,10 +158,10 @@ impl BlockBuilder {
         let Ok(count) = u16::try_from(buckets) else {
             return 0;
         };
-        let start = self.buf.len();
-        self.buf.resize(start + buckets, NO_ENTRY);
+        let start = self.tables.len();
+        self.tables.resize(start + buckets, NO_ENTRY);
         for &(hash, restart) in &self.hashes {
-            let bucket = &mut self.buf[start + hash as usize % buckets];
+            let bucket = &mut self.tables[start + hash as usize % buckets];
             *bucket = match *bucket {
                 NO_ENTRY => restart,
                 same if same == restart => restart,
@@ -158,7 +172,9 @@ impl BlockBuilder {
     }
 
     pub(super) fn reset(&mut self) {
-        self.buf.clear();
+        self.keys.clear();
+        self.values.clear();
+        self.tables.clear();
         self.restarts.clear();
         self.hashes.clear();
         self.entries = 0;
@@ -189,19 +205,20 @@ pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 /// Where the parts of a data block's bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct DataLayout {
-    /// End of the entries and start of the restarts.
-    entries_end: usize,
+    keys_end: usize,
+    /// End of the values and start of the restarts.
+    values_end: usize,
     restarts: usize,
     buckets: usize,
 }
 
-/// One entry, decoded.
+/// One key, decoded.
 struct Entry {
     shared: usize,
     trailer: u64,
-    /// The rest of the user key.
+    /// The rest of the user key; the next key begins at its end.
     rest: Range<usize>,
-    value: Range<usize>,
+    value_len: usize,
 }
 
 /// What a lookup found.
@@ -221,30 +238,59 @@ impl DataLayout {
         let [a, b, c, d, e, f] = *tail;
         let restarts = u32::from_le_bytes([a, b, c, d]) as usize;
         let buckets = u16::from_le_bytes([e, f]) as usize;
-        let tables = restarts * 4 + buckets + TAIL;
+        let tables = restarts * RESTART + buckets + TAIL;
         if restarts == 0 || tables >= bytes.len() {
             return bad(
                 bytes.len() - TAIL,
                 "block with an impossible number of restarts",
             );
         }
-        Ok(DataLayout {
-            entries_end: bytes.len() - tables,
+        let mut layout = DataLayout {
+            keys_end: 0,
+            values_end: bytes.len() - tables,
             restarts,
             buckets,
-        })
+        };
+        layout.keys_end = layout.restart(bytes, 0).1;
+        if layout.keys_end > layout.values_end {
+            return bad(layout.values_end, "keys beyond the block's end");
+        }
+        Ok(layout)
+    }
+
+    /// Offsets of a restart's key and value.
+    #[inline]
+    fn restart(self, bytes: &[u8], index: usize) -> (usize, usize) {
+        let at = self.values_end + RESTART * index;
+        let word = |at: usize| {
+            u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+        };
+        (word(at), word(at + 4))
     }
 
     #[inline]
-    fn restart(self, bytes: &[u8], index: usize) -> usize {
-        let at = self.entries_end + 4 * index;
-        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+    fn bucket(self, bytes: &[u8], hash: u64) -> u8 {
+        if self.buckets == 0 {
+            return COLLISION;
+        }
+        let start = self.values_end + RESTART * self.restarts;
+        bytes[start + hash as u32 as usize % self.buckets]
     }
 
-    /// Decodes the entry at `at`.
+    /// The place of a value in the block, if it is one.
+    #[inline]
+    fn value(self, start: usize, len: usize) -> Result<Range<usize>, BadBlock> {
+        let end = start.saturating_add(len);
+        if start < self.keys_end || end > self.values_end {
+            return bad(start, "value outside of the block");
+        }
+        Ok(start..end)
+    }
+
+    /// Decodes the key at `at`.
     #[inline]
     fn entry(self, bytes: &[u8], at: usize) -> Result<Entry, BadBlock> {
-        let Some(entries) = bytes.get(at..self.entries_end) else {
+        let Some(entries) = bytes.get(at..self.keys_end) else {
             return bad(at, "restart outside of the block");
         };
         let (shared, rest_len, value_len, head) = match *entries {
@@ -265,9 +311,8 @@ impl DataLayout {
         };
         let trailer = u64::from_le_bytes(*trailer);
         let rest_start = at + head + TRAILER_LEN;
-        let value_start = rest_start + rest_len;
-        let end = value_start + value_len;
-        if end > self.entries_end {
+        let rest_end = rest_start + rest_len;
+        if rest_end > self.keys_end {
             return bad(at, "entry beyond the block's end");
         }
         if ValueKind::from_u8(trailer as u8).is_none() {
@@ -276,8 +321,8 @@ impl DataLayout {
         Ok(Entry {
             shared,
             trailer,
-            rest: rest_start..value_start,
-            value: value_start..end,
+            rest: rest_start..rest_end,
+            value_len,
         })
     }
 
@@ -292,7 +337,7 @@ impl DataLayout {
         let (mut low, mut high) = (0, self.restarts);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            let entry = self.entry(bytes, self.restart(bytes, middle))?;
+            let entry = self.entry(bytes, self.restart(bytes, middle).0)?;
             let order = compare_user(&bytes[entry.rest], target_key)
                 .then_with(|| target_trailer.cmp(&entry.trailer));
             match order {
@@ -313,16 +358,11 @@ impl DataLayout {
     ) -> Result<Option<Found>, BadBlock> {
         let target = lookup.internal();
         let (target_key, target_trailer) = (user_key(target), trailer(target));
-        let mut restart = COLLISION;
-        if self.buckets > 0 {
-            let start = self.entries_end + 4 * self.restarts;
-            restart = bytes[start + hash as u32 as usize % self.buckets];
-        }
-        let restart = match restart {
+        let restart = match self.bucket(bytes, hash) {
             NO_ENTRY => return Ok(None),
             COLLISION => self.search_restarts(bytes, target_key, target_trailer)?,
             index if usize::from(index) < self.restarts => usize::from(index),
-            _ => return bad(self.entries_end, "bucket without a restart"),
+            _ => return bad(self.values_end, "bucket without a restart"),
         };
         self.scan(bytes, restart, target_key, target_trailer)
     }
@@ -336,22 +376,24 @@ impl DataLayout {
         target_key: &[u8],
         target_trailer: u64,
     ) -> Result<Option<Found>, BadBlock> {
-        let mut at = self.restart(bytes, restart);
+        let (mut at, mut value_at) = self.restart(bytes, restart);
         let mut next_restart = restart;
         let mut next_restart_at = at;
         // Bytes that the previous user key, which is not after the target's, shares with it.
         let mut matched = 0;
-        while at < self.entries_end {
+        while at < self.keys_end {
             if at == next_restart_at {
                 matched = 0;
                 next_restart += 1;
                 next_restart_at = match next_restart < self.restarts {
-                    true => self.restart(bytes, next_restart),
+                    true => self.restart(bytes, next_restart).0,
                     false => usize::MAX,
                 };
             }
             let entry = self.entry(bytes, at)?;
-            at = entry.value.end;
+            let value_start = value_at;
+            at = entry.rest.end;
+            value_at += entry.value_len;
             if entry.shared > matched {
                 continue;
             }
@@ -366,7 +408,8 @@ impl DataLayout {
                     return Ok(None);
                 }
                 if entry.trailer <= target_trailer {
-                    let (trailer, value) = (entry.trailer, entry.value);
+                    let value = self.value(value_start, entry.value_len)?;
+                    let trailer = entry.trailer;
                     return Ok(Some(Found { trailer, value }));
                 }
             } else if common < rest.len() && rest[common] > wanted[common] {
@@ -386,8 +429,10 @@ pub(super) struct BlockCursor {
     pub(super) key: Vec<u8>,
     /// The value's place in the block's bytes.
     pub(super) value: Range<usize>,
-    /// Where the entry here begins.
+    /// Where the key here begins.
     at: usize,
+    /// Where the next key begins.
+    next_at: usize,
     pub(super) valid: bool,
 }
 
@@ -397,8 +442,7 @@ impl BlockCursor {
         bytes: &[u8],
         layout: DataLayout,
     ) -> Result<(), BadBlock> {
-        self.key.clear();
-        self.load(bytes, layout, layout.restart(bytes, 0))
+        self.seek_to_restart(bytes, layout, 0)
     }
 
     pub(super) fn seek_to_last(
@@ -407,10 +451,7 @@ impl BlockCursor {
         layout: DataLayout,
     ) -> Result<(), BadBlock> {
         self.seek_to_restart(bytes, layout, layout.restarts - 1)?;
-        while self.value.end < layout.entries_end {
-            self.next(bytes, layout)?;
-        }
-        Ok(())
+        self.walk_to(bytes, layout, layout.keys_end)
     }
 
     /// Moves to the first entry at or after `target`; invalid where there is none.
@@ -436,17 +477,17 @@ impl BlockCursor {
         restart: usize,
     ) -> Result<(), BadBlock> {
         self.key.clear();
-        self.load(bytes, layout, layout.restart(bytes, restart))
+        let (at, value_at) = layout.restart(bytes, restart);
+        self.load(bytes, layout, at, value_at)
     }
 
     #[inline]
     pub(super) fn next(&mut self, bytes: &[u8], layout: DataLayout) -> Result<(), BadBlock> {
-        let at = self.value.end;
-        if at >= layout.entries_end {
+        if self.next_at >= layout.keys_end {
             self.valid = false;
             return Ok(());
         }
-        self.load(bytes, layout, at)
+        self.load(bytes, layout, self.next_at, self.value.end)
     }
 
     /// Walks to the entry before this one from the restart before it.
@@ -455,35 +496,48 @@ impl BlockCursor {
         let (mut low, mut high) = (0, layout.restarts);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            match layout.restart(bytes, middle) < end {
+            match layout.restart(bytes, middle).0 < end {
                 true => low = middle,
                 false => high = middle,
             }
         }
-        if layout.restart(bytes, low) >= end {
+        if layout.restart(bytes, low).0 >= end {
             self.valid = false;
             return Ok(());
         }
         self.seek_to_restart(bytes, layout, low)?;
-        while self.value.end < end {
-            self.next(bytes, layout)?;
+        self.walk_to(bytes, layout, end)
+    }
+
+    /// Walks to the entry whose key ends at `end`.
+    fn walk_to(&mut self, bytes: &[u8], layout: DataLayout, end: usize) -> Result<(), BadBlock> {
+        while self.next_at < end {
+            self.load(bytes, layout, self.next_at, self.value.end)?;
         }
         Ok(())
     }
 
-    /// Decodes the entry at `at`; `key` is that of the entry before, or empty at a restart.
+    /// Decodes the key at `at`, whose value is at `value_at`; `key` is that of the entry before,
+    /// or empty at a restart.
     #[inline]
-    fn load(&mut self, bytes: &[u8], layout: DataLayout, at: usize) -> Result<(), BadBlock> {
+    fn load(
+        &mut self,
+        bytes: &[u8],
+        layout: DataLayout,
+        at: usize,
+        value_at: usize,
+    ) -> Result<(), BadBlock> {
         self.valid = false;
         let entry = layout.entry(bytes, at)?;
         if entry.shared > self.key.len().saturating_sub(TRAILER_LEN) {
-            return bad(at, "entry that shares more than there is");
+            return bad(at, "key that shares more than there is");
         }
+        self.value = layout.value(value_at, entry.value_len)?;
+        self.at = at;
+        self.next_at = entry.rest.end;
         self.key.truncate(entry.shared);
         self.key.extend_from_slice(&bytes[entry.rest]);
         self.key.extend_from_slice(&entry.trailer.to_le_bytes());
-        self.value = entry.value;
-        self.at = at;
         self.valid = true;
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::footer::{
 };
 use super::index::IndexBuilder;
 use super::properties::TableProperties;
-use super::{BLOCK_TRAILER, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, block_crc, filter};
+use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
 use crate::compression::{BlockCompressor, CODE_NONE, CODE_ZSTD};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -77,6 +77,8 @@ struct Output {
     /// Bytes of the file, `pending` included.
     len: u64,
     digest: Xxh3,
+    /// A block's parts put together for compression.
+    whole: Vec<u8>,
 }
 
 impl TableBuilder {
@@ -92,6 +94,7 @@ impl TableBuilder {
                 pending: Vec::with_capacity(APPEND_BYTES + options.block_size),
                 len: 0,
                 digest: Xxh3::new(),
+                whole: Vec::new(),
             },
             index: IndexBuilder::default(),
             hashes: Vec::with_capacity(match options.filter_bits_per_key > 0.0 {
@@ -201,7 +204,7 @@ impl TableBuilder {
                 .compressor
                 .insert(BlockCompressor::new(self.options.compression)?),
         };
-        self.output.write_block(self.block.finish(), compressor)?;
+        self.output.write_block(&self.block.finish(), compressor)?;
         self.block.reset();
         self.properties.data_blocks += 1;
         self.unindexed_end = Some(self.output.len);
@@ -230,14 +233,14 @@ impl TableBuilder {
             sections.push((
                 SECTION_FILTER,
                 false,
-                output.write_block(&filter, &mut plain)?,
+                output.write_block(&[&filter], &mut plain)?,
             ));
         }
         let compressor = self.compressor.as_mut().expect("made with the first block");
-        let index = output.write_block(&self.index.finish(), compressor)?;
-        let properties = output.write_block(&self.properties.encode(), &mut plain)?;
+        let index = output.write_block(&[&self.index.finish()], compressor)?;
+        let properties = output.write_block(&[&self.properties.encode()], &mut plain)?;
         sections.push((SECTION_PROPERTIES, true, properties));
-        let meta = output.write_block(&encode_sections(&sections), &mut plain)?;
+        let meta = output.write_block(&[&encode_sections(&sections)], &mut plain)?;
         let checksum = output.finish(index, meta)?;
         Ok(TableSummary {
             file_size: self.output.len,
@@ -267,41 +270,61 @@ impl std::fmt::Debug for TableBuilder {
 }
 
 impl Output {
-    fn write_block(&mut self, raw: &[u8], compressor: &mut BlockCompressor) -> Result<Handle> {
-        let (contents, code) = match compressor.compress(raw) {
-            Some(compressed) => (compressed, CODE_ZSTD),
-            None => (raw, CODE_NONE),
-        };
-        let offset = self.len;
-        let mut trailer = [code, 0, 0, 0, 0];
-        let crc = block_crc(self.seed, offset, contents, code);
-        trailer[1..].copy_from_slice(&crc.to_le_bytes());
-        self.digest.update(contents);
-        self.digest.update(&trailer);
-        if contents.len() >= APPEND_BYTES {
-            self.append(&[contents, &trailer])?;
-        } else {
-            self.pending.extend_from_slice(contents);
-            self.pending.extend_from_slice(&trailer);
-            if self.pending.len() >= APPEND_BYTES {
-                self.append(&[])?;
-            }
+    /// Writes a block of the concatenation of `parts`.
+    fn write_block(&mut self, parts: &[&[u8]], compressor: &mut BlockCompressor) -> Result<Handle> {
+        if !compressor.is_active() {
+            return self.write_stored(parts, CODE_NONE);
         }
-        let len = (contents.len() + BLOCK_TRAILER) as u64;
-        self.len += len;
-        Ok(Handle { offset, len })
+        let mut whole = std::mem::take(&mut self.whole);
+        whole.clear();
+        parts.iter().for_each(|part| whole.extend_from_slice(part));
+        let written = match compressor.compress(&whole) {
+            Some(compressed) => self.write_stored(&[compressed], CODE_ZSTD),
+            None => self.write_stored(&[&whole], CODE_NONE),
+        };
+        self.whole = whole;
+        written
     }
 
-    /// Appends what is pending and then `parts`, in one step.
-    fn append(&mut self, parts: &[&[u8]]) -> Result<()> {
-        let mut slices = vec![IoSlice::new(&self.pending)];
-        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-        self.file.append_vectored(&slices)?;
+    fn write_stored(&mut self, parts: &[&[u8]], code: u8) -> Result<Handle> {
+        let offset = self.len;
+        let mut crc = BlockCrc::new(self.seed, offset);
+        parts.iter().for_each(|part| crc.update(part));
+        let mut trailer = [code, 0, 0, 0, 0];
+        trailer[1..].copy_from_slice(&crc.finish(code).to_le_bytes());
+        let len = parts.iter().map(|part| part.len()).sum::<usize>() + BLOCK_TRAILER;
+        if len >= APPEND_BYTES {
+            let mut slices = vec![IoSlice::new(&self.pending)];
+            slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+            slices.push(IoSlice::new(&trailer));
+            slices.iter().for_each(|slice| self.digest.update(slice));
+            self.file.append_vectored(&slices)?;
+            self.pending.clear();
+        } else {
+            parts
+                .iter()
+                .for_each(|part| self.pending.extend_from_slice(part));
+            self.pending.extend_from_slice(&trailer);
+            if self.pending.len() >= APPEND_BYTES {
+                self.append_pending()?;
+            }
+        }
+        self.len += len as u64;
+        Ok(Handle {
+            offset,
+            len: len as u64,
+        })
+    }
+
+    fn append_pending(&mut self) -> Result<()> {
+        self.digest.update(&self.pending);
+        self.file.append(&self.pending)?;
         self.pending.clear();
         Ok(())
     }
 
     fn finish(&mut self, index: Handle, meta: Handle) -> Result<u64> {
+        self.append_pending()?;
         let footer = Footer {
             seed: self.seed,
             index,
@@ -310,10 +333,9 @@ impl Output {
             file_size: self.len + FOOTER_LEN as u64,
         };
         let footer = footer.encode();
-        self.digest.update(&footer);
         self.pending.extend_from_slice(&footer);
         self.len += FOOTER_LEN as u64;
-        self.append(&[])?;
+        self.append_pending()?;
         self.file.fsync()?;
         assert_eq!(
             self.file.size().lower(),

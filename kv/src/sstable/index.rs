@@ -263,6 +263,12 @@ impl IndexLayout {
         let heads = &bytes[HEADER..HEADER + 8 * self.count];
         let heads = heads.as_chunks::<8>().0;
         let mut low = heads.partition_point(|bytes| u64::from_le_bytes(*bytes) < head);
+        if heads
+            .get(low)
+            .is_none_or(|bytes| u64::from_le_bytes(*bytes) != head)
+        {
+            return low;
+        }
         let ties = heads[low..].partition_point(|bytes| u64::from_le_bytes(*bytes) == head);
         let mut high = low + ties;
         while low < high {

@@ -184,7 +184,7 @@ impl Block {
         let data = {
             let mut builder = block::BlockBuilder::new(16, false);
             builder.add(&[0; 8], 0, &vec![0; len]);
-            Block::data(builder.finish().to_vec()).expect("as built")
+            Block::data(builder.finish().concat()).expect("as built")
         };
         match kind {
             BlockKind::Data => data,
@@ -207,11 +207,22 @@ impl Block {
     }
 }
 
-/// The checksum of a block at `offset` of a file with `seed`: `contents` and the compression.
-fn block_crc(seed: u64, offset: u64, contents: &[u8], compression: u8) -> u32 {
-    let mut head = [0; 16];
-    head[..8].copy_from_slice(&seed.to_le_bytes());
-    head[8..].copy_from_slice(&offset.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&head), contents);
-    crc32c::crc32c_append(crc, &[compression])
+/// The checksum of a block at an offset of a file with a seed, computed part by part.
+struct BlockCrc(u32);
+
+impl BlockCrc {
+    fn new(seed: u64, offset: u64) -> Self {
+        let mut head = [0; 16];
+        head[..8].copy_from_slice(&seed.to_le_bytes());
+        head[8..].copy_from_slice(&offset.to_le_bytes());
+        BlockCrc(crc32c::crc32c(&head))
+    }
+
+    fn update(&mut self, contents: &[u8]) {
+        self.0 = crc32c::crc32c_append(self.0, contents);
+    }
+
+    fn finish(self, compression: u8) -> u32 {
+        crc32c::crc32c_append(self.0, &[compression])
+    }
 }

@@ -16,8 +16,8 @@ use super::footer::{
 };
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
-use super::{BLOCK_TRAILER, Block, block_crc, filter};
-use crate::cache::{BlockCache, BlockKind, CacheKey};
+use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
+use crate::cache::{BlockCache, BlockKind, CacheKey, Reservation};
 use crate::compression::{CODE_NONE, CODE_ZSTD, decompress};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
@@ -33,8 +33,9 @@ const VERIFY_READ: usize = 1 << 20;
 /// How a table is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpenOptions {
-    /// Keeps the index and filter with the table for as long as it is open, instead of in the
-    /// cache; [`Table::pinned_memory`] tells how much that is. Default false.
+    /// Keeps the index and filter with the table for as long as it is open, charged to the cache's
+    /// budget, instead of in the cache; [`Table::pinned_memory`] tells how much that is. Default
+    /// false.
     pub pin_index_and_filter: bool,
 }
 
@@ -52,6 +53,8 @@ pub struct Table {
     filter: Option<Handle>,
     pinned_index: Option<Arc<Block>>,
     pinned_filter: Option<Arc<Block>>,
+    /// Charges what is pinned to the cache.
+    _charge: Option<Reservation>,
 }
 
 /// What a lookup found.
@@ -137,6 +140,7 @@ impl Table {
             filter: None,
             pinned_index: None,
             pinned_filter: None,
+            _charge: None,
         };
         table.read_sections(&tail, size - tail.len() as u64)?;
         if options.pin_index_and_filter {
@@ -145,6 +149,7 @@ impl Table {
                 Some(handle) => Some(table.read_filter(handle)?),
                 None => None,
             };
+            table._charge = Some(table.cache.reserve(table.pinned_memory()));
         }
         Ok(Arc::new(table))
     }
@@ -235,7 +240,14 @@ impl Table {
         if !self.may_contain(hash)? {
             return Ok(None);
         }
-        let index = self.index()?;
+        let cached;
+        let index = match &self.pinned_index {
+            Some(index) => index,
+            None => {
+                cached = self.index()?;
+                &cached
+            }
+        };
         let (bytes, layout) = index.as_index();
         let at = layout.find(bytes, lookup.internal());
         if at == layout.count() {
@@ -459,7 +471,9 @@ impl Table {
             return corrupt("block shorter than its trailer");
         };
         let [code, crc @ ..] = *trailer;
-        if block_crc(self.footer.seed, offset, contents, code) != u32::from_le_bytes(crc) {
+        let mut computed = BlockCrc::new(self.footer.seed, offset);
+        computed.update(contents);
+        if computed.finish(code) != u32::from_le_bytes(crc) {
             return corrupt("block checksum mismatch");
         }
         match code {

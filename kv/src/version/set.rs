@@ -34,6 +34,11 @@ pub(crate) struct VersionSet {
 }
 
 impl VersionSet {
+    /// Closes the manifest.
+    pub(crate) fn close(&mut self) {
+        self.writer = None;
+    }
+
     pub(crate) fn new(fs: FileSystemRef, dir: PathBuf, max_size: u64) -> Self {
         VersionSet {
             fs,

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lavafs::device::DeviceCounters;
+use lavafs::device::{self, BlockDevice, DeviceCounters, SimDevice};
 use lavafs::{
     CreateOptions, DirEntry, Error, File, FileLock, FileRef, FileSize, FileSystem, FileSystemRef,
-    Generation, HostFs, Metadata, ReadRequest, Result, Space,
+    Generation, HostFs, LavaFs, Metadata, MkfsOptions, MountOptions, ReadRequest, Result, Space,
+    mkfs,
 };
 use lavakv::Options;
 use parking_lot::{Mutex, MutexGuard};
@@ -24,6 +25,42 @@ use parking_lot::{Mutex, MutexGuard};
 /// The filesystem on `dir`.
 pub(crate) fn host(dir: &Path) -> FileSystemRef {
     Arc::new(HostFs::open(dir).unwrap())
+}
+
+/// A simulated device with an empty filesystem.
+pub(crate) fn sim_device(size: u64, logical_block: u64) -> Arc<SimDevice> {
+    let device = SimDevice::new(size, logical_block);
+    mkfs(&device, &MkfsOptions::default()).unwrap();
+    Arc::new(device)
+}
+
+/// The filesystem on `device`, without a thread of its own.
+pub(crate) fn mount(device: Arc<dyn BlockDevice>) -> FileSystemRef {
+    let options = MountOptions {
+        background: false,
+        ..MountOptions::default()
+    };
+    Arc::new(LavaFs::mount(device, &options).unwrap())
+}
+
+/// A new filesystem in an image file, as a program would have it.
+pub(crate) fn image(path: &Path, size: u64) -> FileSystemRef {
+    let device = device::create_image(path, size, false).unwrap();
+    mkfs(&*device, &MkfsOptions::default()).unwrap();
+    Arc::new(LavaFs::mount(device, &MountOptions::default()).unwrap())
+}
+
+/// Runs a test on each kind of filesystem, empty.
+pub(crate) fn on_each_fs(test: impl Fn(FileSystemRef)) {
+    let dir = tempfile::tempdir().unwrap();
+    let host_dir = dir.path().join("host");
+    std::fs::create_dir(&host_dir).unwrap();
+    println!("on HostFs");
+    test(host(&host_dir));
+    println!("on LavaFs in memory");
+    test(mount(sim_device(512 << 20, 512)));
+    println!("on LavaFs in an image");
+    test(image(&dir.path().join("image"), 1 << 30));
 }
 
 /// Options with everything tiny, so that flushes and compactions happen all the time.
@@ -37,6 +74,7 @@ pub(crate) fn tiny() -> Options {
         num_levels: 5,
         block_size: 1024,
         block_cache_size: 64 << 10,
+        cache_index_and_filter_blocks: true,
         ..Options::default()
     }
 }

@@ -1,3 +1,9 @@
-//! `lava`: the command-line tool.
+//! `lava`: see [`lavatools::lava`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use lavatools::{cli, lava::Lava};
+
+fn main() -> ExitCode {
+    cli::run("lava", 2, |lava: Lava| lava.run())
+}

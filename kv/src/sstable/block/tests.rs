@@ -22,7 +22,7 @@ fn build(pairs: &Pairs, restart_interval: usize, hash_index: bool) -> Vec<u8> {
         builder.add(key.as_bytes(), filter_hash(key.user_key()), value);
     }
     let size = builder.size();
-    let bytes = builder.finish().to_vec();
+    let bytes = builder.finish().concat();
     assert!(
         bytes.len().abs_diff(size) <= 2 + pairs.len() / 2,
         "the size is about foretold"

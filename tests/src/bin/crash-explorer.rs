@@ -1,0 +1,87 @@
+//! `crash-explorer`: explores worlds of crashes for a given time or number of states, prints
+//! how fast, and how to repeat a violation.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use lavatests::crash::{Effort, explore};
+
+/// Explores what LavaFS is after crashes at every device operation of random workloads.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Explore for this many seconds.
+    #[arg(long, conflicts_with = "states")]
+    duration: Option<u64>,
+    /// Explore until this many states were checked; without any limit 1,000,000.
+    #[arg(long)]
+    states: Option<u64>,
+    /// The first world; each further one has the next number.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Explore this many worlds only; 1 repeats a violation.
+    #[arg(long)]
+    worlds: Option<u64>,
+    /// Lives of a world, each mounted on what a crash of the one before left.
+    #[arg(long, default_value_t = Effort::default().lives)]
+    lives: usize,
+    /// Operations of a life.
+    #[arg(long, default_value_t = Effort::default().steps)]
+    steps: usize,
+    /// Crashes at each device operation.
+    #[arg(long, default_value_t = Effort::default().crashes)]
+    crashes: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let effort = Effort {
+        lives: arguments.lives,
+        steps: arguments.steps,
+        crashes: arguments.crashes,
+    };
+    let duration = arguments.duration.map(Duration::from_secs);
+    let most = match (arguments.states, duration, arguments.worlds) {
+        (Some(states), ..) => states,
+        (None, None, None) => 1_000_000,
+        _ => u64::MAX,
+    };
+    let begin = Instant::now();
+    let (mut states, mut worlds, mut violations) = (0, 0, 0);
+    let mut said = begin;
+    while states < most
+        && duration.is_none_or(|limit| begin.elapsed() < limit)
+        && arguments.worlds.is_none_or(|limit| worlds < limit)
+    {
+        let seed = arguments.seed + worlds;
+        match explore(seed, &effort) {
+            Ok(seen) => states += seen,
+            Err(violation) => {
+                violations += 1;
+                println!("{violation}");
+                println!(
+                    "  to repeat: crash-explorer --seed {seed} --worlds 1 --lives {} --steps {} --crashes {}",
+                    effort.lives, effort.steps, effort.crashes
+                );
+            }
+        }
+        worlds += 1;
+        if said.elapsed() > Duration::from_secs(10) {
+            said = Instant::now();
+            print_speed(states, worlds, begin.elapsed());
+        }
+    }
+    print_speed(states, worlds, begin.elapsed());
+    println!("{violations} violations");
+    if violations == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn print_speed(states: u64, worlds: u64, elapsed: Duration) {
+    let speed = states as f64 / elapsed.as_secs_f64();
+    println!("{states} states of {worlds} worlds, {speed:.0} states/s");
+}

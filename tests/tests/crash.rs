@@ -1,0 +1,33 @@
+//! The crash explorer at the length that every run of the tests can afford.
+
+use lavatests::crash::{Effort, explore};
+
+/// Explores worlds from `first` on until `least` states were seen.
+fn explore_from(first: u64, least: u64, effort: &Effort) {
+    let mut states = 0;
+    let mut seed = first;
+    while states < least {
+        match explore(seed, effort) {
+            Ok(seen) => states += seen,
+            Err(violation) => panic!("{violation}"),
+        }
+        seed += 1;
+    }
+    println!("{states} states of {} worlds", seed - first);
+}
+
+#[test]
+fn synced_things_survive_any_crash_and_nothing_is_invented() {
+    explore_from(0, 70_000, &Effort::default());
+}
+
+#[test]
+fn short_lives_survive_crash_after_crash() {
+    // Most of a short life is the mount and its checkpoint: recovery crashed again and again.
+    let effort = Effort {
+        lives: 12,
+        steps: 15,
+        crashes: 8,
+    };
+    explore_from(1_000_000, 30_000, &effort);
+}

@@ -1,0 +1,275 @@
+//! `lava bench kv`: RocksDB's db_bench, as far as its names, meanings and result lines go.
+//!
+//! Each benchmark of the list runs `--threads` threads, and every thread does the full number of
+//! operations, as in db_bench. A fill benchmark begins with an empty database unless
+//! `--use_existing_db` is set. An option that the engine does not have does not exist here.
+
+mod keys;
+mod run;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use lavakv::{Compression, Options};
+
+use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
+
+/// `lava bench kv`. Flags are db_bench's.
+#[derive(Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub struct KvBench {
+    /// Block device, image file or host:DIR
+    #[arg(long, value_name = "TARGET")]
+    pub(super) fs: Target,
+    /// Directory of the database in the filesystem
+    #[arg(long, value_name = "PATH")]
+    pub(super) db: PathBuf,
+    /// What to run, in this order: fillseq, fillrandom, fillsync, overwrite, compact, readrandom,
+    /// readseq, multireadrandom, readwhilewriting, seekrandom, fwdrangewhilewriting,
+    /// deleterandom, flush, verify, stats
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "fillseq,fillrandom,overwrite,readrandom"
+    )]
+    benchmarks: Vec<String>,
+    /// Keys are drawn from 0 to num - 1; also the operations of each thread
+    #[arg(long, default_value_t = 1_000_000)]
+    num: u64,
+    /// Reads of each thread; negative: num
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    reads: i64,
+    /// Writes of each thread; 0 or negative: num
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    writes: i64,
+    /// Deletes of each thread; negative: num
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    deletes: i64,
+    /// Bytes of a key
+    #[arg(long, default_value_t = 16)]
+    key_size: usize,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 100)]
+    value_size: usize,
+    /// none or zstd
+    #[arg(long, default_value = "zstd")]
+    compression_type: String,
+    /// Compressed size of the generated values relative to their size
+    #[arg(long, default_value_t = 0.5)]
+    compression_ratio: f64,
+    /// Bytes of the block cache
+    #[arg(long, default_value = "32M", value_parser = parse_size)]
+    cache_size: u64,
+    /// Bytes of a memtable
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    write_buffer_size: u64,
+    /// Memtables held at most
+    #[arg(long, default_value_t = 2)]
+    max_write_buffer_number: usize,
+    /// Bytes of an SST made by compaction
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    target_file_size_base: u64,
+    /// Bytes of the first level below level 0
+    #[arg(long, default_value = "256M", value_parser = parse_size)]
+    max_bytes_for_level_base: u64,
+    /// Bits of Bloom filter for each key; 0: no filter
+    #[arg(long, default_value_t = 10.0)]
+    bloom_bits: f64,
+    /// Bytes of a data block before compression
+    #[arg(long, default_value = "4K", value_parser = parse_size)]
+    block_size: u64,
+    /// Threads for flushes and compactions
+    #[arg(long, default_value_t = 2)]
+    max_background_jobs: usize,
+    /// No compaction but those asked for
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    disable_auto_compactions: bool,
+    /// Threads of each benchmark
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Seconds that a random workload runs instead of a number of operations; 0: no limit
+    #[arg(long, default_value_t = 0)]
+    duration: u64,
+    /// Make each write durable
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    sync: bool,
+    /// Write no log
+    #[arg(long = "disable_wal", visible_alias = "disableWAL", value_parser = parse_flag,
+          default_value_t = false, num_args = 0..=1, default_missing_value = "1",
+          action = clap::ArgAction::Set)]
+    disable_wal: bool,
+    /// Keep the database that is there
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    use_existing_db: bool,
+    /// Seed of keys and values; 0: from the time
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Steps after each seek
+    #[arg(long, default_value_t = 0)]
+    seek_nexts: u64,
+    /// Keys of one multi-get, or pairs of one write batch
+    #[arg(long, default_value_t = 1)]
+    batch_size: usize,
+    /// Bytes a second that the writer beside readers writes at most; 0: no limit
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    benchmark_write_rate_limit: u64,
+    /// Print one JSON object for each benchmark
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    json: bool,
+}
+
+impl KvBench {
+    /// Runs the benchmarks in turn.
+    pub fn run(&self) -> Outcome {
+        self.validate()?;
+        let names: Vec<Benchmark> = self
+            .benchmarks
+            .iter()
+            .map(|name| Benchmark::parse(name))
+            .collect::<Outcome<_>>()?;
+        run::run(self, &names)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn validate(&self) -> Outcome<()> {
+        let refuse = |what: &str| Err(Failure::usage(what));
+        if self.num == 0 {
+            return refuse("--num must be at least 1");
+        }
+        if !(1..=64 << 10).contains(&self.key_size) {
+            return refuse("--key_size must be 1 to 65536");
+        }
+        if self.key_size < 8 && self.num > 1 << (8 * self.key_size) {
+            return refuse("--key_size is too small for --num different keys");
+        }
+        if self.value_size > 1 << 30 {
+            return refuse("--value_size must be at most 1G");
+        }
+        if !(0.01..=1.0).contains(&self.compression_ratio) {
+            return refuse("--compression_ratio must be 0.01 to 1");
+        }
+        if !(1..=1024).contains(&self.threads) {
+            return refuse("--threads must be 1 to 1024");
+        }
+        if !(1..=1 << 20).contains(&self.batch_size) {
+            return refuse("--batch_size must be 1 to 1048576");
+        }
+        if self.sync && self.disable_wal {
+            return refuse("--sync needs the log that --disable_wal switches off");
+        }
+        self.compression().map(|_| ())
+    }
+
+    fn compression(&self) -> Outcome<Compression> {
+        match self.compression_type.as_str() {
+            "none" => Ok(Compression::None),
+            "zstd" => Ok(Compression::Zstd { level: 3 }),
+            other => Err(Failure::usage(format!(
+                "--compression_type {other} is not supported: use none or zstd"
+            ))),
+        }
+    }
+
+    /// The engine's options.
+    fn options(&self, create: bool) -> Outcome<Options> {
+        Ok(Options {
+            create_if_missing: create,
+            compression: self.compression()?,
+            block_cache_size: self.cache_size as usize,
+            write_buffer_size: self.write_buffer_size as usize,
+            max_write_buffer_number: self.max_write_buffer_number,
+            target_file_size_base: self.target_file_size_base,
+            max_bytes_for_level_base: self.max_bytes_for_level_base,
+            bloom_bits_per_key: self.bloom_bits,
+            block_size: self.block_size as usize,
+            max_background_jobs: self.max_background_jobs,
+            disable_auto_compactions: self.disable_auto_compactions,
+            ..Options::default()
+        })
+    }
+
+    /// A count given as a flag: negative means `num`.
+    fn count(&self, flag: i64) -> u64 {
+        u64::try_from(flag).unwrap_or(self.num)
+    }
+}
+
+/// One benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Benchmark {
+    FillSeq,
+    FillRandom,
+    FillSync,
+    Overwrite,
+    Compact,
+    ReadRandom,
+    ReadSeq,
+    MultiReadRandom,
+    ReadWhileWriting,
+    SeekRandom,
+    SeekWhileWriting,
+    DeleteRandom,
+    Flush,
+    Verify,
+    Stats,
+}
+
+/// Every benchmark with the names it has in db_bench and its scripts; the first is printed.
+const NAMES: [(&str, Benchmark); 16] = [
+    ("fillseq", Benchmark::FillSeq),
+    ("fillrandom", Benchmark::FillRandom),
+    ("fillsync", Benchmark::FillSync),
+    ("overwrite", Benchmark::Overwrite),
+    ("compact", Benchmark::Compact),
+    ("readrandom", Benchmark::ReadRandom),
+    ("readseq", Benchmark::ReadSeq),
+    ("multireadrandom", Benchmark::MultiReadRandom),
+    ("readwhilewriting", Benchmark::ReadWhileWriting),
+    ("seekrandom", Benchmark::SeekRandom),
+    ("fwdrangewhilewriting", Benchmark::SeekWhileWriting),
+    ("seekrandomwhilewriting", Benchmark::SeekWhileWriting),
+    ("deleterandom", Benchmark::DeleteRandom),
+    ("flush", Benchmark::Flush),
+    ("verify", Benchmark::Verify),
+    ("stats", Benchmark::Stats),
+];
+
+impl Benchmark {
+    fn parse(name: &str) -> Outcome<Benchmark> {
+        let found = NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, benchmark)| *benchmark).ok_or_else(|| {
+            let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
+            Failure::usage(format!(
+                "unknown benchmark '{name}'; there are {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    fn name(self) -> &'static str {
+        let found = NAMES.iter().find(|(_, benchmark)| *benchmark == self);
+        found.expect("every benchmark is listed").0
+    }
+
+    /// True for those that begin with an empty database.
+    fn is_fill(self) -> bool {
+        matches!(
+            self,
+            Benchmark::FillSeq | Benchmark::FillRandom | Benchmark::FillSync
+        )
+    }
+
+    /// True for those beside which one more thread writes.
+    fn has_writer(self) -> bool {
+        matches!(
+            self,
+            Benchmark::ReadWhileWriting | Benchmark::SeekWhileWriting
+        )
+    }
+}

@@ -1,0 +1,268 @@
+//! Runs benchmarks one after the other on one database and prints what they measured.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lavafs::FileSystem;
+use lavakv::Db;
+use serde_json::{Map, json};
+
+use super::work::Worker;
+use super::{Benchmark, KvBench};
+use crate::bench::report::{Latency, Report, Span};
+use crate::cli::{Access, Failure, Mounted, Outcome, Progress, line};
+
+/// A benchmark's figures.
+struct Measured {
+    report: Report,
+    /// Seconds of all threads together, for db_bench's micros/op.
+    thread_seconds: f64,
+    found: u64,
+}
+
+/// Runs `benchmarks` in turn.
+pub(super) fn run(bench: &KvBench, benchmarks: &[Benchmark]) -> Outcome<()> {
+    let seed = match bench.seed {
+        0 => SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(1, |since| since.as_micros() as u64),
+        seed => seed,
+    };
+    let mounted = bench.fs.open(Access::ReadWrite)?;
+    mounted.with(|fs, mounted| {
+        if !bench.use_existing_db {
+            Db::destroy(mounted.fs(), &bench.db)?;
+        }
+        let mut db: Option<Db> = None;
+        let result: Outcome<()> = (|| {
+            for (index, &benchmark) in benchmarks.iter().enumerate() {
+                if benchmark.is_fill() && !bench.use_existing_db && index > 0 {
+                    close(db.take())?;
+                    Db::destroy(mounted.fs(), &bench.db)?;
+                }
+                let open = match &db {
+                    Some(open) => open,
+                    None => db.insert(open(bench, mounted)?),
+                };
+                let seed = seed.wrapping_add((index as u64) << 32);
+                run_one(bench, fs, open, benchmark, seed)?;
+            }
+            Ok(())
+        })();
+        let closed = close(db);
+        result?;
+        closed
+    })
+}
+
+fn open(bench: &KvBench, mounted: &Mounted) -> Outcome<Db> {
+    let options = bench.options(!bench.use_existing_db)?;
+    Ok(Db::open(Arc::clone(mounted.fs()), &bench.db, options)?)
+}
+
+fn close(db: Option<Db>) -> Outcome<()> {
+    match db {
+        Some(db) => Ok(db.close()?),
+        None => Ok(()),
+    }
+}
+
+fn run_one(
+    bench: &KvBench,
+    fs: &dyn FileSystem,
+    db: &Db,
+    benchmark: Benchmark,
+    seed: u64,
+) -> Outcome<()> {
+    if benchmark == Benchmark::Stats {
+        let stats = db.stats().to_string();
+        return match bench.json {
+            // One JSON object a workload; the text goes beside them.
+            true => {
+                eprintln!("{}", stats.trim_end());
+                Ok(())
+            }
+            false => line(stats.trim_end()),
+        };
+    }
+    let measured = measure(bench, fs, db, benchmark, seed)?;
+    if bench.json {
+        return measured.report.print(true);
+    }
+    line(result_line(&measured))
+}
+
+fn measure(
+    bench: &KvBench,
+    fs: &dyn FileSystem,
+    db: &Db,
+    benchmark: Benchmark,
+    seed: u64,
+) -> Outcome<Measured> {
+    let single = matches!(
+        benchmark,
+        Benchmark::Compact | Benchmark::Flush | Benchmark::Verify
+    );
+    let threads = if single { 1 } else { bench.threads };
+    let num = match benchmark {
+        Benchmark::FillSync => (bench.num / 1000).max(1),
+        _ => bench.num,
+    };
+    let progress = Progress::items(benchmark.name(), bench.num.saturating_mul(threads as u64));
+    let writer = benchmark.has_writer();
+    let barrier = Barrier::new(threads + usize::from(writer) + 1);
+    let stop = AtomicBool::new(false);
+    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let fail = |error: Failure| {
+        let mut first = failure.lock().unwrap_or_else(|p| p.into_inner());
+        first.get_or_insert(error);
+    };
+    let mut measured = Measured {
+        report: empty_report(bench, benchmark, threads),
+        thread_seconds: 0.0,
+        found: 0,
+    };
+    std::thread::scope(|scope| {
+        let (barrier, stop, progress, fail) = (&barrier, &stop, &progress, &fail);
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let seed = seed + thread as u64;
+                    let mut worker = Worker::new(bench, db, progress, num, seed);
+                    barrier.wait();
+                    let started = Instant::now();
+                    if let Err(error) = worker.run(benchmark) {
+                        fail(error);
+                    }
+                    (worker, started, Instant::now())
+                })
+            })
+            .collect();
+        let beside = writer.then(|| {
+            scope.spawn(move || {
+                let seed = seed + threads as u64;
+                let mut worker = Worker::new(bench, db, progress, num, seed);
+                barrier.wait();
+                if let Err(error) = worker.write_beside(stop) {
+                    fail(error);
+                }
+                worker.ops
+            })
+        });
+        let before = fs.counters();
+        barrier.wait();
+        let mut span = Span::default();
+        for worker in workers {
+            let (worker, started, ended) = worker.join().expect("a bench thread panicked");
+            span.cover(started, ended);
+            measured.report.latency.merge(&worker.latency);
+            measured.report.ops += worker.ops;
+            measured.report.user_bytes += worker.bytes;
+            measured.found += worker.found;
+            measured.thread_seconds += (ended - started).as_secs_f64();
+        }
+        measured.report.elapsed = span.elapsed();
+        measured.report.device = fs.counters() - before;
+        stop.store(true, Ordering::Relaxed);
+        if let Some(beside) = beside {
+            let written = beside.join().expect("the writer beside panicked");
+            measured
+                .report
+                .extra
+                .insert("writes_beside".into(), json!(written));
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(|p| p.into_inner()) {
+        return Err(error);
+    }
+    if counts_found(benchmark) {
+        measured
+            .report
+            .extra
+            .insert("found".into(), json!(measured.found));
+    }
+    Ok(measured)
+}
+
+fn empty_report(bench: &KvBench, benchmark: Benchmark, threads: usize) -> Report {
+    Report {
+        bench: "kv",
+        workload: benchmark.name().to_string(),
+        ops: 0,
+        user_bytes: 0,
+        elapsed: Duration::ZERO,
+        latency: Latency::default(),
+        device: lavafs::device::DeviceCounters::default(),
+        extra: Map::from_iter([
+            ("threads".to_string(), json!(threads)),
+            ("num".to_string(), json!(bench.num)),
+            ("key_size".to_string(), json!(bench.key_size)),
+            ("value_size".to_string(), json!(bench.value_size)),
+        ]),
+    }
+}
+
+/// True for those whose line says how many keys were found.
+fn counts_found(benchmark: Benchmark) -> bool {
+    matches!(
+        benchmark,
+        Benchmark::ReadRandom
+            | Benchmark::MultiReadRandom
+            | Benchmark::ReadWhileWriting
+            | Benchmark::SeekRandom
+            | Benchmark::SeekWhileWriting
+    )
+}
+
+/// db_bench's result line.
+fn result_line(measured: &Measured) -> String {
+    let report = &measured.report;
+    let seconds = report.elapsed.as_secs_f64().max(1e-9);
+    let mut text = format!(
+        "{:<12} : {:11.3} micros/op {} ops/sec {seconds:.3} seconds {} operations;",
+        report.workload,
+        measured.thread_seconds * 1e6 / report.ops.max(1) as f64,
+        report.ops_per_s() as u64,
+        report.ops,
+    );
+    if report.user_bytes > 0 {
+        let rate = report.user_bytes as f64 / f64::from(1 << 20) / seconds;
+        text.push_str(&format!(" {rate:6.1} MB/s"));
+    }
+    if report.extra.contains_key("found") {
+        text.push_str(&format!(" ({} of {} found)", measured.found, report.ops));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_line_reads_as_db_bench_prints_it() {
+        let mut measured = Measured {
+            report: Report {
+                bench: "kv",
+                workload: "fillrandom".into(),
+                ops: 1_000_000,
+                user_bytes: 116_000_000,
+                elapsed: Duration::from_millis(3456),
+                latency: Latency::default(),
+                device: lavafs::device::DeviceCounters::default(),
+                extra: Map::new(),
+            },
+            thread_seconds: 3.456,
+            found: 0,
+        };
+        assert_eq!(
+            result_line(&measured),
+            "fillrandom   :       3.456 micros/op 289351 ops/sec 3.456 seconds \
+             1000000 operations;   32.0 MB/s"
+        );
+        measured.report.extra.insert("found".into(), json!(7));
+        measured.found = 7;
+        assert!(result_line(&measured).ends_with(" (7 of 1000000 found)"));
+    }
+}

@@ -1,0 +1,255 @@
+//! What one thread of a benchmark does.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lavakv::{Db, ReadOptions, WriteBatch, WriteOptions};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::keys::{Values, set_key};
+use super::{Benchmark, KvBench};
+use crate::bench::report::Latency;
+use crate::cli::{Outcome, Progress};
+
+/// One thread's state and what it measured.
+#[derive(Debug)]
+pub(super) struct Worker<'a> {
+    bench: &'a KvBench,
+    db: &'a Db,
+    progress: &'a Progress,
+    rng: SmallRng,
+    values: Values,
+    key: Vec<u8>,
+    /// Keys are drawn from 0 to here, exclusive.
+    num: u64,
+    ends: Option<Instant>,
+    /// Latency of each operation.
+    pub(super) latency: Latency,
+    /// Operations done.
+    pub(super) ops: u64,
+    /// Bytes of keys and values written or found.
+    pub(super) bytes: u64,
+    /// Keys found by reads.
+    pub(super) found: u64,
+}
+
+impl<'a> Worker<'a> {
+    /// The worker with number `thread`, which draws its own keys and values from the seed.
+    pub(super) fn new(
+        bench: &'a KvBench,
+        db: &'a Db,
+        progress: &'a Progress,
+        num: u64,
+        seed: u64,
+    ) -> Self {
+        Worker {
+            bench,
+            db,
+            progress,
+            rng: SmallRng::seed_from_u64(seed),
+            values: Values::new(seed, bench.compression_ratio, bench.value_size),
+            key: vec![0; bench.key_size],
+            num,
+            ends: None,
+            latency: Latency::default(),
+            ops: 0,
+            bytes: 0,
+            found: 0,
+        }
+    }
+
+    /// Runs the benchmark's share of this thread.
+    pub(super) fn run(&mut self, benchmark: Benchmark) -> Outcome<()> {
+        let bench = self.bench;
+        if bench.duration > 0 && benchmark != Benchmark::FillSeq && benchmark != Benchmark::ReadSeq
+        {
+            self.ends = Some(Instant::now() + Duration::from_secs(bench.duration));
+        }
+        let writes = match bench.writes {
+            ..=0 => self.num,
+            writes => writes as u64,
+        };
+        let sync = bench.sync || benchmark == Benchmark::FillSync;
+        match benchmark {
+            Benchmark::FillSeq => self.write(writes, sync, true),
+            Benchmark::FillRandom | Benchmark::FillSync | Benchmark::Overwrite => {
+                self.write(writes, sync, false)
+            }
+            Benchmark::DeleteRandom => self.delete(bench.count(bench.deletes), sync),
+            Benchmark::ReadRandom | Benchmark::ReadWhileWriting => {
+                self.read(bench.count(bench.reads))
+            }
+            Benchmark::MultiReadRandom => self.multi_read(bench.count(bench.reads)),
+            Benchmark::ReadSeq => self.read_sequentially(bench.count(bench.reads)),
+            Benchmark::SeekRandom | Benchmark::SeekWhileWriting => {
+                self.seek(bench.count(bench.reads))
+            }
+            Benchmark::Compact => self.once(|db| Ok(db.compact_range(None, None)?)),
+            Benchmark::Flush => self.once(|db| Ok(db.flush()?)),
+            Benchmark::Verify => self.once(|db| Ok(db.verify().map(|_| ())?)),
+            Benchmark::Stats => Ok(()),
+        }
+    }
+
+    /// Writes random pairs, at most at the rate limit, until `stop`.
+    pub(super) fn write_beside(&mut self, stop: &AtomicBool) -> Outcome<()> {
+        let options = self.write_options(self.bench.sync);
+        let started = Instant::now();
+        let limit = self.bench.benchmark_write_rate_limit;
+        while !stop.load(Ordering::Relaxed) {
+            let number = self.rng.random_range(0..self.num);
+            set_key(&mut self.key, number);
+            let value = self.values.next(self.bench.value_size);
+            self.db.put(&self.key, value, &options)?;
+            self.bytes += (self.bench.key_size + self.bench.value_size) as u64;
+            self.ops += 1;
+            if limit > 0 {
+                let due = Duration::from_secs_f64(self.bytes as f64 / limit as f64);
+                // In short sleeps, so that the end is not slept through.
+                while !stop.load(Ordering::Relaxed) && started.elapsed() < due {
+                    let left = due.saturating_sub(started.elapsed());
+                    std::thread::sleep(left.min(Duration::from_millis(10)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_options(&self, sync: bool) -> WriteOptions {
+        WriteOptions {
+            sync,
+            disable_wal: self.bench.disable_wal,
+        }
+    }
+
+    /// True while there is more to do of `limit` operations or of the duration.
+    fn goes_on(&self, limit: u64) -> bool {
+        match self.ends {
+            Some(ends) => Instant::now() < ends,
+            None => self.ops < limit,
+        }
+    }
+
+    fn random_key(&mut self) {
+        let number = self.rng.random_range(0..self.num);
+        set_key(&mut self.key, number);
+    }
+
+    /// Counts `ops` operations that took since `started` together.
+    fn done(&mut self, started: Instant, ops: u64) {
+        self.latency.record_many(started.elapsed(), ops);
+        self.ops += ops;
+        self.progress.add(ops);
+    }
+
+    fn write(&mut self, limit: u64, sync: bool, in_order: bool) -> Outcome<()> {
+        let options = self.write_options(sync);
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            let pairs = (self.bench.batch_size as u64).min(match self.ends {
+                Some(_) => u64::MAX,
+                None => limit - self.ops,
+            });
+            let mut batch = WriteBatch::new();
+            for index in 0..pairs {
+                if in_order {
+                    set_key(&mut self.key, self.ops + index);
+                } else {
+                    self.random_key();
+                }
+                let value = self.values.next(self.bench.value_size);
+                batch.put(&self.key, value);
+            }
+            self.db.write(batch, &options)?;
+            self.bytes += pairs * (self.bench.key_size + self.bench.value_size) as u64;
+            self.done(started, pairs);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, limit: u64, sync: bool) -> Outcome<()> {
+        let options = self.write_options(sync);
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            self.random_key();
+            self.db.delete(&self.key, &options)?;
+            self.done(started, 1);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, limit: u64) -> Outcome<()> {
+        let options = ReadOptions::default();
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            self.random_key();
+            if let Some(value) = self.db.get(&self.key, &options)? {
+                self.found += 1;
+                self.bytes += (self.key.len() + value.len()) as u64;
+            }
+            self.done(started, 1);
+        }
+        Ok(())
+    }
+
+    fn multi_read(&mut self, limit: u64) -> Outcome<()> {
+        let options = ReadOptions::default();
+        let mut keys = vec![0; self.bench.key_size * self.bench.batch_size];
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            for key in keys.chunks_exact_mut(self.bench.key_size) {
+                set_key(key, self.rng.random_range(0..self.num));
+            }
+            let wanted: Vec<&[u8]> = keys.chunks_exact(self.bench.key_size).collect();
+            let values = self.db.multi_get(&wanted, &options)?;
+            for value in values.iter().flatten() {
+                self.found += 1;
+                self.bytes += (self.bench.key_size + value.len()) as u64;
+            }
+            self.done(started, self.bench.batch_size as u64);
+        }
+        Ok(())
+    }
+
+    fn read_sequentially(&mut self, limit: u64) -> Outcome<()> {
+        let mut pairs = self.db.iter(&ReadOptions::default())?;
+        pairs.seek_to_first();
+        while self.ops < limit && pairs.valid() {
+            let started = Instant::now();
+            self.bytes += (pairs.key().len() + pairs.value().len()) as u64;
+            self.found += 1;
+            pairs.next();
+            self.done(started, 1);
+        }
+        Ok(pairs.status()?)
+    }
+
+    fn seek(&mut self, limit: u64) -> Outcome<()> {
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            self.random_key();
+            let mut pairs = self.db.iter(&ReadOptions::default())?;
+            pairs.seek(&self.key);
+            if pairs.valid() && pairs.key() == self.key {
+                self.found += 1;
+            }
+            let mut steps = 0;
+            while steps < self.bench.seek_nexts && pairs.valid() {
+                self.bytes += (pairs.key().len() + pairs.value().len()) as u64;
+                pairs.next();
+                steps += 1;
+            }
+            pairs.status()?;
+            self.done(started, 1);
+        }
+        Ok(())
+    }
+
+    fn once(&mut self, work: impl FnOnce(&Db) -> Outcome<()>) -> Outcome<()> {
+        let started = Instant::now();
+        work(self.db)?;
+        self.done(started, 1);
+        Ok(())
+    }
+}

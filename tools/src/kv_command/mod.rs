@@ -1,0 +1,361 @@
+//! `lava kv`: looks at and changes a database.
+
+mod load;
+mod text;
+
+pub use load::Load;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand, ValueEnum};
+use lavakv::{Db, LevelStats, Options, ReadOptions, WriteOptions};
+use serde_json::{Map, Value, json};
+
+use crate::cli::{
+    Access, Context, Failure, Mounted, Outcome, Progress, Target, human_bytes, human_count,
+    json_line, line,
+};
+
+/// Look at and change a database
+#[derive(Debug, Subcommand)]
+pub enum KvCommand {
+    /// Store one pair, durable on return
+    Put(Put),
+    /// Write a value to standard output; exit code 1 where the key does not exist
+    Get(Key),
+    /// Delete a key, durable on return
+    Delete(Key),
+    /// Print pairs in the order of their keys
+    Scan(Scan),
+    /// Load a directory of files, or a file of TSV or JSON lines
+    Load(Load),
+    /// Print all pairs as TSV or JSON lines, as load reads them
+    Dump(Dump),
+    /// Print the database's figures
+    Stats(Stats),
+    /// Compact the whole database
+    Compact(Whole),
+    /// Check every checksum and every reference; exit code 1 on a problem
+    Verify(Verify),
+}
+
+/// The database that every command needs.
+#[derive(Debug, Args)]
+pub struct Where {
+    /// Block device, image file or host:DIR
+    #[arg(long, value_name = "TARGET")]
+    fs: Target,
+    /// Directory of the database in the filesystem
+    #[arg(long, value_name = "PATH")]
+    db: PathBuf,
+}
+
+/// `lava kv put`.
+#[derive(Debug, Args)]
+pub struct Put {
+    #[command(flatten)]
+    at: Where,
+    /// The key
+    key: OsString,
+    /// The value
+    value: OsString,
+}
+
+/// One key of a database.
+#[derive(Debug, Args)]
+pub struct Key {
+    #[command(flatten)]
+    at: Where,
+    /// The key
+    key: OsString,
+}
+
+/// `lava kv scan`.
+#[derive(Debug, Args)]
+pub struct Scan {
+    #[command(flatten)]
+    at: Where,
+    /// First key
+    #[arg(long)]
+    from: Option<OsString>,
+    /// End: the first key that is not printed
+    #[arg(long)]
+    to: Option<OsString>,
+    /// Only keys that begin so
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    prefix: Option<OsString>,
+    /// At most so many pairs
+    #[arg(long)]
+    limit: Option<u64>,
+    /// Print keys and the length of each value, not the value
+    #[arg(long)]
+    keys: bool,
+    /// Print JSON objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// `lava kv dump`.
+#[derive(Debug, Args)]
+pub struct Dump {
+    #[command(flatten)]
+    at: Where,
+    /// How to print pairs
+    #[arg(long, default_value = "tsv")]
+    format: TextFormat,
+}
+
+/// `lava kv stats`.
+#[derive(Debug, Args)]
+pub struct Stats {
+    #[command(flatten)]
+    at: Where,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A whole database.
+#[derive(Debug, Args)]
+pub struct Whole {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// `lava kv verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    at: Where,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A text form of pairs. TSV: `key TAB value`, with backslash, tab, newline and every byte that
+/// is not printable UTF-8 written as `\\`, `\t`, `\n`, `\xHH`. JSON: `{"key":..,"value":..}`, with
+/// `key_hex` or `value_hex` for what is not UTF-8.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TextFormat {
+    /// `key TAB value` lines
+    Tsv,
+    /// JSON objects, one a line
+    Jsonl,
+}
+
+impl KvCommand {
+    /// Runs the command.
+    pub fn run(self) -> Outcome {
+        match self {
+            KvCommand::Put(put) => put.at.with(false, |db| {
+                let (key, value) = (put.key.into_vec(), put.value.into_vec());
+                Ok(db.put(&key, &value, &WriteOptions::synced())?)
+            }),
+            KvCommand::Get(key) => key.get(),
+            KvCommand::Delete(key) => key.at.with(true, |db| {
+                Ok(db.delete(&key.key.into_vec(), &WriteOptions::synced())?)
+            }),
+            KvCommand::Scan(scan) => scan.run(),
+            KvCommand::Load(load) => load.run(),
+            KvCommand::Dump(dump) => dump.at.with(true, |db| {
+                print_pairs(db, &ReadOptions::default(), u64::MAX, |key, value| {
+                    line(match dump.format {
+                        TextFormat::Tsv => text::tsv_line(key, value),
+                        TextFormat::Jsonl => text::json_object(key, value).to_string(),
+                    })
+                })
+            }),
+            KvCommand::Stats(stats) => stats.run(),
+            KvCommand::Compact(whole) => {
+                whole.at.with(true, |db| Ok(db.compact_range(None, None)?))
+            }
+            KvCommand::Verify(verify) => verify.run(),
+        }
+    }
+}
+
+impl Where {
+    /// Opens the database, works on it, closes it and unmounts. With `existing`, a database
+    /// that does not exist is an error; otherwise it is made.
+    fn with(&self, existing: bool, work: impl FnOnce(&Db) -> Outcome<()>) -> Outcome {
+        let mounted = self.fs.open(Access::ReadWrite)?;
+        mounted.with(|_, mounted| {
+            let db = self.open(mounted, existing)?;
+            let result = work(&db);
+            let closed = db.close();
+            result?;
+            Ok(closed?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn open(&self, mounted: &Mounted, existing: bool) -> Outcome<Db> {
+        if existing && !self.directory_exists(mounted)? {
+            return Err(Failure::new(format!(
+                "no database at {}",
+                self.db.display()
+            )));
+        }
+        let options = Options {
+            create_if_missing: !existing,
+            ..Options::default()
+        };
+        Ok(Db::open(Arc::clone(mounted.fs()), &self.db, options)?)
+    }
+
+    fn directory_exists(&self, mounted: &Mounted) -> Outcome<bool> {
+        match mounted.fs().metadata(&self.db) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error).context(|| self.db.display()),
+        }
+    }
+}
+
+/// Hands at most `limit` pairs within the options' bounds to `each`.
+fn print_pairs(
+    db: &Db,
+    options: &ReadOptions,
+    limit: u64,
+    mut each: impl FnMut(&[u8], &[u8]) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut pairs = db.iter(options)?;
+    pairs.seek_to_first();
+    let mut left = limit;
+    while left > 0 && pairs.valid() {
+        each(pairs.key(), pairs.value())?;
+        pairs.next();
+        left -= 1;
+    }
+    Ok(pairs.status()?)
+}
+
+impl Key {
+    fn get(self) -> Outcome {
+        use std::io::Write;
+        let key = self.key.into_vec();
+        self.at.with(true, |db| {
+            let Some(value) = db.get(&key, &ReadOptions::default())? else {
+                return Err(Failure::new(format!(
+                    "key not found: {}",
+                    text::escaped(&key)
+                )));
+            };
+            let mut out = std::io::stdout().lock();
+            out.write_all(&value)?;
+            Ok(out.flush()?)
+        })
+    }
+}
+
+impl Scan {
+    fn run(self) -> Outcome {
+        let bytes = |text: Option<OsString>| text.map(OsStringExt::into_vec);
+        let (lower_bound, upper_bound) = match bytes(self.prefix) {
+            Some(prefix) => (Some(prefix.clone()), successor(prefix)),
+            None => (bytes(self.from), bytes(self.to)),
+        };
+        let options = ReadOptions {
+            lower_bound,
+            upper_bound,
+            ..ReadOptions::default()
+        };
+        self.at.with(true, |db| {
+            print_pairs(
+                db,
+                &options,
+                self.limit.unwrap_or(u64::MAX),
+                |key, value| match (self.json, self.keys) {
+                    (true, true) => json_line(&text::json_key(key, value.len())),
+                    (true, false) => json_line(&text::json_object(key, value)),
+                    (false, true) => line(format_args!("{}\t{}", text::escaped(key), value.len())),
+                    (false, false) => line(text::tsv_line(key, value)),
+                },
+            )
+        })
+    }
+}
+
+/// The first key that does not begin with `prefix`; none where every later key does.
+fn successor(mut prefix: Vec<u8>) -> Option<Vec<u8>> {
+    while let Some(last) = prefix.pop() {
+        if last < u8::MAX {
+            prefix.push(last + 1);
+            return Some(prefix);
+        }
+    }
+    None
+}
+
+impl Stats {
+    fn run(self) -> Outcome {
+        self.at.with(true, |db| {
+            let stats = db.stats();
+            if self.json {
+                return json_line(&stats_json(&stats));
+            }
+            line(stats.to_string().trim_end())
+        })
+    }
+}
+
+fn stats_json(stats: &lavakv::Stats) -> Value {
+    let level = |level: &LevelStats| json!({ "runs": level.runs, "files": level.files, "bytes": level.bytes });
+    let tickers = stats.tickers.named();
+    json!({
+        "levels": stats.levels.iter().map(level).collect::<Vec<_>>(),
+        "table_entries": stats.table_entries,
+        "table_deletions": stats.table_deletions,
+        "memtable_bytes": stats.memtable_bytes,
+        "memtable_entries": stats.memtable_entries,
+        "pending_compaction_bytes": stats.pending_compaction_bytes,
+        "last_sequence": stats.last_sequence,
+        "tickers": tickers
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), json!(value)))
+            .collect::<Map<String, Value>>(),
+    })
+}
+
+impl Verify {
+    fn run(self) -> Outcome {
+        self.at.with(true, |db| {
+            let progress = Progress::items("verifying", 1);
+            let report = db.verify()?;
+            progress.add(1);
+            if self.json {
+                return json_line(&json!({
+                    "clean": true,
+                    "tables": report.tables,
+                    "entries": report.entries,
+                    "bytes": report.table_bytes,
+                    "logs": report.logs,
+                }));
+            }
+            line(format_args!(
+                "clean: {} entries in {} tables, {}; {} logs",
+                human_count(report.entries),
+                human_count(report.tables),
+                human_bytes(report.table_bytes),
+                human_count(report.logs),
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_at_its_successor() {
+        assert_eq!(successor(b"ab".to_vec()), Some(b"ac".to_vec()));
+        assert_eq!(successor(b"a\xff\xff".to_vec()), Some(b"b".to_vec()));
+        assert_eq!(successor(b"\xff".to_vec()), None);
+        assert_eq!(successor(Vec::new()), None);
+    }
+}
