@@ -162,7 +162,8 @@ impl Db {
         self.engine().get(cf, key, options)
     }
 
-    /// The values of `keys`, in their order, as of one moment.
+    /// The values of `keys`, in their order, as of one moment. Blocks that must be read are read
+    /// together, with up to 32 reads in flight.
     ///
     /// # Errors
     /// As [`Db::get`]: the first failure.

@@ -21,6 +21,7 @@ pub mod iter;
 pub mod key;
 pub mod memtable;
 mod metrics;
+mod multi_get;
 mod options;
 mod properties;
 mod read;
