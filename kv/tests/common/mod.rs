@@ -75,6 +75,7 @@ pub(crate) fn tiny() -> Options {
         block_size: 1024,
         block_cache_size: 64 << 10,
         cache_index_and_filter_blocks: true,
+        histograms: true,
         ..Options::default()
     }
 }
