@@ -9,6 +9,7 @@ use crate::compaction::{
 };
 use crate::engine::{Engine, read_only};
 use crate::error::Result;
+use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
@@ -51,7 +52,9 @@ impl Engine {
     }
 
     fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
-        let outputs = self.merge_inputs(choice, version)?;
+        let outputs = self
+            .histograms
+            .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
         let bytes = outputs.bytes();
         if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
             if self.cf(cf).is_err() {

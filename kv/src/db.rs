@@ -14,6 +14,7 @@ use crate::batch::{CfId, WriteBatch};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::histogram::{HistogramValues, Timed};
 use crate::iter::DbIterator;
 use crate::metrics::TickerValues;
 use crate::options::{Options, ReadOptions, WriteOptions};
@@ -143,7 +144,10 @@ impl Db {
                 false => Ok(()),
             };
         }
-        self.engine().submit(WriteItem::Write(batch, *options))
+        let engine = self.engine();
+        engine.histograms.time(Timed::Write, || {
+            engine.submit(WriteItem::Write(batch, *options))
+        })
     }
 
     /// The value of `key`, if it has one.
@@ -159,15 +163,22 @@ impl Db {
     /// # Errors
     /// As [`Db::get`], and [`Error::InvalidArgument`] for an unknown column family.
     pub fn get_cf(&self, cf: CfId, key: &[u8], options: &ReadOptions) -> Result<Option<Vec<u8>>> {
-        self.engine().get(cf, key, options)
+        let engine = self.engine();
+        engine
+            .histograms
+            .time(Timed::Get, || engine.get(cf, key, options))
     }
 
-    /// The values of `keys`, in their order, as of one moment.
+    /// The values of `keys`, in their order, as of one moment. Blocks that must be read are read
+    /// together, with up to 32 reads in flight.
     ///
     /// # Errors
     /// As [`Db::get`]: the first failure.
     pub fn multi_get(&self, keys: &[&[u8]], options: &ReadOptions) -> Result<Vec<Option<Vec<u8>>>> {
-        self.engine().multi_get(CfId::DEFAULT, keys, options)
+        let engine = self.engine();
+        engine.histograms.time(Timed::MultiGet, || {
+            engine.multi_get(CfId::DEFAULT, keys, options)
+        })
     }
 
     /// A consistent view of the present, for [`ReadOptions::snapshot`]. Dropping it releases it.
@@ -273,6 +284,12 @@ impl Db {
     /// The counters alone: cheap.
     pub fn tickers(&self) -> TickerValues {
         self.engine().tickers.values()
+    }
+
+    /// How long operations took, by name; empty unless [`Options::histograms`] is set. Names: `get`,
+    /// `multi_get`, `write`, `wal_sync`, `flush`, `compaction`.
+    pub fn histograms(&self) -> Vec<(&'static str, HistogramValues)> {
+        self.engine().histograms.values()
     }
 
     /// A property by its name in RocksDB (`rocksdb.num-files-at-level0`) or with the prefix

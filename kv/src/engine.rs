@@ -27,6 +27,7 @@ use crate::compaction::InFlight;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
+use crate::histogram::Histograms;
 use crate::key::SeqNo;
 use crate::memtable::MemTable;
 use crate::metrics::Tickers;
@@ -160,6 +161,7 @@ pub(crate) struct Engine {
     pub(crate) published: AtomicU64,
     pub(crate) snapshots: Arc<SnapshotList>,
     pub(crate) tickers: Tickers,
+    pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
     pub(crate) log: Mutex<Option<WalWriter>>,
     pub(crate) versions: Mutex<VersionSet>,

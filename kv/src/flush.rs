@@ -10,6 +10,7 @@ use crate::batch::CfId;
 use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
 use crate::engine::{Engine, Mem};
 use crate::error::Result;
+use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::version::CfEdit;
 
@@ -46,7 +47,9 @@ impl Engine {
         if mems.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(&mems)?;
+        let outputs = self
+            .histograms
+            .time(Timed::Flush, || self.write_mems(&mems))?;
         let flushed = mems.len();
         let bytes = outputs.bytes();
         let installed = self.change_cf(

@@ -92,6 +92,8 @@ pub struct Options {
     /// their open tables, where they are only charged to it (and take at most three quarters of it
     /// from data blocks). Default false.
     pub cache_index_and_filter_blocks: bool,
+    /// Time operations; [`crate::Db::histograms`] tells. Default false.
+    pub histograms: bool,
     /// A cache to share with other databases.
     pub block_cache: Option<Arc<BlockCache>>,
     /// Background threads to share; `None` is [`Env::shared`].
@@ -126,6 +128,7 @@ impl Default for Options {
             bloom_bits_per_key: 10.0,
             block_cache_size: 32 << 20,
             cache_index_and_filter_blocks: false,
+            histograms: false,
             block_cache: None,
             env: None,
         }
@@ -421,6 +424,7 @@ impl Options {
                 "cache_index_and_filter_blocks",
                 Field::Bool(&mut self.cache_index_and_filter_blocks),
             ),
+            ("histograms", Field::Bool(&mut self.histograms)),
         ]
     }
 }

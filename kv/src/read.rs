@@ -16,7 +16,8 @@ use crate::sstable::{TableReadOptions, filter_hash};
 use crate::version::{TableOpener, Version};
 
 impl Engine {
-    fn read_view(&self, id: CfId, options: &ReadOptions) -> Result<(Arc<View>, SeqNo)> {
+    /// A view and the sequence number to read it at.
+    pub(crate) fn read_view(&self, id: CfId, options: &ReadOptions) -> Result<(Arc<View>, SeqNo)> {
         if self.unreadable.load(Ordering::Acquire) {
             let error = &self.state.lock().error;
             return Err(error
@@ -53,23 +54,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// The values of `keys`, all as of one moment, in their order.
-    pub(crate) fn multi_get(
-        &self,
-        cf: CfId,
-        keys: &[&[u8]],
-        options: &ReadOptions,
-    ) -> Result<Vec<Option<Vec<u8>>>> {
-        let (view, sequence) = self.read_view(cf, options)?;
-        let read = |key: &&[u8]| {
-            let found = self.get_in(&view, &LookupKey::new(key, sequence))?;
-            self.count_read(found.as_deref());
-            Ok(found)
-        };
-        keys.iter().map(read).collect()
-    }
-
-    fn count_read(&self, found: Option<&[u8]>) {
+    pub(crate) fn count_read(&self, found: Option<&[u8]>) {
         self.tickers.keys_read.add(1);
         if let Some(value) = found {
             self.tickers.keys_found.add(1);
@@ -78,13 +63,24 @@ impl Engine {
     }
 
     fn get_in(&self, view: &View, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {
-        for mem in std::iter::once(&view.mem).chain(&view.imms) {
-            if let Some((_, kind, value)) = mem.table.get_lookup(lookup) {
-                self.tickers.memtable_hits.add(1);
-                return Ok((!kind.is_delete()).then(|| value.to_vec()));
-            }
+        match self.get_in_memtables(view, lookup) {
+            Some(found) => Ok(found),
+            None => self.get_in_version(&view.version, lookup),
         }
-        self.get_in_version(&view.version, lookup)
+    }
+
+    /// What the memtables say of a key: its value, `Some(None)` where it is deleted.
+    pub(crate) fn get_in_memtables(
+        &self,
+        view: &View,
+        lookup: &LookupKey,
+    ) -> Option<Option<Vec<u8>>> {
+        let mems = std::iter::once(&view.mem).chain(&view.imms);
+        let (_, kind, value) = mems
+            .into_iter()
+            .find_map(|mem| mem.table.get_lookup(lookup))?;
+        self.tickers.memtable_hits.add(1);
+        Some((!kind.is_delete()).then(|| value.to_vec()))
     }
 
     fn get_in_version(&self, version: &Version, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {

@@ -27,6 +27,7 @@ use crate::engine::{ColumnFamily, Engine, State, View};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName, FileNumber, LOCK};
+use crate::histogram::Histograms;
 use crate::key::{MAX_SEQ, SeqNo};
 use crate::metrics::Tickers;
 use crate::options::{Options, WalRecoveryMode};
@@ -140,6 +141,7 @@ fn engine_for(
         .filter_map(|entry| FileName::parse(&entry.name)?.number())
         .max()
         .unwrap_or(0);
+    let histograms = Histograms::new(options.histograms);
     let next_file = recovered.next_file_number.max(on_disk + 1);
     let versions = VersionSet::new(
         fs.clone(),
@@ -158,6 +160,7 @@ fn engine_for(
         published: AtomicU64::new(recovered.last_sequence),
         snapshots: Arc::new(SnapshotList::default()),
         tickers: Tickers::default(),
+        histograms,
         writers: GroupCommit::new(),
         log: Mutex::new(None),
         versions: Mutex::new(versions),

@@ -18,6 +18,7 @@ use crate::batch::{CfId, WriteBatch};
 use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
+use crate::histogram::Timed;
 use crate::options::WriteOptions;
 use crate::scheduler;
 use crate::stall::Stall;
@@ -178,7 +179,7 @@ impl Engine {
             return Ok(());
         }
         self.tickers.wal_syncs.add(1);
-        if let Err(error) = wal.sync() {
+        if let Err(error) = self.histograms.time(Timed::WalSync, || wal.sync()) {
             self.harden(error.clone());
             return Err(error);
         }

@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,6 +119,10 @@ fn move_money(fs: FileSystemRef) {
         tickers.flushes > 3 && tickers.compactions > 0,
         "{tickers:?}"
     );
+    let histograms: BTreeMap<_, _> = db.histograms().into_iter().collect();
+    assert_eq!(histograms["flush"].count, tickers.flushes);
+    assert!(histograms["write"].count <= tickers.keys_written);
+    assert!(histograms.contains_key("get") && histograms.contains_key("compaction"));
     assert!(views.load(Ordering::Relaxed) > 0);
     db.verify().unwrap();
 }

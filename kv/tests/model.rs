@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Rng, host, image, mount, seed, sim_device, tiny};
+use common::{Rng, WatchFs, host, image, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{Db, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
 
@@ -263,4 +263,48 @@ fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
         ..tiny()
     };
     run(host(dir.path()), &options, 2000, seed() ^ 1);
+}
+
+#[test]
+fn multi_get_reads_all_levels_in_one_batch_or_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
+    let options = Options {
+        block_cache_size: 0,
+        cache_index_and_filter_blocks: false,
+        ..tiny()
+    };
+    let db = Db::open(fs.clone(), Path::new("/db"), options).unwrap();
+    let name = |number: u32| number.to_be_bytes();
+    let value = |number: u32| vec![number as u8; 100];
+    for number in (0..20_000_u32).map(|number| number * 7919 % 20_000) {
+        db.put(&name(number), &value(number), &WriteOptions::default())
+            .unwrap();
+    }
+    for number in (0..20_000).step_by(100) {
+        db.delete(&name(number), &WriteOptions::default()).unwrap();
+    }
+    db.flush().unwrap();
+    db.wait_for_background_work().unwrap();
+    let levels = db.stats().levels;
+    assert!(levels.iter().filter(|level| level.files > 0).count() >= 3);
+    // Keys of every level, deleted ones, missing ones, and some twice.
+    let numbers: Vec<u32> = (0..500)
+        .map(|at| at * 41 % 20_400)
+        .chain([50, 50])
+        .collect();
+    let names: Vec<[u8; 4]> = numbers.iter().map(|&number| name(number)).collect();
+    let keys: Vec<&[u8]> = names.iter().map(|name| &name[..]).collect();
+    // Opens every table.
+    db.multi_get(&keys, &ReadOptions::default()).unwrap();
+    let before = fs.reads();
+    let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
+    let after = fs.reads();
+    for (&number, found) in numbers.iter().zip(&found) {
+        let expected = (number < 20_000 && number % 100 > 0).then(|| value(number));
+        assert_eq!(found, &expected, "key {number}");
+    }
+    let (batches, reads) = (after.0 - before.0, after.1 - before.1);
+    assert!((1..=3).contains(&batches), "{batches} batches");
+    assert!((100..=520).contains(&reads), "{reads} reads");
 }

@@ -38,6 +38,7 @@ pub use self::builder::{TableBuilder, TableSummary};
 pub use self::filter::{best_probes, expected_fpr, filter_hash};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;
+pub(crate) use self::reader::BlockPlace;
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
 pub use crate::compression::Compression;
 

@@ -30,6 +30,9 @@ const TAIL_READ: u64 = 8 << 10;
 /// Bytes read at once while the whole file is verified.
 const VERIFY_READ: usize = 1 << 20;
 
+/// Where a block lies in its file, in bytes.
+pub(crate) type BlockPlace = Range<u64>;
+
 /// How a table is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpenOptions {
@@ -237,6 +240,16 @@ impl Table {
     /// The newest version that `lookup` may see. `hash` is [`filter::filter_hash`] of the
     /// lookup's user key, computed once for all tables.
     pub fn get(&self, lookup: &LookupKey, hash: u64) -> Result<Option<TableHit>> {
+        let Some(place) = self.locate(lookup, hash)? else {
+            return Ok(None);
+        };
+        let block = self.data_block(place.clone())?;
+        self.find_in(block, &place, lookup, hash)
+    }
+
+    /// The one data block in which `lookup`'s key may be, unless filter or index rule it out.
+    #[inline]
+    pub(crate) fn locate(&self, lookup: &LookupKey, hash: u64) -> Result<Option<BlockPlace>> {
         if !self.may_contain(hash)? {
             return Ok(None);
         }
@@ -250,11 +263,18 @@ impl Table {
         };
         let (bytes, layout) = index.as_index();
         let at = layout.find(bytes, lookup.internal());
-        if at == layout.count() {
-            return Ok(None);
-        }
-        let place = layout.block(bytes, at);
-        let block = self.data_block(place.clone())?;
+        Ok((at < layout.count()).then(|| layout.block(bytes, at)))
+    }
+
+    /// Looks for a key in the block that [`Table::locate`] told, which is at `place`.
+    #[inline]
+    pub(crate) fn find_in(
+        &self,
+        block: Arc<Block>,
+        place: &BlockPlace,
+        lookup: &LookupKey,
+        hash: u64,
+    ) -> Result<Option<TableHit>> {
         let (bytes, layout) = block.as_data();
         let found = layout.get(bytes, lookup, hash);
         let Some(found) = found.map_err(|bad| self.bad_block(place.start, bad))? else {
@@ -268,6 +288,23 @@ impl Table {
                 block,
             },
         }))
+    }
+
+    /// The data block at `place`, if it is in the cache.
+    pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<Arc<Block>> {
+        self.cache.get(self.cache_key(place.start), BlockKind::Data)
+    }
+
+    /// Takes a data block's bytes as the file has them at `place`, and caches the block.
+    pub(crate) fn admit_block(&self, stored: &[u8], place: &BlockPlace) -> Result<Arc<Block>> {
+        let wanted = place.end - place.start;
+        if (stored.len() as u64) < wanted {
+            let detail = format!("file ends after {} of {wanted} bytes", stored.len());
+            return Err(Error::corrupt(&self.name, place.start, detail));
+        }
+        let contents = self.unseal_slice(stored, place.start)?;
+        let block = self.as_data_block(contents, place.start)?;
+        Ok(self.cache.insert(self.cache_key(place.start), block))
     }
 
     /// False where the filter says that no key with this hash is in the table.
@@ -382,7 +419,7 @@ impl Table {
         &self.cache
     }
 
-    pub(super) fn file(&self) -> &FileRef {
+    pub(crate) fn file(&self) -> &FileRef {
         &self.file
     }
 

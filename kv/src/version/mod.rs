@@ -14,4 +14,4 @@ mod version;
 
 pub(crate) use edit::{CfEdit, VersionEdit};
 pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
-pub(crate) use version::{Level, ObsoleteFiles, SstFile, SstMeta, TableOpener, Version};
+pub(crate) use version::{Level, ObsoleteFiles, Run, SstFile, SstMeta, TableOpener, Version};

@@ -75,6 +75,7 @@ pub(crate) fn tiny() -> Options {
         block_size: 1024,
         block_cache_size: 64 << 10,
         cache_index_and_filter_blocks: true,
+        histograms: true,
         ..Options::default()
     }
 }
@@ -137,6 +138,8 @@ struct Shared {
     space: AtomicU64,
     /// Every fdatasync fails.
     broken: AtomicBool,
+    read_batches: AtomicU64,
+    reads: AtomicU64,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
     gate: Mutex<()>,
 }
@@ -164,6 +167,8 @@ impl WatchFs {
                 watcher,
                 space,
                 broken: AtomicBool::new(false),
+                read_batches: AtomicU64::new(0),
+                reads: AtomicU64::new(0),
                 gate: Mutex::new(()),
             }),
         })
@@ -172,6 +177,12 @@ impl WatchFs {
     /// From now on `bytes` may be appended.
     pub(crate) fn set_space(&self, bytes: u64) {
         self.shared.space.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Batches of reads, and all reads, those of batches included, so far.
+    pub(crate) fn reads(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        (count(&self.shared.read_batches), count(&self.shared.reads))
     }
 
     /// From now on every fdatasync fails.
@@ -231,6 +242,7 @@ impl FileSystem for WatchFs {
         self.inner.lock(path)
     }
     fn read_batch(&self, requests: &mut [ReadRequest<'_>], _queue_depth: usize) -> Result<()> {
+        self.shared.read_batches.fetch_add(1, Ordering::SeqCst);
         for request in requests {
             request.read = request.file.read_at(request.offset, request.buf)?;
         }
@@ -288,6 +300,7 @@ impl File for WatchFile {
         self.inner.fsync()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.shared.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.read_at(offset, buf)
     }
     fn read_unverified(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {

@@ -1,0 +1,188 @@
+//! MultiGet: point lookups of many keys as of one moment, with their device reads in batches.
+//!
+//! It goes in rounds. In each round every key that is not settled moves on to the next table, from
+//! new to old, that its filter does not rule out; all blocks that these tables need and that are
+//! not in the cache are read in one submission; then each key looks into its block. A key that is
+//! there is settled in its first round but for false positives of filters, so most calls submit
+//! once, whatever the number of levels.
+
+use std::sync::Arc;
+
+use lavafs::{FileRef, ReadRequest};
+
+use crate::batch::CfId;
+use crate::engine::{Engine, View};
+use crate::error::Result;
+use crate::key::LookupKey;
+use crate::options::ReadOptions;
+use crate::sstable::{Block, BlockPlace, Table, filter_hash};
+use crate::version::Run;
+
+/// Device reads of one submission that are in flight at a time.
+const QUEUE_DEPTH: usize = 32;
+
+/// Blocks read in one submission: bounds the memory of a call with very many keys.
+const BLOCKS_MAX: usize = 1024;
+
+/// A key whose value is not known yet.
+struct Pending {
+    /// Its place among the caller's keys.
+    at: usize,
+    lookup: LookupKey,
+    hash: u64,
+    /// The first run, counted from the newest, that was not asked yet.
+    next_run: usize,
+}
+
+/// A key of a round, and the block where its table would have it.
+struct Candidate<'a> {
+    key: Pending,
+    table: &'a Arc<Table>,
+    place: BlockPlace,
+    block: Option<Arc<Block>>,
+}
+
+impl Candidate<'_> {
+    fn order(&self) -> (u64, u64) {
+        (self.table.file_number(), self.place.start)
+    }
+}
+
+impl Engine {
+    /// The values of `keys`, all as of one moment, in their order.
+    pub(crate) fn multi_get(
+        &self,
+        cf: CfId,
+        keys: &[&[u8]],
+        options: &ReadOptions,
+    ) -> Result<Vec<Option<Vec<u8>>>> {
+        let (view, sequence) = self.read_view(cf, options)?;
+        let mut results = vec![None; keys.len()];
+        let mut pending = Vec::with_capacity(keys.len());
+        for (at, key) in keys.iter().enumerate() {
+            let lookup = LookupKey::new(key, sequence);
+            match self.get_in_memtables(&view, &lookup) {
+                Some(found) => results[at] = found,
+                None => pending.push(Pending {
+                    at,
+                    hash: filter_hash(key),
+                    lookup,
+                    next_run: 0,
+                }),
+            }
+        }
+        self.read_pending(&view, pending, &mut results)?;
+        for found in &results {
+            self.count_read(found.as_deref());
+        }
+        Ok(results)
+    }
+
+    fn read_pending(
+        &self,
+        view: &View,
+        mut pending: Vec<Pending>,
+        results: &mut [Option<Vec<u8>>],
+    ) -> Result<()> {
+        let levels = &view.version.levels;
+        let runs: Vec<&Run> = levels.iter().flat_map(|level| &level.runs).collect();
+        while !pending.is_empty() {
+            let mut candidates = Vec::with_capacity(pending.len());
+            for key in pending.drain(..) {
+                candidates.extend(self.next_candidate(&runs, key)?);
+            }
+            self.load_blocks(&mut candidates)?;
+            for candidate in candidates {
+                let Candidate {
+                    key,
+                    table,
+                    place,
+                    block,
+                } = candidate;
+                let block = block.expect("every candidate's block was loaded");
+                match table.find_in(block, &place, &key.lookup, key.hash)? {
+                    Some(hit) => {
+                        results[key.at] = (!hit.kind.is_delete()).then(|| hit.value.to_vec());
+                    }
+                    None => pending.push(key),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next table that may hold `key`, if there is one, and the block.
+    fn next_candidate<'a>(
+        &self,
+        runs: &[&'a Run],
+        mut key: Pending,
+    ) -> Result<Option<Candidate<'a>>> {
+        while let Some(run) = runs.get(key.next_run) {
+            key.next_run += 1;
+            let Some(file) = run.file_for(key.lookup.user_key()) else {
+                continue;
+            };
+            let table = file.table(self)?;
+            if let Some(place) = table.locate(&key.lookup, key.hash)? {
+                return Ok(Some(Candidate {
+                    key,
+                    table,
+                    place,
+                    block: None,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gets the block of every candidate, from the cache or in one submission. Several keys may
+    /// want one block.
+    fn load_blocks(&self, candidates: &mut [Candidate<'_>]) -> Result<()> {
+        candidates.sort_by_key(Candidate::order);
+        let mut groups: Vec<&mut [Candidate<'_>]> = candidates
+            .chunk_by_mut(|a, b| a.order() == b.order())
+            .collect();
+        for group in &mut groups {
+            let block = group[0].table.cached_block(&group[0].place);
+            group
+                .iter_mut()
+                .for_each(|one| one.block.clone_from(&block));
+        }
+        groups.retain(|group| group[0].block.is_none());
+        for groups in groups.chunks_mut(BLOCKS_MAX) {
+            self.read_blocks(groups)?;
+        }
+        Ok(())
+    }
+
+    fn read_blocks(&self, groups: &mut [&mut [Candidate<'_>]]) -> Result<()> {
+        let mut stored: Vec<(FileRef, Vec<u8>)> = groups
+            .iter()
+            .map(|group| {
+                let place = &group[0].place;
+                let len = (place.end - place.start) as usize;
+                (group[0].table.file().clone(), vec![0; len])
+            })
+            .collect();
+        let mut requests: Vec<ReadRequest<'_>> = stored
+            .iter_mut()
+            .zip(groups.iter())
+            .map(|((file, buf), group)| ReadRequest {
+                file,
+                offset: group[0].place.start,
+                buf,
+                read: 0,
+            })
+            .collect();
+        self.fs.read_batch(&mut requests, QUEUE_DEPTH)?;
+        let lengths: Vec<usize> = requests.iter().map(|request| request.read).collect();
+        drop(requests);
+        for ((group, (_, bytes)), len) in groups.iter_mut().zip(stored).zip(lengths) {
+            let block = group[0].table.admit_block(&bytes[..len], &group[0].place)?;
+            for one in group.iter_mut() {
+                one.block = Some(Arc::clone(&block));
+            }
+        }
+        Ok(())
+    }
+}
