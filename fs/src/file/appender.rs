@@ -309,7 +309,7 @@ impl OpenFile {
             exact: false,
             size: state.durable_size,
             modified_ns: state.modified_ns,
-            check_from: 0,
+            check_from: state.durable_size,
             check_crc: 0,
         };
         self.core.enqueue_unchecked(&op)
