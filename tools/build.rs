@@ -17,7 +17,7 @@ fn main() -> io::Result<()> {
         .ancestors()
         .nth(3)
         .expect("OUT_DIR lies three levels below the profile directory");
-    for tool in ["mkfs", "fsck"] {
+    for tool in ["mkfs", "fsck", "mount"] {
         link(
             &format!("{tool}-lavafs"),
             &profile.join(format!("{tool}.lavafs")),

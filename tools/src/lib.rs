@@ -5,6 +5,7 @@ pub mod cli;
 pub mod demo;
 pub mod fs_command;
 pub mod fsck;
+pub mod fuse;
 pub mod kv_command;
 pub mod lava;
 pub mod log_command;

@@ -1,0 +1,274 @@
+//! Requests about the bytes of files, with the meaning that foreign programs expect.
+//!
+//! - A write that begins exactly at the end of the file appends. Any other is EOPNOTSUPP, before
+//!   anything is changed: in the middle it would overwrite, beyond the end it would leave a hole.
+//! - `fsync` and `fdatasync` both make bytes and size durable. With `sizefree`, `fdatasync` is
+//!   LavaFS's own: bytes only, and after a crash the size is shown as its durable lower bound.
+//! - A size that is uncertain since a crash is settled at its lower bound when the file is opened
+//!   for writing.
+//! - Truncating to a greater length appends zeros, up to [`EXTEND_LEN_MAX`] of them: that costs
+//!   what it seems to and reads back as POSIX says.
+//! - `fallocate` with KEEP_SIZE is a hint: it fails where the space is not free now, but reserves
+//!   nothing. Other modes are EOPNOTSUPP; programs then go on without, and append.
+//!
+//! It needs no kernel: the tests here run it on a simulated device.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fuser::Errno;
+use lavafs::device::AlignedBuf;
+use lavafs::{BLOCK_SIZE, FileRef, FileSize, FileSystem, Ino, LavaFs};
+
+use super::errno::{Answer, answer, errno};
+use super::handles::{Files, Listings, OpenFile};
+
+/// Most zeros that one truncation appends, in bytes.
+pub(super) const EXTEND_LEN_MAX: u64 = 1 << 30;
+
+/// Zeros appended at a time.
+const ZEROS_LEN: usize = 256 << 10;
+
+/// Writes of at least this many bytes are copied into an aligned buffer, from which LavaFS writes to
+/// the device in one piece.
+const ALIGNED_LEN_MIN: usize = 64 << 10;
+
+/// Longest request, in bytes; what the session agrees on with the kernel.
+pub(super) const REQUEST_LEN_MAX: usize = 1 << 20;
+
+thread_local! {
+    /// Each thread of the session serves one request at a time.
+    static BUFFER: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::zeroed(0));
+}
+
+/// A mounted filesystem as the kernel's partner. Any thread may serve any request.
+#[derive(Debug)]
+pub(super) struct Mount {
+    pub(super) fs: LavaFs,
+    pub(super) files: Files,
+    pub(super) listings: Listings,
+    size_free: bool,
+}
+
+/// A handle that lasts for one request.
+pub(super) struct TemporaryFile<'a> {
+    mount: &'a Mount,
+    handle: u64,
+    file: Arc<OpenFile>,
+}
+
+impl TemporaryFile<'_> {
+    pub(super) fn file(&self) -> &OpenFile {
+        &self.file
+    }
+}
+
+impl Drop for TemporaryFile<'_> {
+    fn drop(&mut self) {
+        self.mount.files.close(self.handle);
+    }
+}
+
+impl Mount {
+    pub(super) fn new(fs: LavaFs, size_free: bool) -> Self {
+        Mount {
+            fs,
+            files: Files::default(),
+            listings: Listings::default(),
+            size_free,
+        }
+    }
+
+    fn open_file(&self, ino: Ino) -> Answer<(u64, Arc<OpenFile>)> {
+        let opened = self.files.open(ino, || self.fs.open_ino(ino));
+        answer("open", ino.0, opened)
+    }
+
+    pub(super) fn temporary_file(&self, ino: Ino) -> Answer<TemporaryFile<'_>> {
+        let (handle, file) = self.open_file(ino)?;
+        Ok(TemporaryFile {
+            mount: self,
+            handle,
+            file,
+        })
+    }
+
+    /// Opens a file as open(2) with `flags`.
+    pub(super) fn open(&self, ino: Ino, flags: i32) -> Answer<u64> {
+        let (handle, file) = self.open_file(ino)?;
+        let prepared = if flags & libc::O_TRUNC != 0 {
+            self.truncate(&file, 0)
+        } else if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            let _writing = file.writing.lock();
+            settle(&file)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = prepared {
+            self.files.close(handle);
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    /// Closes a handle; with the last one of a file its buffered bytes go to the device.
+    pub(super) fn close(&self, handle: u64) {
+        self.files.close(handle);
+    }
+
+    /// Reads, and gives what was read to `reply`. A failure is logged with the file's path and the
+    /// offset, because the program only learns EIO.
+    pub(super) fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        len: usize,
+        reply: impl FnOnce(Answer<&[u8]>),
+    ) {
+        let file = match self.files.get(handle) {
+            Ok(file) => file,
+            Err(error) => return reply(Err(error)),
+        };
+        with_buffer(len, |buf| match file.file.read_at(offset, buf) {
+            Ok(read) => reply(Ok(&buf[..read])),
+            Err(error) => {
+                let path = self.path_of(file.ino);
+                tracing::error!(path, offset, len, %error, "a read failed");
+                reply(Err(errno(&error)));
+            }
+        });
+    }
+
+    /// Appends `data`, if `offset` is the end of the file. `flags` are those of the open file.
+    pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8], flags: i32) -> Answer<u32> {
+        let file = self.files.get(handle)?;
+        let written = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        let writing = file.writing.lock();
+        if file.file.size() != FileSize::Exact(offset) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let appended = append(&file.file, data);
+        file.unsynced.store(true, Ordering::Release);
+        let at = answer("write", file.ino.0, appended)?;
+        assert_eq!(at, offset, "nobody else appends while `writing` is held");
+        drop(writing);
+        if flags & libc::O_SYNC == libc::O_SYNC {
+            self.sync(&file, false)?;
+        } else if flags & libc::O_DSYNC != 0 {
+            self.sync(&file, true)?;
+        }
+        Ok(written)
+    }
+
+    /// Gives the file the length `size`.
+    pub(super) fn truncate(&self, file: &OpenFile, size: u64) -> Answer<()> {
+        let _writing = file.writing.lock();
+        settle(file)?;
+        let present = file.file.size().lower();
+        if size == present {
+            return Ok(());
+        }
+        file.unsynced.store(true, Ordering::Release);
+        if size < present {
+            return answer("truncate", file.ino.0, file.file.truncate(size));
+        }
+        if size - present > EXTEND_LEN_MAX {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let zeros = AlignedBuf::zeroed(ZEROS_LEN);
+        let mut left = size - present;
+        while left > 0 {
+            let part = left.min(ZEROS_LEN as u64);
+            if let Err(error) = file.file.append(&zeros[..part as usize]) {
+                // All or nothing: what was appended goes again.
+                let undone = file.file.truncate(present);
+                answer("truncate", file.ino.0, undone)?;
+                return answer("truncate", file.ino.0, Err(error));
+            }
+            left -= part;
+        }
+        Ok(())
+    }
+
+    /// fsync of a file, or with `data_only` fdatasync.
+    pub(super) fn fsync(&self, handle: u64, data_only: bool) -> Answer<()> {
+        let file = self.files.get(handle)?;
+        self.sync(&file, data_only)
+    }
+
+    fn sync(&self, file: &OpenFile, data_only: bool) -> Answer<()> {
+        file.unsynced.store(false, Ordering::Release);
+        let synced = if data_only && self.size_free {
+            file.file.fdatasync()
+        } else {
+            file.file.fsync()
+        };
+        answer("fsync", file.ino.0, synced)
+    }
+
+    /// See fallocate(2).
+    pub(super) fn fallocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        let file = self.files.get(handle)?;
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        let size = file.file.size().lower();
+        match mode {
+            libc::FALLOC_FL_KEEP_SIZE => {
+                let wanted = end.saturating_sub(size.max(offset));
+                if wanted > self.fs.space().free {
+                    return Err(Errno::ENOSPC);
+                }
+                Ok(())
+            }
+            0 if end <= size => Ok(()),
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// A path of `ino` for messages: the first one found. Looks through the whole tree, so it is
+    /// for failures only.
+    fn path_of(&self, ino: Ino) -> String {
+        let mut dirs = vec![(LavaFs::ROOT, String::new())];
+        while let Some((dir, path)) = dirs.pop() {
+            for (name, child, kind) in self.fs.entries(dir, None, usize::MAX).unwrap_or_default() {
+                let path = format!("{path}/{}", name.to_string_lossy());
+                if child == ino {
+                    return path;
+                }
+                if kind == lavafs::FileKind::Directory {
+                    dirs.push((child, path));
+                }
+            }
+        }
+        format!("unlinked inode {ino}")
+    }
+}
+
+/// Ends an uncertain size. The caller holds `writing`.
+fn settle(file: &OpenFile) -> Answer<()> {
+    match file.file.size() {
+        FileSize::Exact(_) => Ok(()),
+        FileSize::Between { lower, .. } => answer("open", file.ino.0, file.file.settle(lower)),
+    }
+}
+
+fn append(file: &FileRef, data: &[u8]) -> lavafs::Result<u64> {
+    if data.len() < ALIGNED_LEN_MIN {
+        return file.append(data);
+    }
+    with_buffer(data.len(), |buf| {
+        buf.copy_from_slice(data);
+        file.append(buf)
+    })
+}
+
+/// Runs `body` with the thread's aligned buffer.
+fn with_buffer<R>(len: usize, body: impl FnOnce(&mut [u8]) -> R) -> R {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            let grown = len.next_power_of_two().max(BLOCK_SIZE as usize);
+            *buffer = AlignedBuf::zeroed(grown);
+        }
+        body(&mut buffer[..len])
+    })
+}
