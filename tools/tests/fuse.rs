@@ -230,7 +230,6 @@ fn files_grow_at_their_end_and_nowhere_else() {
     let path = fixture.path("f");
     fs::write(&path, vec![7; 10_000]).unwrap();
     let contents = || fs::read(&path).unwrap();
-    // Through the page cache (write only) and past it (read and write).
     let write_only = OpenOptions::new().write(true).open(&path).unwrap();
     let read_write = OpenOptions::new()
         .read(true)
@@ -278,10 +277,10 @@ fn a_reader_sees_what_is_appended_beside_it() {
         return;
     };
     let path = fixture.path("log");
-    for past_the_cache in [false, true] {
+    for read_too in [false, true] {
         fs::write(&path, b"").unwrap();
         let mut writer = OpenOptions::new()
-            .read(past_the_cache)
+            .read(read_too)
             .write(true)
             .open(&path)
             .unwrap();

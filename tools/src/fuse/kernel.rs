@@ -1,12 +1,13 @@
 //! The kernel's requests, unpacked for [`Mount`] and answered.
 //!
 //! The kernel may cache names, attributes and pages for long, because every change passes through
-//! it. Two things need care:
-//! - a shared writable mapping would write pages back in place, long after the program was
-//!   told that all is well. So a file opened for reading and writing at once, the only kind that
-//!   can be mapped so, bypasses the page cache, and such a mapping is refused (ENODEV);
-//! - what is appended past the cache may lie in a page whose end is cached as zeros. The kernel
-//!   drops a file's pages when its modification time has changed (AUTO_INVAL_DATA).
+//! it. A file opened for writing bypasses the page cache, though:
+//! - a shared writable mapping would write pages back in place, long after the program was told that
+//!   all is well; without the cache such a mapping is refused (ENODEV);
+//! - appends go out in larger requests, with a copy less.
+//!
+//! What is appended past the cache may lie in a page whose end a reader has cached as zeros. The
+//! kernel drops a file's pages when its modification time has changed (AUTO_INVAL_DATA).
 //!
 //! Writes reach us at once, not through the writeback cache, which would write whole pages at
 //! times of its own. Locks stay in the kernel: no other machine can have the filesystem mounted.
@@ -70,10 +71,10 @@ fn file_type(kind: FileKind) -> FileType {
 
 /// How the kernel is to treat a file opened with `flags`.
 fn open_mode(flags: i32) -> FopenFlags {
-    if flags & libc::O_ACCMODE == libc::O_RDWR {
-        FopenFlags::FOPEN_DIRECT_IO
-    } else {
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
         FopenFlags::FOPEN_KEEP_CACHE
+    } else {
+        FopenFlags::FOPEN_DIRECT_IO
     }
 }
 
