@@ -349,3 +349,30 @@ fn a_change_of_attributes_never_takes_back_a_synced_size() {
         assert_eq!(size, FileSize::Exact(round * 100), "round {round}");
     }
 }
+
+#[test]
+fn bytes_that_fdatasync_made_durable_behind_an_exact_size_are_looked_for() {
+    let device = device(64 * MIB);
+    let fs = mount(&device);
+    let file = fs
+        .create(Path::new("/f"), &CreateOptions::default())
+        .unwrap();
+    file.append(b"abc").unwrap();
+    file.fsync().unwrap();
+    file.append(b"def").unwrap();
+    file.fdatasync().unwrap();
+    // What is acknowledged behind it must not be taken for the journal's torn end.
+    fs.create_dir_all(Path::new("/later")).unwrap();
+    fs.commit().unwrap();
+    for seed in 0..20 {
+        let crashed = Arc::new(device.crash(seed));
+        assert_clean(&crashed);
+        let after = mount(&crashed);
+        let file = after.open(Path::new("/f")).unwrap();
+        assert!(matches!(file.size(), FileSize::Between { lower: 3, .. }));
+        let mut buf = [0; 6];
+        assert_eq!(file.read_unverified(0, &mut buf).unwrap(), 6);
+        assert_eq!(&buf, b"abcdef");
+        assert!(after.metadata(Path::new("/later")).is_ok());
+    }
+}

@@ -49,6 +49,7 @@ pub fn run_with<T: Parser>(
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(false)
         .without_time()
         .init();
     let outcome = match T::try_parse_from(arguments) {

@@ -1,51 +1,150 @@
-//! The mount options after `-o`.
+//! The options after `-o`, of mount(8), of FUSE and our own.
 
-use fuser::MountOption;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cli::{Failure, Outcome};
+use fuser::{Config, MountOption, SessionACL};
 
-/// What was asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What the options say.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Options {
     /// Write nothing to the device.
     pub(super) read_only: bool,
     /// fdatasync has its native meaning: bytes durable, the size not journaled.
     pub(super) size_free: bool,
-    /// Users other than the mounting one may use the mount.
-    pub(super) allow_other: bool,
-    /// Options for the kernel.
-    pub(super) kernel: Vec<MountOption>,
+    /// Take the device over from a process of another machine that did not unmount it.
+    pub(super) take_over: bool,
+    /// Who may use the mount.
+    pub(super) access: SessionACL,
+    /// The kernel checks permission bits.
+    pub(super) permissions: bool,
+    /// How often changes that nobody synced are made durable; `None` for never.
+    pub(super) commit: Option<Duration>,
+    /// Where the background process logs instead of syslog.
+    pub(super) log: Option<PathBuf>,
+    /// The name of the source in the table of mounts, where it is not the device.
+    pub(super) source: Option<String>,
+    /// Flags for the kernel.
+    kernel: Vec<MountOption>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            read_only: false,
+            size_free: false,
+            take_over: false,
+            access: SessionACL::Owner,
+            permissions: false,
+            commit: Some(Duration::from_secs(5)),
+            log: None,
+            source: None,
+            kernel: Vec::new(),
+        }
+    }
 }
 
 impl Options {
-    /// Parses lists of options separated by commas. Options that are mount(8)'s own (defaults,
-    /// nofail, user, x-...) are accepted and mean nothing here.
-    pub(super) fn parse(lists: &[String]) -> Outcome<Options> {
+    /// Parses lists of options separated by commas; a later one overrides an earlier one. With
+    /// `sloppy` unknown options are passed over, as `mount -s` wants it.
+    ///
+    /// # Errors
+    /// One sentence about the first option that is not understood.
+    pub(super) fn parse(lists: &[String], sloppy: bool) -> Result<Options, String> {
         let mut options = Options::default();
         for option in lists.iter().flat_map(|list| list.split(',')) {
-            match option {
-                "ro" => options.read_only = true,
-                "rw" => options.read_only = false,
-                "sizefree" => options.size_free = true,
-                "allow_other" => options.allow_other = true,
-                "dev" => options.kernel.push(MountOption::Dev),
-                "nodev" => options.kernel.push(MountOption::NoDev),
-                "suid" => options.kernel.push(MountOption::Suid),
-                "nosuid" => options.kernel.push(MountOption::NoSuid),
-                "exec" => options.kernel.push(MountOption::Exec),
-                "noexec" => options.kernel.push(MountOption::NoExec),
-                "atime" => options.kernel.push(MountOption::Atime),
-                "noatime" => options.kernel.push(MountOption::NoAtime),
-                "" | "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "users"
-                | "nouser" | "owner" | "group" | "relatime" => {}
-                other if other.starts_with("x-") || other.starts_with("comment=") => {}
-                other => return Err(Failure::new(format!("unknown mount option '{other}'"))),
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (option, None),
+            };
+            let known = match value {
+                None => options.set(name),
+                Some(value) => options.assign(name, value)?,
+            };
+            if !known && !sloppy {
+                return Err(format!("unknown option '{option}'"));
             }
         }
-        if options.read_only {
-            options.kernel.push(MountOption::RO);
-        }
         Ok(options)
+    }
+
+    /// Options without a value. False for an unknown one.
+    fn set(&mut self, name: &str) -> bool {
+        match name {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "sizefree" => self.size_free = true,
+            "take_over" => self.take_over = true,
+            "default_permissions" => self.permissions = true,
+            "allow_other" => self.access = SessionACL::All,
+            "allow_root" => self.access = SessionACL::RootAndOwner,
+            "dev" => self.flag(MountOption::Dev, &MountOption::NoDev),
+            "nodev" => self.flag(MountOption::NoDev, &MountOption::Dev),
+            "suid" => self.flag(MountOption::Suid, &MountOption::NoSuid),
+            "nosuid" => self.flag(MountOption::NoSuid, &MountOption::Suid),
+            "exec" => self.flag(MountOption::Exec, &MountOption::NoExec),
+            "noexec" => self.flag(MountOption::NoExec, &MountOption::Exec),
+            "sync" => self.flag(MountOption::Sync, &MountOption::Async),
+            "async" => self.flag(MountOption::Async, &MountOption::Sync),
+            // For mount(8) itself and for init systems; or about access times, which LavaFS does
+            // not keep.
+            "" | "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser"
+            | "users" | "owner" | "group" | "atime" | "noatime" | "diratime" | "nodiratime"
+            | "relatime" | "norelatime" | "strictatime" | "lazytime" => {}
+            other => return other.starts_with("x-") || other.starts_with("X-"),
+        }
+        true
+    }
+
+    /// Options with a value. False for an unknown one.
+    fn assign(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        match name {
+            "commit" => {
+                let seconds: u64 = value
+                    .parse()
+                    .ok()
+                    .filter(|&seconds| seconds <= 3600)
+                    .ok_or(format!("commit={value}: it is 0 to 3600 seconds"))?;
+                self.commit = (seconds > 0).then(|| Duration::from_secs(seconds));
+            }
+            "log" => self.log = Some(PathBuf::from(value)),
+            "fsname" => self.source = Some(value.to_owned()),
+            "subtype" if value == "lavafs" => {}
+            "comment" => {}
+            other => return Ok(other.starts_with("x-") || other.starts_with("X-")),
+        }
+        Ok(true)
+    }
+
+    fn flag(&mut self, flag: MountOption, opposite: &MountOption) {
+        self.kernel.retain(|other| other != opposite);
+        if !self.kernel.contains(&flag) {
+            self.kernel.push(flag);
+        }
+    }
+
+    /// What the FUSE session is to be started with, serving `source` with `threads` threads.
+    pub(super) fn session(&self, source: &str, threads: usize) -> Config {
+        let mut config = Config::default();
+        config.mount_options = self.kernel.clone();
+        let source = self.source.as_deref().unwrap_or(source);
+        config
+            .mount_options
+            .push(MountOption::FSName(source.to_owned()));
+        config
+            .mount_options
+            .push(MountOption::CUSTOM("subtype=lavafs".to_owned()));
+        if self.read_only {
+            config.mount_options.push(MountOption::RO);
+        }
+        // Users whom the owner lets in must meet the permission bits.
+        if self.permissions || self.access != SessionACL::Owner {
+            config.mount_options.push(MountOption::DefaultPermissions);
+        }
+        config.acl = self.access;
+        config.n_threads = Some(threads);
+        config.clone_fd = true;
+        config
     }
 }
 
@@ -53,13 +152,44 @@ impl Options {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Options, String> {
+        Options::parse(&[text.to_owned()], false)
+    }
+
     #[test]
-    fn options_are_parsed_and_unknown_ones_refused() {
-        let parse = |text: &str| Options::parse(&[text.to_string()]);
-        let options = parse("defaults,ro,sizefree,nodev,x-systemd.automount").unwrap();
-        assert!(options.read_only && options.size_free && !options.allow_other);
-        assert_eq!(options.kernel, [MountOption::NoDev, MountOption::RO]);
-        assert!(!parse("ro,rw").unwrap().read_only);
-        assert!(parse("sizfree").is_err());
+    fn fstab_lines_are_understood() {
+        let options = parse("defaults,ro,noauto,x-systemd.automount,comment=a,nofail").unwrap();
+        assert!(options.read_only);
+        let options = parse("ro,rw,sizefree,commit=30,allow_other").unwrap();
+        assert!(!options.read_only && options.size_free);
+        assert_eq!(options.commit, Some(Duration::from_secs(30)));
+        assert_eq!(parse("commit=0").unwrap().commit, None);
+    }
+
+    #[test]
+    fn a_later_flag_replaces_its_opposite() {
+        let options = parse("nodev,noexec,exec,dev").unwrap();
+        assert_eq!(options.kernel, [MountOption::Exec, MountOption::Dev]);
+    }
+
+    #[test]
+    fn unknown_options_are_named_unless_sloppy() {
+        for bad in ["wibble", "wibble=3", "remount", "commit", "sizefree=1"] {
+            assert_eq!(parse(bad).unwrap_err(), format!("unknown option '{bad}'"));
+            assert!(Options::parse(&[bad.to_owned()], true).is_ok());
+        }
+        assert!(parse("commit=abc").unwrap_err().contains("3600"));
+    }
+
+    #[test]
+    fn letting_others_in_makes_the_kernel_check_permissions() {
+        let checks = |text: &str| {
+            let config = parse(text).unwrap().session("d", 1);
+            config
+                .mount_options
+                .contains(&MountOption::DefaultPermissions)
+        };
+        assert!(checks("allow_other") && checks("allow_root") && checks("default_permissions"));
+        assert!(!checks("rw"));
     }
 }

@@ -1,0 +1,451 @@
+//! Requests about names, attributes and directories.
+//!
+//! Inode numbers are LavaFS's own and are never reused, so the kernel's generation is always 0 and
+//! no count of its references is kept: what it asks about and is gone is ENOENT.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use lavafs::{
+    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, Ownership, RenameMode,
+    SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
+};
+
+use super::errno::{Answer, answer};
+use super::handles::{Entry, OpenFile};
+use super::ops::Mount;
+
+/// Prefix of the extended attributes that programs may set.
+const USER_ATTRIBUTES: &[u8] = b"user.";
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// What `setattr` is to change.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Changes {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) modified: Option<TimeOrNow>,
+}
+
+/// Space, for statfs, in blocks of [`BLOCK_SIZE`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Statfs {
+    pub(super) blocks: u64,
+    pub(super) free: u64,
+    pub(super) files: u64,
+}
+
+impl Mount {
+    pub(super) fn lookup(&self, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        let ino = answer("lookup", dir.0, self.fs.lookup(Ino(dir.0), name))?;
+        self.attributes(INodeNo(ino.0))
+    }
+
+    pub(super) fn attributes(&self, ino: INodeNo) -> Answer<FileAttr> {
+        let attributes = answer("stat", ino.0, self.fs.attributes(Ino(ino.0)))?;
+        Ok(file_attr(&attributes))
+    }
+
+    /// See setattr. The size is changed through the file, the rest through the inode.
+    pub(super) fn set_attributes(
+        &self,
+        caller: Caller,
+        ino: INodeNo,
+        changes: &Changes,
+    ) -> Answer<FileAttr> {
+        if let Some(size) = changes.size {
+            let file = self.temporary_file(Ino(ino.0))?;
+            self.truncate(file.file(), size)?;
+        }
+        let before = answer("chmod", ino.0, self.fs.attributes(Ino(ino.0)))?;
+        let chown = changes.uid.is_some() || changes.gid.is_some();
+        let mut mode = changes.mode;
+        // The kernel leaves these to us (FUSE_HANDLE_KILLPRIV_V2).
+        let kills = (chown || changes.size.is_some() && caller.uid != 0)
+            && before.kind == FileKind::File
+            && mode.is_none();
+        if kills && without_privileges(before.mode) != before.mode {
+            mode = Some(without_privileges(before.mode));
+        }
+        let set = SetAttributes {
+            mode,
+            uid: changes.uid,
+            gid: changes.gid,
+            modified_ns: changes.modified.map(from_kernel),
+        };
+        if mode.is_some() || chown || set.modified_ns.is_some() {
+            answer(
+                "set attributes",
+                ino.0,
+                self.fs.set_attributes(Ino(ino.0), &set),
+            )?;
+        }
+        self.attributes(ino)
+    }
+
+    /// Takes the set-user-id and set-group-id bits from a file that another user writes to.
+    pub(super) fn drop_privileges(&self, ino: Ino) -> Answer<()> {
+        let mode = answer("stat", ino.0, self.fs.attributes(ino))?.mode;
+        let set = SetAttributes {
+            mode: Some(without_privileges(mode)),
+            ..SetAttributes::default()
+        };
+        if without_privileges(mode) == mode {
+            return Ok(());
+        }
+        answer("chmod", ino.0, self.fs.set_attributes(ino, &set))
+    }
+
+    /// Owner and mode of something new: in a set-group-id directory the group is the directory's,
+    /// and new directories are so too.
+    fn ownership(&self, caller: Caller, dir: INodeNo, mode: u32) -> Answer<Ownership> {
+        let parent = answer("create", dir.0, self.fs.attributes(Ino(dir.0)))?;
+        let inherits = parent.mode & libc::S_ISGID != 0;
+        let makes_directory = mode & libc::S_IFMT == libc::S_IFDIR;
+        let set_gid = if inherits && makes_directory {
+            libc::S_ISGID
+        } else {
+            0
+        };
+        Ok(Ownership {
+            mode: mode & 0o7777 | set_gid,
+            uid: caller.uid,
+            gid: if inherits { parent.gid } else { caller.gid },
+        })
+    }
+
+    /// Creates a file and opens it. Returns the handle.
+    pub(super) fn create(
+        &self,
+        caller: Caller,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+    ) -> Answer<(FileAttr, u64, Arc<OpenFile>)> {
+        let ownership = self.ownership(caller, dir, mode)?;
+        let options = CreateOptions::default();
+        let made = self.fs.create_at(Ino(dir.0), name, ownership, &options);
+        let (ino, file) = answer("create", dir.0, made)?;
+        let opened = self.files.open(ino, || Ok(file));
+        let (handle, file) = answer("create", ino.0, opened)?;
+        Ok((self.attributes(INodeNo(ino.0))?, handle, file))
+    }
+
+    /// Creates a regular file without opening it; devices, pipes and sockets are EPERM, as POSIX
+    /// says for a filesystem without them.
+    pub(super) fn mknod(
+        &self,
+        caller: Caller,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+    ) -> Answer<FileAttr> {
+        if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
+            return Err(Errno::EPERM);
+        }
+        let (attr, handle, file) = self.create(caller, dir, name, mode)?;
+        self.files.close(handle);
+        drop(file);
+        Ok(attr)
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        caller: Caller,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+    ) -> Answer<FileAttr> {
+        let ownership = self.ownership(caller, dir, mode & 0o7777 | libc::S_IFDIR)?;
+        let made = self.fs.mkdir_at(Ino(dir.0), name, ownership);
+        let ino = answer("mkdir", dir.0, made)?;
+        self.attributes(INodeNo(ino.0))
+    }
+
+    pub(super) fn symlink(
+        &self,
+        caller: Caller,
+        dir: INodeNo,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Answer<FileAttr> {
+        let ownership = self.ownership(caller, dir, 0o777)?;
+        let made = self.fs.symlink_at(Ino(dir.0), name, target, ownership);
+        let ino = answer("symlink", dir.0, made)?;
+        self.attributes(INodeNo(ino.0))
+    }
+
+    pub(super) fn link(&self, ino: INodeNo, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        let linked = self.fs.link_at(Ino(ino.0), Ino(dir.0), name);
+        answer("link", ino.0, linked)?;
+        self.attributes(ino)
+    }
+
+    pub(super) fn unlink(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        answer("unlink", dir.0, self.fs.unlink_at(Ino(dir.0), name))
+    }
+
+    pub(super) fn rmdir(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))
+    }
+
+    pub(super) fn rename(
+        &self,
+        from: (INodeNo, &OsStr),
+        to: (INodeNo, &OsStr),
+        flags: RenameFlags,
+    ) -> Answer<()> {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return Err(Errno::EINVAL);
+        };
+        let renamed = self
+            .fs
+            .rename_at(Ino(from.0.0), from.1, Ino(to.0.0), to.1, mode);
+        answer("rename", from.0.0, renamed)
+    }
+
+    /// Hands the entries from `offset` on to `add`, which says when it is full. `add` gets the
+    /// offset that follows the entry.
+    pub(super) fn read_dir(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut add: impl FnMut(&Entry, u64) -> bool,
+    ) -> Answer<()> {
+        let listing = self.listings.get(handle)?;
+        let mut listing = listing.lock();
+        if offset == 0 {
+            listing.rewind();
+        }
+        let mut position = offset;
+        while let Some(entry) = listing.entry(&self.fs, position)? {
+            position += 1;
+            if add(&entry, position) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The attributes that go with an entry. The listing may be older than the name: it is looked up
+    /// again, and `None` where it has gone. The kernel keeps a directory from changing while it
+    /// reads it, so the answer is true when it arrives.
+    pub(super) fn entry_attributes(&self, dir: INodeNo, entry: &Entry) -> Option<FileAttr> {
+        let ino = match entry.name.as_bytes() {
+            b"." | b".." => entry.ino,
+            _ => self.fs.lookup(Ino(dir.0), &entry.name).ok()?,
+        };
+        self.attributes(INodeNo(ino.0)).ok()
+    }
+
+    pub(super) fn statfs(&self) -> Statfs {
+        let space = self.fs.space();
+        Statfs {
+            blocks: space.total / BLOCK_SIZE,
+            free: space.free / BLOCK_SIZE,
+            files: self.fs.inode_count(),
+        }
+    }
+
+    // Extended attributes.
+
+    pub(super) fn xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<Vec<u8>> {
+        check_xattr_name(name)?;
+        let value = answer("getxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?;
+        value.ok_or(Errno::ENODATA)
+    }
+
+    /// The names, each with a NUL behind it.
+    pub(super) fn xattr_names(&self, ino: INodeNo) -> Answer<Vec<u8>> {
+        let names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
+        let with_nul = |name: &std::ffi::OsString| [name.as_bytes(), b"\0"].concat();
+        Ok(names.iter().flat_map(with_nul).collect())
+    }
+
+    pub(super) fn set_xattr(
+        &self,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+    ) -> Answer<()> {
+        check_xattr_name(name)?;
+        if name.len() > XATTR_NAME_LEN_MAX {
+            return Err(Errno::ERANGE);
+        }
+        if value.len() > XATTR_VALUE_LEN_MAX {
+            return Err(Errno::E2BIG);
+        }
+        let present = answer("setxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?.is_some();
+        if present && flags & libc::XATTR_CREATE != 0 {
+            return Err(Errno::EEXIST);
+        }
+        if !present && flags & libc::XATTR_REPLACE != 0 {
+            return Err(Errno::ENODATA);
+        }
+        answer(
+            "setxattr",
+            ino.0,
+            self.fs.set_xattr(Ino(ino.0), name, value),
+        )
+    }
+
+    pub(super) fn remove_xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<()> {
+        check_xattr_name(name)?;
+        let removed = self.fs.remove_xattr(Ino(ino.0), name);
+        if answer("removexattr", ino.0, removed)? {
+            Ok(())
+        } else {
+            Err(Errno::ENODATA)
+        }
+    }
+
+    /// Makes namespace changes durable, and with `files` also what was written to open files.
+    pub(super) fn commit(&self, files: bool) -> lavafs::Result<()> {
+        if files {
+            for file in self.files.unsynced() {
+                file.unsynced.store(false, Ordering::Release);
+                file.file.fsync()?;
+            }
+        }
+        self.fs.commit()
+    }
+}
+
+/// Access control lists, capabilities and labels are not kept; a program that is told so goes on
+/// without them.
+fn check_xattr_name(name: &OsStr) -> Answer<()> {
+    if name.as_bytes().starts_with(USER_ATTRIBUTES) {
+        Ok(())
+    } else {
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+/// A mode without the bits that give a program its file's identity. A set-group-id bit without
+/// group execution is an old mark for mandatory locking and stays.
+fn without_privileges(mode: u32) -> u32 {
+    let mode = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        mode & !libc::S_ISGID
+    } else {
+        mode
+    }
+}
+
+/// What the kernel is told. Sizes that are uncertain since a crash are shown as the lower bound.
+/// Blocks are those that the bytes take, not those allocated ahead, which come and go without the
+/// kernel's knowledge.
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let (kind, size) = match attributes.kind {
+        FileKind::File => (FileType::RegularFile, attributes.size.lower()),
+        FileKind::Directory => (FileType::Directory, 0),
+        FileKind::Symlink => (FileType::Symlink, attributes.size.lower()),
+    };
+    let data = if kind == FileType::RegularFile {
+        size
+    } else {
+        0
+    };
+    let modified = to_time(attributes.modified_ns);
+    FileAttr {
+        ino: INodeNo(attributes.ino.0),
+        size,
+        blocks: align_up(data, BLOCK_SIZE) / 512,
+        atime: modified,
+        mtime: modified,
+        ctime: to_time(attributes.changed_ns),
+        crtime: UNIX_EPOCH,
+        kind,
+        perm: (attributes.mode & 0o7777) as u16,
+        nlink: attributes.links,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: 0,
+        blksize: BLOCK_SIZE as u32,
+        flags: 0,
+    }
+}
+
+fn to_time(ns: i64) -> SystemTime {
+    let distance = Duration::from_nanos(ns.unsigned_abs());
+    if ns >= 0 {
+        UNIX_EPOCH + distance
+    } else {
+        UNIX_EPOCH - distance
+    }
+}
+
+/// A time that the kernel sent, in nanoseconds since 1970 UTC. Times before 1970 reach us from
+/// fuser 0.18 with their nanoseconds counted in the wrong direction: seconds -2 and 0.8 s, which is
+/// 1.2 s before 1970, arrive as 2.8 s before it.
+fn from_kernel(time: TimeOrNow) -> i64 {
+    let time = match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    };
+    let ns = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_nanos() as i128,
+        Err(before) => {
+            let before = before.duration();
+            i128::from(before.subsec_nanos()) - i128::from(before.as_secs()) * 1_000_000_000
+        }
+    };
+    i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_way_through_the_kernel() {
+        // As fuser decodes (seconds, nanoseconds) of a request.
+        let decoded = |secs: i64, nanos: u32| {
+            let distance = Duration::new(secs.unsigned_abs(), nanos);
+            let time = if secs >= 0 {
+                UNIX_EPOCH + distance
+            } else {
+                UNIX_EPOCH - distance
+            };
+            from_kernel(TimeOrNow::SpecificTime(time))
+        };
+        assert_eq!(decoded(5, 300), 5_000_000_300);
+        assert_eq!(decoded(-2, 800_000_000), -1_200_000_000);
+        assert_eq!(decoded(-2, 0), -2_000_000_000);
+        assert_eq!(decoded(i64::MAX / 2, 0), i64::MAX);
+        for ns in [0, 1, -1, 1_700_000_000_123_456_789, i64::MIN, i64::MAX] {
+            let shown = to_time(ns);
+            let back = match shown.duration_since(UNIX_EPOCH) {
+                Ok(since) => since.as_nanos() as i128,
+                Err(before) => -(before.duration().as_nanos() as i128),
+            };
+            assert_eq!(back, i128::from(ns));
+        }
+    }
+
+    #[test]
+    fn writing_takes_the_bits_that_lend_an_identity() {
+        assert_eq!(without_privileges(0o106_755), 0o100_755);
+        assert_eq!(without_privileges(0o102_644), 0o102_644);
+        assert_eq!(without_privileges(0o104_644), 0o100_644);
+    }
+}

@@ -1,0 +1,221 @@
+//! The mount's operations on a simulated device, without a kernel.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use fuser::{Errno, INodeNo};
+use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
+use lavafs::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
+
+use super::names::{Caller, Changes};
+use super::ops::Mount;
+
+const ROOT: INodeNo = INodeNo(1);
+const ME: Caller = Caller {
+    uid: 1000,
+    gid: 100,
+};
+
+fn device() -> Arc<SimDevice> {
+    let device = SimDevice::new(64 << 20, 512);
+    mkfs(&device, &MkfsOptions::default()).unwrap();
+    Arc::new(device)
+}
+
+fn mount(device: &Arc<SimDevice>, size_free: bool) -> Mount {
+    let options = MountOptions {
+        background: false,
+        ..MountOptions::default()
+    };
+    Mount::new(LavaFs::mount(device.clone(), &options).unwrap(), size_free)
+}
+
+fn create(mount: &Mount, name: &str) -> (Ino, u64) {
+    let (attr, handle, _) = mount.create(ME, ROOT, OsStr::new(name), 0o644).unwrap();
+    (Ino(attr.ino.0), handle)
+}
+
+fn size(mount: &Mount, ino: Ino) -> u64 {
+    mount.attributes(INodeNo(ino.0)).unwrap().size
+}
+
+#[test]
+fn both_syncs_make_the_size_exact_unless_size_free() {
+    for (size_free, data_only, kept) in [
+        (false, false, 6),
+        (false, true, 6),
+        (true, false, 6),
+        (true, true, 3),
+    ] {
+        let device = device();
+        let before = mount(&device, size_free);
+        let (ino, handle) = create(&before, "f");
+        before.write(handle, 0, b"abc", 0).unwrap();
+        before.fsync(handle, false).unwrap();
+        before.write(handle, 3, b"def", 0).unwrap();
+        before.fsync(handle, data_only).unwrap();
+        let after = mount(&Arc::new(device.crash(7)), false);
+        assert_eq!(size(&after, ino), kept, "{size_free} {data_only}");
+    }
+}
+
+#[test]
+fn an_uncertain_size_is_settled_by_opening_for_writing_only() {
+    let device = device();
+    let before = mount(&device, true);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    before.write(handle, 3, b"def", 0).unwrap();
+    before.fsync(handle, true).unwrap();
+    let after = mount(&Arc::new(device.crash(7)), true);
+    let known = || after.fs.attributes(ino).unwrap().size;
+    assert!(
+        matches!(known(), FileSize::Between { lower: 3, .. }),
+        "{:?}",
+        known()
+    );
+    let reading = after.open(ino, libc::O_RDONLY).unwrap();
+    assert!(matches!(known(), FileSize::Between { lower: 3, .. }));
+    let writing = after.open(ino, libc::O_WRONLY).unwrap();
+    assert_eq!(known(), FileSize::Exact(3));
+    after.write(writing, 3, b"xyz", 0).unwrap();
+    after.read(reading, 0, 10, |bytes| {
+        assert_eq!(bytes, Ok(&b"abcxyz"[..]));
+    });
+}
+
+#[test]
+fn a_synchronous_descriptor_needs_no_sync() {
+    let device = device();
+    let before = mount(&device, false);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", libc::O_DSYNC).unwrap();
+    before.write(handle, 3, b"def", libc::O_SYNC).unwrap();
+    assert_eq!(size(&mount(&Arc::new(device.crash(1)), false), ino), 6);
+}
+
+#[test]
+fn what_nobody_synced_is_committed_in_time() {
+    let device = device();
+    let before = mount(&device, false);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.commit(true).unwrap();
+    assert_eq!(size(&mount(&Arc::new(device.crash(1)), false), ino), 3);
+    assert!(before.files.unsynced().is_empty());
+}
+
+#[test]
+fn extending_without_space_changes_nothing() {
+    let mount = mount(&device(), false);
+    let (ino, handle) = create(&mount, "f");
+    mount.write(handle, 0, b"abc", 0).unwrap();
+    let free = mount.statfs().free;
+    let changes = Changes {
+        size: Some(free * 4096 + (1 << 20)),
+        ..Changes::default()
+    };
+    let refused = mount.set_attributes(ME, INodeNo(ino.0), &changes);
+    assert_eq!(refused, Err(Errno::ENOSPC));
+    assert_eq!(size(&mount, ino), 3);
+    mount.write(handle, 3, b"d", 0).unwrap();
+    mount.fsync(handle, false).unwrap();
+}
+
+#[test]
+fn after_a_failed_write_programs_learn_that_the_filesystem_is_read_only() {
+    let device = device();
+    let mount = mount(&device, false);
+    let (_, handle) = create(&mount, "f");
+    mount.write(handle, 0, b"abc", 0).unwrap();
+    let plan = FaultPlan::new(1).rule(FaultOn::Write, FaultWhen::Nth(0), Fault::Eio);
+    device.set_faults(Some(plan));
+    assert_eq!(mount.fsync(handle, false), Err(Errno::EIO));
+    assert_eq!(mount.fsync(handle, false), Err(Errno::EROFS));
+    assert_eq!(mount.write(handle, 3, b"d", 0), Err(Errno::EROFS));
+    mount.read(handle, 0, 3, |bytes| assert_eq!(bytes, Ok(&b"abc"[..])));
+}
+
+#[test]
+fn a_listing_keeps_its_offsets_while_names_come_and_go() {
+    let mount = mount(&device(), false);
+    for i in 0..3000 {
+        let (_, handle) = create(&mount, &format!("f{i:04}"));
+        mount.close(handle);
+    }
+    let handle = mount.listings.open(Ino(ROOT.0));
+    let list = |offset, count| {
+        let mut names = Vec::new();
+        let add = |entry: &super::handles::Entry, next: u64| {
+            names.push((entry.name.clone().into_string().unwrap(), next));
+            names.len() == count
+        };
+        mount.read_dir(handle, offset, add).unwrap();
+        names
+    };
+    let first = list(0, 1500);
+    assert_eq!((first[0].0.as_str(), first[1].0.as_str()), (".", ".."));
+    assert_eq!(first[2], ("f0000".to_owned(), 3));
+    for i in 0..1000 {
+        mount.unlink(ROOT, OsStr::new(&format!("f{i:04}"))).unwrap();
+    }
+    // Going on, going back, and the end.
+    assert_eq!(list(1500, 1)[0].0, "f1498");
+    assert_eq!(list(100, 1), [("f0098".to_owned(), 101)]);
+    assert_eq!(list(3001, 9), [("f2999".to_owned(), 3002)]);
+    assert!(list(3002, 9).is_empty());
+    assert_eq!(list(0, usize::MAX).len(), 2002);
+    mount.listings.close(handle);
+    assert_eq!(mount.listings.get(handle).err(), Some(Errno::EBADF));
+}
+
+#[test]
+fn writers_and_owners_take_a_files_privileges_away() {
+    let mount = mount(&device(), false);
+    let (ino, handle) = create(&mount, "f");
+    let ino = INodeNo(ino.0);
+    let mode = |changes: Changes, caller| mount.set_attributes(caller, ino, &changes).unwrap().perm;
+    let set_bits = Changes {
+        mode: Some(0o6755),
+        ..Changes::default()
+    };
+    let shorter = Changes {
+        size: Some(0),
+        ..Changes::default()
+    };
+    let chown = Changes {
+        uid: Some(5),
+        ..Changes::default()
+    };
+    let root = Caller { uid: 0, gid: 0 };
+    assert_eq!(mode(set_bits, ME), 0o6755);
+    assert_eq!(mode(shorter, root), 0o6755);
+    assert_eq!(mode(shorter, ME), 0o755);
+    assert_eq!(mode(set_bits, ME), 0o6755);
+    assert_eq!(mode(chown, root), 0o755);
+    assert_eq!(mode(set_bits, ME), 0o6755);
+    mount.drop_privileges(Ino(ino.0)).unwrap();
+    assert_eq!(mount.attributes(ino).unwrap().perm, 0o755);
+    mount.close(handle);
+}
+
+#[test]
+fn new_entries_of_a_set_group_id_directory_have_its_group() {
+    let mount = mount(&device(), false);
+    let dir = mount.mkdir(ME, ROOT, OsStr::new("d"), 0o755).unwrap();
+    let changes = Changes {
+        mode: Some(0o2775),
+        gid: Some(77),
+        ..Changes::default()
+    };
+    mount.set_attributes(ME, dir.ino, &changes).unwrap();
+    let sub = mount.mkdir(ME, dir.ino, OsStr::new("s"), 0o755).unwrap();
+    assert_eq!((sub.gid, sub.perm), (77, 0o2755));
+    let file = mount
+        .mknod(ME, dir.ino, OsStr::new("f"), libc::S_IFREG | 0o600)
+        .unwrap();
+    assert_eq!((file.uid, file.gid, file.perm), (1000, 77, 0o600));
+    let fifo = mount.mknod(ME, dir.ino, OsStr::new("p"), libc::S_IFIFO | 0o600);
+    assert_eq!(fifo, Err(Errno::EPERM));
+}
