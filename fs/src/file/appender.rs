@@ -103,7 +103,12 @@ impl Appender {
             synced_end: size,
             last_write: WriteTicket::default(),
             created_ticket,
-            cut_ticket: 0,
+            // Before it was opened the file may have been cut in its last block.
+            cut_ticket: if size.is_multiple_of(BLOCK_SIZE) {
+                0
+            } else {
+                created_ticket
+            },
             extent_tickets: Vec::new(),
             check_from: size,
             check_crc: 0,
