@@ -488,7 +488,7 @@ impl LavaFs {
 
     /// Removes a name of a file or symbolic link.
     pub fn unlink_at(&self, dir: Ino, name: &OsStr) -> Result<()> {
-        self.core.journal()?;
+        self.core.journal()?.drain()?;
         let now_ns = self.core.now_ns();
         let open = self.core.open.lock();
         let mut change = Change::begin(&self.core);
@@ -508,7 +508,7 @@ impl LavaFs {
 
     /// Removes an empty directory.
     pub fn rmdir_at(&self, dir: Ino, name: &OsStr) -> Result<()> {
-        self.core.journal()?;
+        self.core.journal()?.drain()?;
         let now_ns = self.core.now_ns();
         let mut change = Change::begin(&self.core);
         let inode = entry(&change.tables, dir, name)?;
@@ -631,7 +631,7 @@ impl LavaFs {
 
     /// Removes an extended attribute; false where it was not set.
     pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<bool> {
-        self.core.journal()?;
+        self.core.journal()?.drain()?;
         if self.xattr(ino, name)?.is_none() {
             return Ok(false);
         }

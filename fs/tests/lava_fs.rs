@@ -376,3 +376,29 @@ fn bytes_that_fdatasync_made_durable_behind_an_exact_size_are_looked_for() {
         assert!(after.metadata(Path::new("/later")).is_ok());
     }
 }
+
+/// Removals took no part in bounding the journal's queue: enough of them without a commit made a
+/// record that no region could hold, and every later commit failed.
+#[test]
+fn any_number_of_removals_without_a_sync_can_be_committed() {
+    let device = device(8 * MIB);
+    let fs = mount(&device);
+    let name = |i: usize| format!("/{i:04}");
+    drop(
+        fs.create(Path::new("/f"), &CreateOptions::default())
+            .unwrap(),
+    );
+    for round in 0..4 {
+        for i in 0..5000 {
+            fs.link(Path::new("/f"), Path::new(&name(i))).unwrap();
+        }
+        fs.commit().unwrap();
+        for i in 0..5000 {
+            fs.unlink(Path::new(&name(i))).unwrap();
+        }
+        fs.commit()
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+    fs.unmount().unwrap();
+    assert_clean(&device);
+}

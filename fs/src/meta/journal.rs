@@ -192,10 +192,7 @@ impl Journal {
     /// Refuses growth by `len` bytes of operations if a checkpoint could then not be written,
     /// and commits what is queued if that has become much. Called before anything is changed.
     pub(crate) fn admit(&self, len: u64) -> Result<()> {
-        self.disk.check_writable()?;
-        if self.queue.lock().ops.len() as u64 > QUEUE_LEN_MAX.min(self.region_len() / 8) {
-            self.commit(self.last_ticket())?;
-        }
+        self.drain()?;
         let limit = self.region_len() / 8 * 5;
         if self.checkpoint_len_bound.load(Ordering::Relaxed) + len <= limit {
             return Ok(());
@@ -209,6 +206,16 @@ impl Journal {
             needed: len,
             free: limit.saturating_sub(bound),
         })
+    }
+
+    /// Commits what is queued if that has become much. Called before a removal, which is never
+    /// refused for want of space but must not let the queue outgrow a region either.
+    pub(crate) fn drain(&self) -> Result<()> {
+        self.disk.check_writable()?;
+        if self.queue.lock().ops.len() as u64 > QUEUE_LEN_MAX.min(self.region_len() / 8) {
+            self.commit(self.last_ticket())?;
+        }
+        Ok(())
     }
 
     /// A number never given out before, for an inode or as a generation. Durably reserved.
