@@ -14,6 +14,8 @@ use crate::cli::{
     json_line, line,
 };
 
+use crate::fs_inside::{DumpCommand, Expand, Frag};
+
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -38,6 +40,12 @@ pub enum FsCommand {
     Rm(Remove),
     /// Show total, used and free space
     Df(Df),
+    /// Print every structure on a device: superblocks, journal regions and records, extents
+    Dump(DumpCommand),
+    /// Show in which pieces free space and files lie, in blocks of 4 KiB
+    Frag(Frag),
+    /// Grow the filesystem to the size that its device or image has now
+    Expand(Expand),
 }
 
 /// The filesystem that every command needs.
@@ -147,6 +155,9 @@ impl FsCommand {
             }),
             FsCommand::Rm(remove) => remove.run(),
             FsCommand::Df(df) => on(&df.at, Access::ReadOnly, |fs| df.print(fs)),
+            FsCommand::Dump(dump) => dump.run(),
+            FsCommand::Frag(frag) => frag.run(),
+            FsCommand::Expand(expand) => expand.run(),
         }
     }
 }

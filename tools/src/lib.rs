@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cli;
 pub mod demo;
 pub mod fs_command;
+pub mod fs_inside;
 pub mod fsck;
 pub mod fuse;
 pub mod kv_command;

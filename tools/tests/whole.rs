@@ -205,3 +205,22 @@ fn a_mount_takes_appends_and_refuses_overwrites() {
         "fsck never found the image free and clean"
     );
 }
+
+#[test]
+fn an_image_that_grew_is_expanded_and_shows_its_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "64M");
+    let path = image.display();
+    ok(&format!("lava fs put --fs {path} ../kv/src/lib.rs /lib.rs"));
+    assert!(ok(&format!("lava fs expand --fs {path}")).contains("already"));
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.set_len(128 << 20).unwrap();
+    let added = object(&ok(&format!("lava fs expand --fs {path} --json")));
+    assert!(added["added_bytes"].as_u64().unwrap() > 60 << 20, "{added}");
+    ok(&format!("fsck.lavafs -n {path}"));
+    let frag = object(&ok(&format!("lava fs frag --fs {path} --json")));
+    assert_eq!(frag["files"], 1, "{frag}");
+    assert!(frag["free_blocks"].as_u64().unwrap() > 30_000, "{frag}");
+    let dump = ok(&format!("lava fs dump --fs {path}"));
+    assert!(dump.contains("superblock"), "{dump}");
+}
