@@ -289,7 +289,7 @@ fn well_sealed_nonsense_never_panics() {
     // A fresh checkpoint holds everything.
     let whole = Arc::new(whole);
     drop(mount_as(&whole, false).unwrap());
-    for seed in 0..1000 {
+    for seed in 0..4000 {
         let mut rng = StdRng::seed_from_u64(seed);
         let device = whole.duplicate();
         reseal_changed(&device, &mut rng);
