@@ -1,3 +1,5 @@
+//! The log engine as a whole: its model, its costs, recovery and damage.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The simulated device against its rules: crashes, recordings and faults.
+
 use std::collections::HashSet;
 
 use super::super::{

@@ -1,3 +1,5 @@
+//! Groups of one physical log file: round trips, torn tails and corruption.
+
 use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
