@@ -13,7 +13,11 @@ use lavafs::{
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Targets by crate.
-pub const TARGETS: [&[Target]; 2] = [&lavafs::fuzzing::TARGETS, &[IMAGE]];
+pub const TARGETS: [&[Target]; 3] = [
+    &lavafs::fuzzing::TARGETS,
+    &[IMAGE],
+    &lavalog::fuzzing::TARGETS,
+];
 
 /// Runs the target named `name` on `bytes`.
 ///
