@@ -7,16 +7,21 @@
 use std::sync::Arc;
 
 use crate::batch::CfId;
-use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
+use crate::compaction::{
+    self, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter, filter_plan,
+};
 use crate::engine::{Engine, Mem};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::version::CfEdit;
+use crate::scheduler;
+use crate::sstable::TableOptions;
+use crate::version::{CfEdit, Version};
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
-    pub(crate) fn write_mems(&self, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
+    /// `version` is the one that the table is for.
+    pub(crate) fn write_mems(&self, mems: &[Arc<Mem>], version: &Version) -> Result<TableOutputs> {
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -28,8 +33,9 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
+            table_options: self.flush_table_options(version, mems),
             target_file_size: u64::MAX,
+            created: scheduler::now(),
             expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
@@ -38,18 +44,32 @@ impl Engine {
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
 
+    /// How the table of a flush is written: its filter is that of a run of level 0.
+    fn flush_table_options(&self, version: &Version, mems: &[Arc<Mem>]) -> TableOptions {
+        let entries: u64 = mems.iter().map(|mem| mem.table.entries()).sum();
+        let picker = PickerOptions::of(&self.options);
+        let bits = self.options.bloom_bits_per_key;
+        let plan = filter_plan(version, &picker, bits, entries);
+        TableOptions {
+            filter_bits_per_key: plan.bits_per_key(entries as f64),
+            ..self.options.table_options()
+        }
+    }
+
     /// Flushes what waits in `cf`. Runs on a background thread.
     pub(crate) fn flush_cf(self: &Arc<Self>, id: CfId) -> Result<()> {
         let Ok(cf) = self.cf(id) else {
             return Ok(());
         };
-        let mems = cf.view().imms.clone();
+        let view = cf.view();
+        let (mems, version) = (view.imms.clone(), Arc::clone(&view.version));
+        drop(view);
         if mems.is_empty() {
             return Ok(());
         }
         let outputs = self
             .histograms
-            .time(Timed::Flush, || self.write_mems(&mems))?;
+            .time(Timed::Flush, || self.write_mems(&mems, &version))?;
         let flushed = mems.len();
         let bytes = outputs.bytes();
         let installed = self.change_cf(

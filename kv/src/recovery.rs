@@ -309,7 +309,7 @@ impl Engine {
         if view.mem.table.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(std::slice::from_ref(&view.mem))?;
+        let outputs = self.write_mems(std::slice::from_ref(&view.mem), &view.version)?;
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),

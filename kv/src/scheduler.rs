@@ -11,7 +11,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::batch::CfId;
 use crate::compaction::{Choice, PickerOptions, pick};
@@ -61,7 +61,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
 
 /// The compaction that is due, if one is.
 fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
-    let options = PickerOptions::of(&engine.options);
+    let options = picker_options(engine);
     state.cfs.values().find_map(|cf| {
         let busy: Vec<_> = state
             .compacting
@@ -72,6 +72,25 @@ fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
         let choice = pick(&cf.view().version, &options, &busy)?;
         Some((cf.id, choice))
     })
+}
+
+/// What the pickers need, as of now.
+fn picker_options(engine: &Engine) -> PickerOptions {
+    let written = engine.tickers.flush_bytes.get() as i64;
+    let migrated = engine.tickers.migration_bytes.get() as i64;
+    let held = engine.snapshots.sequences().first().copied();
+    PickerOptions {
+        migration_credit: written - migrated,
+        now: now(),
+        oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
+        ..PickerOptions::of(&engine.options)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn compact_once(engine: &Arc<Engine>) -> Result<()> {

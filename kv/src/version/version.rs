@@ -40,6 +40,8 @@ pub(crate) struct SstMeta {
     pub(crate) checksum: u64,
     pub(crate) smallest_seq: SeqNo,
     pub(crate) largest_seq: SeqNo,
+    /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
 }
 
 impl SstMeta {
