@@ -62,6 +62,10 @@ impl Engine {
         if self.state.lock().closing {
             return Ok(());
         }
+        if self.read_only {
+            self.stop();
+            return Ok(());
+        }
         let unlogged = {
             let state = self.state.lock();
             state.cfs.values().any(|cf| {

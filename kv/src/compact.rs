@@ -1,6 +1,7 @@
 //! Running compactions: a choice of the picker becomes tables and a change of the version.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
@@ -11,6 +12,7 @@ use crate::engine::{Engine, read_only};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::options::Options;
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -52,9 +54,26 @@ impl Engine {
     }
 
     fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
-        let outputs = self
-            .histograms
-            .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
+        let mut job = self.begin_job(cf, choice.bytes(), choice.output_level);
+        self.tell(|listener| listener.on_compaction_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.merge_and_install(cf, choice, version);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_compaction_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// Merges the inputs and installs the result; returns what was made.
+    fn merge_and_install(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
+        let options = Arc::clone(&self.cf(cf)?.options);
+        let outputs = self.histograms.time(Timed::Compaction, || {
+            self.merge_inputs(choice, version, &options)
+        })?;
         let bytes = outputs.bytes();
         if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
             if self.cf(cf).is_err() {
@@ -66,10 +85,15 @@ impl Engine {
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
-        Ok(())
+        Ok(outputs.tables)
     }
 
-    fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
+    fn merge_inputs(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        options: &Options,
+    ) -> Result<TableOutputs> {
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -93,10 +117,9 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
-            target_file_size: self.options.target_file_size_base,
-            expected_size: self
-                .options
+            table_options: options.table_options(),
+            target_file_size: options.target_file_size_base,
+            expected_size: options
                 .target_file_size_base
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
@@ -138,9 +161,9 @@ impl Engine {
         cf: CfId,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
+        let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..self.options.num_levels - 1)
-            .try_for_each(|level| self.compact_level(cf, level, range));
+        let outcome = (0..levels - 1).try_for_each(|level| self.compact_level(cf, level, range));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -153,7 +176,7 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.options);
+        let options = PickerOptions::of(&self.cf(id)?.options);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;

@@ -5,18 +5,20 @@
 //! manifest holds the table, the logs below the next memtable's hold nothing of this family.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
 use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
-use crate::engine::{Engine, Mem};
+use crate::engine::{ColumnFamily, Engine, Mem};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::version::CfEdit;
+use crate::listener::{FileEvent, FileKind, JobEvent};
+use crate::version::{CfEdit, SstMeta};
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
-    pub(crate) fn write_mems(&self, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
+    pub(crate) fn write_mems(&self, cf: &ColumnFamily, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -28,7 +30,7 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
+            table_options: cf.options.table_options(),
             target_file_size: u64::MAX,
             expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
@@ -47,9 +49,60 @@ impl Engine {
         if mems.is_empty() {
             return Ok(());
         }
+        let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let mut job = self.begin_job(id, memory as u64, 0);
+        self.tell(|listener| listener.on_flush_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.flush_mems(&cf, &mems);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_flush_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// The event of a job that begins.
+    pub(crate) fn begin_job(&self, cf: CfId, input_bytes: u64, output_level: usize) -> JobEvent {
+        JobEvent {
+            cf,
+            input_bytes,
+            output_files: 0,
+            output_bytes: 0,
+            output_level,
+            elapsed: Duration::ZERO,
+            error: None,
+        }
+    }
+
+    /// Completes a job's event, and tells of the tables it made.
+    pub(crate) fn end_job(
+        &self,
+        job: &mut JobEvent,
+        begin: Instant,
+        outcome: &Result<Vec<SstMeta>>,
+    ) {
+        job.elapsed = begin.elapsed();
+        match outcome {
+            Err(error) => job.error = Some(error.clone()),
+            Ok(tables) => {
+                job.output_files = tables.len() as u64;
+                job.output_bytes = tables.iter().map(|table| table.file_size).sum();
+                for table in tables {
+                    let file = FileEvent {
+                        kind: FileKind::Table,
+                        path: self.table_path(table.number),
+                        bytes: Some(table.file_size),
+                    };
+                    self.tell(|listener| listener.on_file_created(&file));
+                }
+            }
+        }
+    }
+
+    /// Writes memtables into a table and installs it; returns what was made.
+    fn flush_mems(self: &Arc<Self>, cf: &ColumnFamily, mems: &[Arc<Mem>]) -> Result<Vec<SstMeta>> {
+        let id = cf.id;
         let outputs = self
             .histograms
-            .time(Timed::Flush, || self.write_mems(&mems))?;
+            .time(Timed::Flush, || self.write_mems(cf, mems))?;
         let flushed = mems.len();
         let bytes = outputs.bytes();
         let installed = self.change_cf(
@@ -79,11 +132,11 @@ impl Engine {
         if installed.is_err() && self.cf(id).is_err() {
             // Dropped meanwhile: nothing was recorded.
             outputs.discard(&self.fs, &self.dir);
-            return Ok(());
+            return Ok(Vec::new());
         }
         installed?;
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
-        Ok(())
+        Ok(outputs.tables)
     }
 }

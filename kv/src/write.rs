@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{CfId, WriteBatch};
 use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
-use crate::error::{Error, Result};
-use crate::file_names::FileNumber;
+use crate::error::{Error, Result, Severity};
+use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Timed;
+use crate::listener::{FileEvent, FileKind};
 use crate::options::WriteOptions;
 use crate::scheduler;
 use crate::stall::Stall;
@@ -190,13 +191,13 @@ impl Engine {
 
     /// After a failed append: gives the log up. Returns the error to tell the writers.
     fn log_failed(self: &Arc<Self>, log: &mut Option<WalWriter>, error: Error) -> Error {
-        let no_space = matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }));
+        let passes = error.severity() == Severity::Transient;
         let wal = log.as_mut().expect("the log just failed");
         if !wal.failed() {
             return error;
         }
         let cut = wal.cut_back();
-        if !no_space || cut.is_err() {
+        if !passes || cut.is_err() {
             self.harden(error.clone());
         }
         error
@@ -237,7 +238,7 @@ impl Engine {
             let Some(full) = self.full_cf(&state) else {
                 break;
             };
-            if full.view().imms.len() + 1 >= self.options.max_write_buffer_number {
+            if full.view().imms.len() + 1 >= full.options.max_write_buffer_number {
                 self.wait_for_change(&mut state)?;
                 continue;
             }
@@ -254,7 +255,7 @@ impl Engine {
     /// A column family whose memtable must be sealed before more is written.
     fn full_cf(&self, state: &State) -> Option<Arc<ColumnFamily>> {
         let is_full = |cf: &&Arc<ColumnFamily>| {
-            cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size
+            cf.view().mem.table.approximate_memory() >= cf.options.write_buffer_size
         };
         if let Some(cf) = state.cfs.values().find(is_full) {
             return Some(Arc::clone(cf));
@@ -316,6 +317,12 @@ impl Engine {
             self.state.lock().logs.insert(old_number, size);
         }
         *log = Some(next);
+        let event = FileEvent {
+            kind: FileKind::Wal,
+            path: self.dir.join(FileName::Wal(number).to_string()),
+            bytes: Some(0),
+        };
+        self.tell(|listener| listener.on_file_created(&event));
         let mut state = self.state.lock();
         state.logs.insert(number, 0);
         for cf in state.cfs.values() {

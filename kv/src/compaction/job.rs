@@ -13,7 +13,7 @@ use lavafs::{CreateOptions, FileSystemRef};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
-use crate::key::InternalKeyRef;
+use crate::key::{InternalKeyRef, ValueKind};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
 use crate::version::SstMeta;
 
@@ -91,6 +91,8 @@ fn merge(
     writer: &mut OutputWriter<'_>,
 ) -> Result<()> {
     let mut seen = 0_u64;
+    // A single deletion that is kept unless the put that it ends comes next.
+    let mut held: Option<(Vec<u8>, bool)> = None;
     input.seek_to_first();
     while input.valid() {
         if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
@@ -100,13 +102,25 @@ fn merge(
         let key = input.key();
         let entry = InternalKeyRef::decode(key)
             .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        if let Some((single, new_key)) = held.take()
+            && !filter.ends(entry)
+        {
+            writer.add(&single, &[], new_key)?;
+        }
         let new_key = !filter.is_same_key(entry.user_key);
         if filter.keep(entry, context.is_oldest) {
-            writer.add(key, input.value(), new_key)?;
+            if entry.kind == ValueKind::SingleDelete {
+                held = Some((key.to_vec(), new_key));
+            } else {
+                writer.add(key, input.value(), new_key)?;
+            }
         }
         input.next();
     }
     input.status()?;
+    if let Some((single, new_key)) = held {
+        writer.add(&single, &[], new_key)?;
+    }
     writer.finish_table()?;
     if !writer.done.tables.is_empty() {
         context.fs.sync_dir(context.dir)?;

@@ -64,6 +64,25 @@ impl MemTable {
             .then(|| (found.seq, found.kind, self.list.value(node)))
     }
 
+    /// Like [`MemTable::get_lookup`], with a value that keeps the memtable instead of a borrow.
+    pub(crate) fn get_pinned(
+        self: &Arc<Self>,
+        lookup: &LookupKey,
+    ) -> Option<(ValueKind, PinnedEntry)> {
+        let node = self.list.seek(lookup.internal());
+        if node.is_null() {
+            return None;
+        }
+        let found = InternalKeyRef::decode(self.list.key(node)).expect("insert takes known kinds");
+        (found.user_key == lookup.user_key()).then(|| {
+            let entry = PinnedEntry {
+                table: Arc::clone(self),
+                node,
+            };
+            (found.kind, entry)
+        })
+    }
+
     /// Walks the memtable as it grows: entries inserted behind the iterator's back may show up.
     pub fn iter(self: &Arc<Self>) -> MemTableIterator {
         MemTableIterator {
@@ -94,6 +113,22 @@ impl std::fmt::Debug for MemTable {
     }
 }
 
+/// An entry of a memtable, which it keeps alive.
+#[derive(Clone)]
+pub(crate) struct PinnedEntry {
+    table: Arc<MemTable>,
+    /// A node of `table`.
+    node: skiplist::NodePtr,
+}
+
+impl PinnedEntry {
+    /// The entry's value.
+    #[inline]
+    pub(crate) fn value(&self) -> &[u8] {
+        self.table.list.value(self.node)
+    }
+}
+
 /// Walks a memtable, which it keeps alive.
 pub struct MemTableIterator {
     table: Arc<MemTable>,
@@ -107,6 +142,10 @@ mod send {
     // SAFETY: the node belongs to the memtable that the iterator keeps alive, and a memtable can
     // be read from any thread.
     unsafe impl Send for super::MemTableIterator {}
+    // SAFETY: as above.
+    unsafe impl Send for super::PinnedEntry {}
+    // SAFETY: a node's key and value are never written once it can be reached.
+    unsafe impl Sync for super::PinnedEntry {}
 }
 
 impl InternalIterator for MemTableIterator {
