@@ -9,7 +9,9 @@ use crate::compaction::{
     pick_range,
 };
 use crate::engine::{Engine, read_only};
+use crate::env::Priority;
 use crate::error::Result;
+use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::options::Options;
@@ -94,6 +96,7 @@ impl Engine {
         version: &Version,
         options: &Options,
     ) -> Result<TableOutputs> {
+        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -125,6 +128,7 @@ impl Engine {
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
+            pace: &|bytes| self.pace(bytes, Priority::Low),
             is_oldest: &|key| {
                 !older
                     .iter()

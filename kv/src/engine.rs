@@ -29,6 +29,7 @@ use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Histograms;
 use crate::key::SeqNo;
+use crate::ledger::MemoryLedger;
 use crate::listener::{FileEvent, FileKind};
 use crate::memtable::MemTable;
 use crate::metrics::Tickers;
@@ -54,9 +55,13 @@ pub(crate) struct Mem {
 }
 
 impl Mem {
-    pub(crate) fn new(id: u64, log_number: FileNumber) -> Arc<Mem> {
+    pub(crate) fn new(
+        id: u64,
+        log_number: FileNumber,
+        ledger: Option<Arc<MemoryLedger>>,
+    ) -> Arc<Mem> {
         Arc::new(Mem {
-            table: MemTable::new(id),
+            table: MemTable::charged_to(id, ledger),
             log_number: AtomicU64::new(log_number),
             unlogged: AtomicBool::new(false),
         })
@@ -209,7 +214,22 @@ impl Engine {
 
     /// An empty memtable whose entries will be in logs of `log_number` and above.
     pub(crate) fn new_mem(&self, log_number: FileNumber) -> Arc<Mem> {
-        Mem::new(self.next_mem.fetch_add(1, Ordering::Relaxed), log_number)
+        let id = self.next_mem.fetch_add(1, Ordering::Relaxed);
+        Mem::new(id, log_number, self.env.ledger().cloned())
+    }
+
+    /// The column family with the largest active memtable, and its bytes; none without entries.
+    pub(crate) fn largest_memtable(&self) -> Option<(usize, CfId)> {
+        let state = self.state.lock();
+        let of = |cf: &Arc<ColumnFamily>| {
+            let table = &cf.view().mem.table;
+            (!table.is_empty()).then(|| (table.approximate_memory(), cf.id))
+        };
+        state
+            .cfs
+            .values()
+            .filter_map(of)
+            .max_by_key(|(bytes, _)| *bytes)
     }
 
     /// Bytes of a new log. On a small device a part of the free space: a log that is taken at

@@ -10,15 +10,22 @@ use std::time::{Duration, Instant};
 use crate::batch::CfId;
 use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
 use crate::engine::{ColumnFamily, Engine, Mem};
+use crate::env::Priority;
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
+use crate::ledger::{Charge, MemoryKind};
 use crate::listener::{FileEvent, FileKind, JobEvent};
 use crate::version::{CfEdit, SstMeta};
+
+/// Bytes of the buffers of a table that is being written, about: a block and what of the file is
+/// not written yet.
+pub(crate) const OUTPUT_BUFFERS: usize = 256 << 10;
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
     pub(crate) fn write_mems(&self, cf: &ColumnFamily, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
+        let _buffers = self.charge_io(OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -35,9 +42,22 @@ impl Engine {
             expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
+            pace: &|bytes| self.pace(bytes, Priority::High),
             is_oldest: &|_| false,
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    /// Waits until background work may write so many more bytes.
+    pub(crate) fn pace(&self, bytes: u64, priority: Priority) -> Result<()> {
+        let limiter = self.env.rate_limiter();
+        limiter.request(bytes, priority, || self.keep_going())
+    }
+
+    /// Charges buffers of background work to the ledger, if there is one.
+    pub(crate) fn charge_io(&self, bytes: usize) -> Option<Charge> {
+        let ledger = self.env.ledger()?;
+        Some(ledger.charge(MemoryKind::Io, bytes))
     }
 
     /// Flushes what waits in `cf`. Runs on a background thread.

@@ -43,6 +43,9 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     let is_new = recovered.is_none();
     let recovered = recovered.unwrap_or_default();
     let engine = engine_for(fs, dir, options, Some(lock), &recovered)?;
+    if let Some(ledger) = engine.env.ledger() {
+        ledger.join(&engine);
+    }
     engine.install_recovered(&recovered, is_new)?;
     engine.replay_logs(&recovered)?;
     engine.switch_to_new_manifest()?;
@@ -130,10 +133,15 @@ pub(crate) fn engine_for(
 ) -> Result<Arc<Engine>> {
     let env = options.env.clone().unwrap_or_else(Env::shared);
     env.raise_limits(options.max_flushes(), options.max_compactions());
-    let cache = options
-        .block_cache
-        .clone()
-        .unwrap_or_else(|| BlockCache::new(options.block_cache_size));
+    let cache = match (&options.block_cache, env.ledger()) {
+        (None, None) => BlockCache::new(options.block_cache_size),
+        (Some(cache), None) => Arc::clone(cache),
+        (None, Some(ledger)) => Arc::clone(ledger.cache()),
+        (Some(_), Some(_)) => {
+            let what = "options need no block_cache where env has a memory limit";
+            return Err(Error::invalid_argument(what));
+        }
+    };
     let remover = ObsoleteFiles::new(fs.clone(), dir.to_path_buf(), Arc::clone(&env));
     remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.

@@ -19,6 +19,7 @@ use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_
 use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Timed;
+use crate::ledger;
 use crate::listener::{FileEvent, FileKind};
 use crate::options::WriteOptions;
 use crate::scheduler;
@@ -236,6 +237,10 @@ impl Engine {
                 continue;
             }
             let Some(full) = self.full_cf(&state) else {
+                drop(state);
+                if self.waits_for_memory(begin) {
+                    continue;
+                }
                 break;
             };
             if full.view().imms.len() + 1 >= full.options.max_write_buffer_number {
@@ -252,10 +257,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Under memory pressure of all databases of the environment: waits a moment, and returns
+    /// true where the group, which began to wait at `begin`, must look again.
+    fn waits_for_memory(&self, begin: Instant) -> bool {
+        let pressing = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let Some(ledger) = pressing else { return false };
+        ledger.relieve();
+        if begin.elapsed() >= ledger::WAIT_MAX {
+            return false;
+        }
+        ledger.wait_for_memory(Duration::from_millis(10));
+        true
+    }
+
+    /// Makes the memtable of `cf` immutable for the sake of other databases; false where that
+    /// fails or brings nothing.
+    pub(crate) fn seal_for_memory(self: &Arc<Self>, cf: CfId) -> bool {
+        self.submit(WriteItem::Seal(cf)).is_ok()
+    }
+
     /// A column family whose memtable must be sealed before more is written.
     fn full_cf(&self, state: &State) -> Option<Arc<ColumnFamily>> {
+        let ledger = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let share = ledger.map_or(usize::MAX, |ledger| ledger.fair_share());
         let is_full = |cf: &&Arc<ColumnFamily>| {
-            cf.view().mem.table.approximate_memory() >= cf.options.write_buffer_size
+            let table = &cf.view().mem.table;
+            let memory = table.approximate_memory();
+            memory >= cf.options.write_buffer_size || (memory > share && !table.is_empty())
         };
         if let Some(cf) = state.cfs.values().find(is_full) {
             return Some(Arc::clone(cf));

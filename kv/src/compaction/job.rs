@@ -22,6 +22,9 @@ use super::merge::VersionFilter;
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
 
+/// Bytes of output between two requests to the rate limiter.
+const PACE_BYTES: u64 = 64 << 10;
+
 /// Where and how output tables are written.
 pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
@@ -35,6 +38,8 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) new_number: &'a dyn Fn() -> FileNumber,
     /// An error ends the job.
     pub(crate) keep_going: &'a dyn Fn() -> Result<()>,
+    /// Waits until so many more bytes may be written; an error ends the job.
+    pub(crate) pace: &'a dyn Fn(u64) -> Result<()>,
     /// True where no table outside the merge can hold an older version of the key.
     pub(crate) is_oldest: &'a dyn Fn(&[u8]) -> bool,
 }
@@ -131,6 +136,8 @@ fn merge(
 struct OpenTable {
     number: FileNumber,
     builder: TableBuilder,
+    /// Bytes that the rate limiter knows of.
+    paced: u64,
 }
 
 struct OutputWriter<'a> {
@@ -153,7 +160,14 @@ impl OutputWriter<'_> {
             self.open = Some(self.begin_table()?);
         }
         let open = self.open.as_mut().expect("opened above");
-        open.builder.add(key, value)
+        open.builder.add(key, value)?;
+        let size = open.builder.estimated_size();
+        if size >= open.paced + PACE_BYTES {
+            let bytes = size - open.paced;
+            open.paced = size;
+            (self.context.pace)(bytes)?;
+        }
+        Ok(())
     }
 
     fn begin_table(&self) -> Result<OpenTable> {
@@ -166,14 +180,20 @@ impl OutputWriter<'_> {
         };
         let file = context.fs.create(&path, &options)?;
         let builder = TableBuilder::new(file, context.table_options.clone());
-        Ok(OpenTable { number, builder })
+        Ok(OpenTable {
+            number,
+            builder,
+            paced: 0,
+        })
     }
 
     fn finish_table(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else {
             return Ok(());
         };
-        let OpenTable { number, builder } = open;
+        let OpenTable {
+            number, builder, ..
+        } = open;
         match builder.finish() {
             Ok(summary) => self.done.tables.push(meta_of(number, summary)),
             Err(error) => {

@@ -16,6 +16,7 @@ use self::skiplist::SkipList;
 use crate::error::Result;
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, SeqNo, ValueKind, pack_trailer};
+use crate::ledger::MemoryLedger;
 
 /// An ordered set of versions of keys in memory.
 pub struct MemTable {
@@ -27,9 +28,14 @@ pub struct MemTable {
 impl MemTable {
     /// An empty memtable; `id` is for the owner's use.
     pub fn new(id: u64) -> Arc<Self> {
+        MemTable::charged_to(id, None)
+    }
+
+    /// An empty memtable whose memory is charged to the ledger, if there is one.
+    pub(crate) fn charged_to(id: u64, ledger: Option<Arc<MemoryLedger>>) -> Arc<Self> {
         Arc::new(MemTable {
             id,
-            list: SkipList::new(),
+            list: SkipList::new(ledger),
             entries: AtomicU64::new(0),
         })
     }
