@@ -20,6 +20,7 @@ use crate::env::{Env, Priority};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
+use crate::listener::{EventListener, FileEvent, FileKind};
 use crate::sstable::Table;
 
 use super::edit::CfEdit;
@@ -63,6 +64,7 @@ pub(crate) struct ObsoleteFiles {
     dir: PathBuf,
     env: Arc<Env>,
     queue: Mutex<Vec<FileNumber>>,
+    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
 }
 
 impl ObsoleteFiles {
@@ -72,7 +74,13 @@ impl ObsoleteFiles {
             dir,
             env,
             queue: Mutex::new(Vec::new()),
+            listeners: OnceLock::new(),
         })
+    }
+
+    /// Whom to tell of removed files; the first call counts.
+    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
+        let _ = self.listeners.set(listeners);
     }
 
     fn push(self: &Arc<Self>, number: FileNumber) {
@@ -95,7 +103,17 @@ impl ObsoleteFiles {
                 Err(error) if !error.is_not_found() => {
                     tracing::warn!(path = %path.display(), %error, "obsolete table not removed");
                 }
-                _ => {}
+                Ok(()) => {
+                    let event = FileEvent {
+                        kind: FileKind::Table,
+                        path,
+                        bytes: None,
+                    };
+                    for listener in self.listeners.get().into_iter().flatten() {
+                        listener.on_file_deleted(&event);
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
