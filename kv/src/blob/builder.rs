@@ -175,6 +175,11 @@ impl BlobFileBuilder {
         self.properties.records
     }
 
+    /// The last internal key added; empty before the first.
+    pub fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
     /// Bytes of the file if it were finished now, about.
     pub fn estimated_size(&self) -> u64 {
         let dictionary = self

@@ -27,6 +27,8 @@ mod bits;
 mod builder;
 mod cbt;
 mod cbt_builder;
+#[cfg(test)]
+mod cbt_tests;
 mod footer;
 mod iter;
 mod key_bits;
