@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::WalRecoveryMode;
-use crate::version::{Recovered, SstFile};
+use crate::version::{BlobFile, BlobMeta, BlobSet, Recovered, SstFile};
 use crate::wal;
 
 /// What was checked.
@@ -97,7 +97,9 @@ fn compare_with_manifest(engine: &Arc<Engine>) -> Result<()> {
                     .get(&file.meta.number)
                     .is_some_and(|known| *known == (level as u32, run, file.meta.clone()))
             });
-            known && count == tables.len()
+            known
+                && count == tables.len()
+                && same_blobs(&view.version.blobs, recovered.cfs[&cf.id].blobs())
         });
     if same {
         return Ok(());
@@ -107,6 +109,14 @@ fn compare_with_manifest(engine: &Arc<Engine>) -> Result<()> {
         recovered.manifest_number
     );
     Err(Error::corrupt(name, 0_u64, detail))
+}
+
+fn same_blobs(memory: &BlobSet<Arc<BlobFile>>, recorded: &BlobSet<BlobMeta>) -> bool {
+    let in_memory = memory.files().values();
+    let in_memory = in_memory.map(|live| (&live.file.meta, live.used));
+    let recorded_files = recorded.files().values();
+    in_memory.eq(recorded_files.map(|live| (&live.file, live.used)))
+        && memory.ancestors() == recorded.ancestors()
 }
 
 /// Checks one table against itself and the manifest; returns its number of entries.

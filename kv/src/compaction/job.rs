@@ -182,6 +182,7 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         checksum: summary.checksum,
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
+        blob_refs: summary.blob_refs,
     }
 }
 
