@@ -4,6 +4,7 @@
 //! are described in FORMAT.md beside this crate's manifest.
 
 mod batch;
+pub mod blob;
 pub mod cache;
 mod close;
 mod codec;

@@ -127,14 +127,16 @@ impl TableProperties {
     }
 }
 
-fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+/// Appends a property.
+pub(crate) fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     varint::put(out, name.len() as u64);
     out.extend_from_slice(name.as_bytes());
     varint::put(out, value.len() as u64);
     out.extend_from_slice(value);
 }
 
-fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+/// Takes a name or a value; `None` where the bytes end first.
+pub(crate) fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
     let len = varint::get(bytes, at)?;
     let rest = &bytes[*at..];
     let taken = rest.get(..usize::try_from(len).ok()?)?;
