@@ -313,6 +313,7 @@ impl Engine {
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),
+            blobs: outputs.blobs,
             ..CfEdit::default()
         };
         let version = view.version.apply(&edit, &self.remover)?;

@@ -16,9 +16,10 @@
 //!   every internal key is in one table only.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use crate::blob::BlobFileReader;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 
@@ -79,8 +80,15 @@ pub(crate) type TableRefs = Vec<(FileNumber, BlobUse)>;
 /// obsolete and the last version with it is dropped.
 pub(crate) struct BlobFile {
     pub(crate) meta: BlobMeta,
+    /// Opened on first use; a failed open is tried again by the next reader.
+    reader: OnceLock<Arc<BlobFileReader>>,
     obsolete: AtomicBool,
     remover: Arc<ObsoleteFiles>,
+}
+
+/// Opens blob files for a version's readers.
+pub(crate) trait BlobOpener: Send + Sync {
+    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>>;
 }
 
 impl std::fmt::Debug for BlobFile {
@@ -97,9 +105,19 @@ impl BlobFile {
     pub(crate) fn new(meta: BlobMeta, remover: Arc<ObsoleteFiles>) -> Arc<Self> {
         Arc::new(BlobFile {
             meta,
+            reader: OnceLock::new(),
             obsolete: AtomicBool::new(false),
             remover,
         })
+    }
+
+    /// The open file.
+    pub(crate) fn reader(&self, opener: &dyn BlobOpener) -> Result<&Arc<BlobFileReader>> {
+        if let Some(reader) = self.reader.get() {
+            return Ok(reader);
+        }
+        let reader = opener.open_blob(&self.meta)?;
+        Ok(self.reader.get_or_init(|| reader))
     }
 
     /// The file is removed when the last version with it is gone. Call only after the manifest
@@ -112,6 +130,8 @@ impl BlobFile {
 impl Drop for BlobFile {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
+            // The handle goes first: space of an open file does not return.
+            drop(self.reader.take());
             self.remover.push(FileName::Blob(self.meta.number));
         }
     }
