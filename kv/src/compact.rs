@@ -7,13 +7,13 @@ use crate::compaction::{
     self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
     pick_range,
 };
-use crate::engine::{Engine, read_only};
+use crate::engine::{ColumnFamily, Engine, State, read_only};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
-use crate::version::{CfEdit, SstMeta, Version};
+use crate::version::{CfEdit, Version};
 
 /// Bytes that a compaction reads ahead in each input.
 const READAHEAD: usize = 1 << 20;
@@ -45,8 +45,8 @@ impl Engine {
     }
 
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
-        let moved = choice.files().map(|(_, file)| file.meta.clone()).collect();
-        self.install_outputs(cf, choice, moved)?;
+        let moved = TableOutputs::of_tables(choice.files().map(|(_, file)| file.meta.clone()));
+        self.install_outputs(cf, choice, &moved)?;
         self.tickers.trivial_moves.add(1);
         Ok(())
     }
@@ -55,8 +55,8 @@ impl Engine {
         let outputs = self
             .histograms
             .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
-        let bytes = outputs.bytes();
-        if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
+        if let Err(error) = self.install_outputs(cf, choice, &outputs) {
             if self.cf(cf).is_err() {
                 outputs.discard(&self.fs, &self.dir);
             }
@@ -66,6 +66,7 @@ impl Engine {
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
+        self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(())
     }
 
@@ -89,6 +90,7 @@ impl Engine {
                 Box::new(run) as Box<dyn InternalIterator>
             })
             .collect();
+        let resolve = |number| version.blobs.resolve_number(number);
         let older = &version.levels[choice.output_level + 1..];
         let context = CompactionContext {
             fs: &self.fs,
@@ -108,6 +110,7 @@ impl Engine {
                     .flat_map(|level| &level.runs)
                     .any(|run| run.file_for(key).is_some())
             },
+            separation: self.separation(choice.bytes(), &resolve),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -116,19 +119,25 @@ impl Engine {
         self: &Arc<Self>,
         cf: CfId,
         choice: &Choice,
-        outputs: Vec<SstMeta>,
+        outputs: &TableOutputs,
     ) -> Result<()> {
         let removed = choice
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
             .collect();
         let level = choice.output_level as u32;
+        let added = outputs.tables.iter().cloned();
         let edit = CfEdit {
             removed,
-            added: outputs.into_iter().map(|meta| (level, 0, meta)).collect(),
+            added: added.map(|meta| (level, 0, meta)).collect(),
+            blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        self.change_cf(cf, |_, _| edit, |_| {})
+        let edit = |_: &State, cf: &ColumnFamily| CfEdit {
+            heirs: outputs.forgotten_names(&cf.view().version.blobs),
+            ..edit
+        };
+        self.change_cf(cf, edit, |_| {})
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.

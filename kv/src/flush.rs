@@ -1,5 +1,6 @@
 //! Flushes: the immutable memtables of a column family become one run of level 0.
 //!
+//! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
 //! manifest holds the table, the logs below the next memtable's hold nothing of this family.
@@ -7,9 +8,12 @@
 use std::sync::Arc;
 
 use crate::batch::CfId;
-use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
+use crate::compaction::{
+    self, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
+};
 use crate::engine::{Engine, Mem};
 use crate::error::Result;
+use crate::file_names::FileNumber;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::version::CfEdit;
@@ -30,12 +34,34 @@ impl Engine {
             dir: &self.dir,
             table_options: self.options.table_options(),
             target_file_size: u64::MAX,
-            expected_size: (memory as u64).min(self.fs.space().free / 4),
+            expected_size: match self.options.min_blob_size {
+                0 => (memory as u64).min(self.fs.space().free / 4),
+                // What is separated is not known yet.
+                _ => 0,
+            },
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
             is_oldest: &|_| false,
+            separation: self.separation(memory as u64, &|_| None),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    /// How a merge of about `input_bytes` separates values.
+    pub(crate) fn separation<'a>(
+        &self,
+        input_bytes: u64,
+        resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+    ) -> Separation<'a> {
+        let options = &self.options;
+        let expected = options.blob_file_size.min(input_bytes);
+        Separation {
+            min_blob_size: options.min_blob_size,
+            blob_file_size: options.blob_file_size,
+            expected_size: expected.min(self.fs.space().free / 4),
+            options: options.blob_file_options(),
+            resolve,
+        }
     }
 
     /// Flushes what waits in `cf`. Runs on a background thread.
@@ -51,7 +77,7 @@ impl Engine {
             .histograms
             .time(Timed::Flush, || self.write_mems(&mems))?;
         let flushed = mems.len();
-        let bytes = outputs.bytes();
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         let installed = self.change_cf(
             id,
             |_, cf| {
@@ -68,6 +94,7 @@ impl Engine {
                         .iter()
                         .map(|meta| (0, meta.number, meta.clone()))
                         .collect(),
+                    blobs: outputs.blobs.clone(),
                     ..CfEdit::default()
                 }
             },
@@ -84,6 +111,7 @@ impl Engine {
         installed?;
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
+        self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(())
     }
 }

@@ -53,6 +53,8 @@ tickers! {
     bytes_read,
     /// Lookups answered by a memtable.
     memtable_hits,
+    /// Reads of separated values; records next to each other are one read.
+    blob_reads,
     /// Iterators made.
     iterators,
     /// Memtables flushed.
@@ -67,6 +69,8 @@ tickers! {
     compaction_read_bytes,
     /// Bytes of tables written by compactions.
     compaction_write_bytes,
+    /// Bytes of blob files written by flushes and compactions.
+    blob_write_bytes,
 }
 
 /// One counter.

@@ -92,6 +92,11 @@ impl BlobFileReader {
         self.footer.header.number
     }
 
+    /// The file, for reads in a batch.
+    pub(crate) fn file(&self) -> &FileRef {
+        &self.file
+    }
+
     /// What the file says of itself.
     pub fn properties(&self) -> &BlobFileProperties {
         &self.properties
