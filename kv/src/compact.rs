@@ -8,7 +8,7 @@ use crate::compaction::{
     self, Action, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
     filter_plan, pick_range,
 };
-use crate::engine::{Engine, read_only};
+use crate::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::flush::OUTPUT_BUFFERS;
@@ -51,14 +51,14 @@ impl Engine {
     }
 
     fn drop_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
-        self.install_outputs(cf, choice, Vec::new())?;
+        self.install_outputs(cf, choice, &TableOutputs::default())?;
         self.tickers.dropped_bytes.add(choice.bytes());
         Ok(())
     }
 
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
-        let moved = choice.files().map(|(_, file)| file.meta.clone()).collect();
-        self.install_outputs(cf, choice, moved)?;
+        let moved = TableOutputs::of_tables(choice.files().map(|(_, file)| file.meta.clone()));
+        self.install_outputs(cf, choice, &moved)?;
         self.tickers.trivial_moves.add(1);
         Ok(())
     }
@@ -84,8 +84,8 @@ impl Engine {
         let outputs = self.histograms.time(Timed::Compaction, || {
             self.merge_inputs(choice, version, &options)
         })?;
-        let bytes = outputs.bytes();
-        if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
+        if let Err(error) = self.install_outputs(cf, choice, &outputs) {
             if self.cf(cf).is_err() {
                 outputs.discard(&self.fs, &self.dir);
             }
@@ -95,6 +95,7 @@ impl Engine {
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
+        self.tickers.blob_write_bytes.add(blob_bytes);
         if choice.action == Action::Migrate {
             self.tickers.migration_bytes.add(choice.bytes());
         }
@@ -127,6 +128,7 @@ impl Engine {
                 Box::new(run) as Box<dyn InternalIterator>
             })
             .collect();
+        let resolve = |number| version.blobs.resolve_number(number);
         let older = choice.older_runs(version);
         let created = choice.files().map(|(_, file)| file.meta.created).max();
         let context = CompactionContext {
@@ -143,6 +145,7 @@ impl Engine {
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::Low),
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
+            separation: self.separation(options, choice.bytes(), &resolve),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -151,19 +154,25 @@ impl Engine {
         self: &Arc<Self>,
         cf: CfId,
         choice: &Choice,
-        outputs: Vec<SstMeta>,
+        outputs: &TableOutputs,
     ) -> Result<()> {
         let removed = choice
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
             .collect();
         let (level, run) = (choice.output_level as u32, choice.output_run);
+        let added = outputs.tables.iter().cloned();
         let edit = CfEdit {
             removed,
-            added: outputs.into_iter().map(|meta| (level, run, meta)).collect(),
+            added: added.map(|meta| (level, run, meta)).collect(),
+            blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        self.change_cf(cf, |_, _| edit, |_| {})
+        let edit = |_: &State, cf: &ColumnFamily| CfEdit {
+            heirs: outputs.forgotten_names(&cf.view().version.blobs),
+            ..edit
+        };
+        self.change_cf(cf, edit, |_| {})
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.

@@ -14,6 +14,7 @@ use crate::batch::{CfId, WriteBatch};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::garbage::GarbageReport;
 use crate::histogram::{HistogramValues, Timed};
 use crate::iter::DbIterator;
 use crate::metrics::TickerValues;
@@ -384,6 +385,15 @@ impl Db {
     /// The first disagreement.
     pub fn verify(&self) -> Result<VerifyReport> {
         verify::verify(self.engine())
+    }
+
+    /// Reads every record of every blob file, and checks that what tables account for is what they
+    /// refer to: the garbage of each file, and that every reference has its value.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub fn verify_garbage(&self) -> Result<GarbageReport> {
+        self.engine().verify_garbage()
     }
 
     /// Makes everything written durable, ends background work and unlocks the directory. Other

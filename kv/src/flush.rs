@@ -1,5 +1,6 @@
 //! Flushes: the immutable memtables of a column family become one run of level 0.
 //!
+//! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
 //! manifest holds the table, the logs below the next memtable's hold nothing of this family.
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter, filter_plan,
+    self, CompactionContext, PickerOptions, Retention, Separation, TableOutputs, VersionFilter,
+    filter_plan,
 };
 use crate::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
 use crate::error::Result;
+use crate::file_names::FileNumber;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::ledger::{Charge, MemoryKind};
@@ -51,11 +54,16 @@ impl Engine {
             table_options: flush_table_options(&cf.options, version, mems),
             target_file_size: u64::MAX,
             created: scheduler::now(),
-            expected_size: (memory as u64).min(self.fs.space().free / 4),
+            expected_size: match cf.options.min_blob_size {
+                0 => (memory as u64).min(self.fs.space().free / 4),
+                // What is separated is not known yet.
+                _ => 0,
+            },
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::High),
             is_oldest: &|_| false,
+            separation: self.separation(&cf.options, memory as u64, &|_| None),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -70,6 +78,23 @@ impl Engine {
     pub(crate) fn charge_io(&self, bytes: usize) -> Option<Charge> {
         let ledger = self.env.ledger()?;
         Some(ledger.charge(MemoryKind::Io, bytes))
+    }
+
+    /// How a merge of about `input_bytes` separates values.
+    pub(crate) fn separation<'a>(
+        &self,
+        options: &Options,
+        input_bytes: u64,
+        resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+    ) -> Separation<'a> {
+        let expected = options.blob_file_size.min(input_bytes);
+        Separation {
+            min_blob_size: options.min_blob_size,
+            blob_file_size: options.blob_file_size,
+            expected_size: expected.min(self.fs.space().free / 4),
+            options: options.blob_file_options(),
+            resolve,
+        }
     }
 
     /// Flushes what waits in `cf`. Runs on a background thread.
@@ -143,7 +168,7 @@ impl Engine {
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
         let flushed = mems.len();
-        let bytes = outputs.bytes();
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         let installed = self.change_cf(
             id,
             |_, cf| {
@@ -160,6 +185,7 @@ impl Engine {
                         .iter()
                         .map(|meta| (0, meta.number, meta.clone()))
                         .collect(),
+                    blobs: outputs.blobs.clone(),
                     ..CfEdit::default()
                 }
             },
@@ -176,6 +202,7 @@ impl Engine {
         installed?;
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
+        self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(outputs.tables)
     }
 }

@@ -91,10 +91,17 @@ impl Engine {
                 .version
                 .files()
                 .map(|(level, run, file)| (level as u32, run, file.meta.clone()));
+            let blobs = &view.version.blobs;
             let change = CfEdit {
                 created: Some(cf.name.clone()),
                 log_number: Some(cf.log_number.load(Ordering::Acquire)),
                 added: added.collect(),
+                blobs: blobs
+                    .files()
+                    .values()
+                    .map(|live| live.file.meta.clone())
+                    .collect(),
+                heirs: blobs.ancestors(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(cf.id, change);
@@ -220,9 +227,7 @@ impl Engine {
                 .remove(&id)
                 .expect("only this lock's holder drops");
             cf.dropped.store(true, Ordering::Release);
-            for (_, _, file) in cf.view().version.files() {
-                file.mark_obsolete();
-            }
+            mark_removed(&cf.view().version, &Version::empty(0));
             self.recompute_stall(&mut state);
             cf
         };
@@ -241,6 +246,14 @@ fn mark_removed(old: &Version, new: &Version) {
     for (_, _, file) in old.files() {
         if !kept.contains(&file.meta.number) {
             file.mark_obsolete();
+        }
+    }
+    if Arc::ptr_eq(&old.blobs, &new.blobs) {
+        return;
+    }
+    for (number, live) in old.blobs.files() {
+        if !new.blobs.files().contains_key(number) {
+            live.file.mark_obsolete();
         }
     }
 }

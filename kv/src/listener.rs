@@ -38,6 +38,8 @@ pub enum FileKind {
     Wal,
     /// A table.
     Table,
+    /// A blob file.
+    Blob,
 }
 
 /// A file that appeared, whole and durable (a log: empty), or was removed.

@@ -58,6 +58,8 @@ tickers! {
     bytes_read,
     /// Lookups answered by a memtable.
     memtable_hits,
+    /// Reads of separated values; records next to each other are one read.
+    blob_reads,
     /// Iterators made.
     iterators,
     /// Memtables flushed.
@@ -76,6 +78,8 @@ tickers! {
     migration_bytes,
     /// Bytes of tables dropped unread by FIFO compaction.
     dropped_bytes,
+    /// Bytes of blob files written by flushes and compactions.
+    blob_write_bytes,
 }
 
 /// One counter.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
+use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;
 use crate::compaction_options::{CompactionOptions, CompactionStyle, STYLE_NAMES};
 use crate::env::Env;
@@ -88,6 +89,14 @@ pub struct Options {
     pub wal_recovery_mode: WalRecoveryMode,
     /// Compression of data blocks. Default zstd, level 3.
     pub compression: Compression,
+    /// Bytes of a value from which it goes to a blob file when it is flushed or compacted; smaller
+    /// ones stay in the tables. May change at any time: values that were separated stay so
+    /// until their blob file is rewritten. 0: no value is separated. Default 512.
+    pub min_blob_size: usize,
+    /// Bytes of a blob file at which the next one is begun, at least 4 KiB. Default 64 MiB.
+    pub blob_file_size: u64,
+    /// Compression of separated values, each by itself. Default zstd, level 1.
+    pub blob_compression: Compression,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
     /// Bits of Bloom filter per key; 0 for none. Default 10.
@@ -136,6 +145,9 @@ impl Default for Options {
             max_manifest_file_size: 64 << 20,
             wal_recovery_mode: WalRecoveryMode::PointInTime,
             compression: Compression::Zstd { level: 3 },
+            min_blob_size: 512,
+            blob_file_size: 64 << 20,
+            blob_compression: Compression::Zstd { level: 1 },
             block_size: 4096,
             bloom_bits_per_key: 10.0,
             block_cache_size: 32 << 20,
@@ -181,6 +193,9 @@ pub struct ReadOptions {
     pub prefix: Option<Vec<u8>>,
     /// Keep blocks that an iterator read in the block cache. Default true. Point reads do so always.
     pub fill_cache: bool,
+    /// Iterators read the values that are in blob files only when
+    /// [`crate::DbIterator::load_value`] asks: for walks over keys. Default false.
+    pub lazy_values: bool,
     /// Bytes an iterator reads at once in each table; 0: chosen as the walk goes. Default 0.
     pub readahead: usize,
 }
@@ -193,6 +208,7 @@ impl Default for ReadOptions {
             upper_bound: None,
             prefix: None,
             fill_cache: true,
+            lazy_values: false,
             readahead: 0,
         }
     }
@@ -241,7 +257,7 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 14] = [
+        let checks: [(bool, &str); 15] = [
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
             (
                 self.write_buffer_size <= 64 << 30,
@@ -286,6 +302,7 @@ impl Options {
                 self.delayed_write_rate >= 1024,
                 "delayed_write_rate >= 1024",
             ),
+            (self.blob_file_size >= 4096, "blob_file_size >= 4096"),
             (
                 (512..=16 << 20).contains(&self.block_size),
                 "block_size in 512..=16777216",
@@ -323,6 +340,14 @@ impl Options {
     /// The options of the column family with this name.
     pub(crate) fn for_cf(&self, name: &str) -> &Options {
         self.cf_options.get(name).unwrap_or(self)
+    }
+
+    /// What a blob file builder is told.
+    pub(crate) fn blob_file_options(&self) -> BlobFileOptions {
+        BlobFileOptions {
+            compression: self.blob_compression,
+            ..BlobFileOptions::default()
+        }
     }
 
     /// What a table builder is told.
@@ -511,6 +536,12 @@ impl Options {
                 Field::WalRecovery(&mut self.wal_recovery_mode),
             ),
             ("compression", Field::Compression(&mut self.compression)),
+            ("min_blob_size", Field::Usize(&mut self.min_blob_size)),
+            ("blob_file_size", Field::U64(&mut self.blob_file_size)),
+            (
+                "blob_compression",
+                Field::Compression(&mut self.blob_compression),
+            ),
             ("block_size", Field::Usize(&mut self.block_size)),
             (
                 "bloom_bits_per_key",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::compaction::{PickerOptions, score};
 use crate::engine::Engine;
+use crate::garbage::BlobStats;
 use crate::metrics::TickerValues;
 use crate::stall::Stall;
 
@@ -46,6 +47,8 @@ pub struct Stats {
     pub writes_stopped: bool,
     /// Bytes per second that writers are slowed to; 0 at full speed.
     pub delayed_write_rate: u64,
+    /// Blob files and their garbage.
+    pub blobs: BlobStats,
     /// The counters.
     pub tickers: TickerValues,
 }
@@ -128,6 +131,7 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
                 stats.table_deletions += file.meta.deletions;
             }
         }
+        stats.blobs.add(&view.version);
         for mem in std::iter::once(&view.mem).chain(&view.imms) {
             stats.memtable_bytes += mem.table.approximate_memory() as u64;
             stats.memtable_entries += mem.table.entries();
@@ -157,6 +161,9 @@ pub(crate) fn property(engine: &Arc<Engine>, name: &str) -> Option<String> {
         }
         "estimate-pending-compaction-bytes" => stats.pending_compaction_bytes,
         "total-sst-files-size" => stats.levels.iter().map(|level| level.bytes).sum(),
+        "num-blob-files" => stats.blobs.files,
+        "total-blob-file-size" | "live-blob-file-size" => stats.blobs.file_bytes,
+        "live-blob-file-garbage-size" => stats.blobs.garbage_bytes,
         "num-running-compactions" => stats.running_compactions,
         "num-snapshots" => stats.snapshots,
         "actual-delayed-write-rate" => stats.delayed_write_rate,
@@ -185,6 +192,12 @@ impl fmt::Display for Stats {
             ("memtable_entries", self.memtable_entries),
             ("pending_compaction_bytes", self.pending_compaction_bytes),
             ("last_sequence", self.last_sequence),
+            ("blob_files", self.blobs.files),
+            ("blob_file_bytes", self.blobs.file_bytes),
+            ("blob_value_bytes", self.blobs.value_bytes),
+            ("blob_garbage_bytes", self.blobs.garbage_bytes),
+            ("blob_shadowed_bytes_estimate", self.blobs.shadowed_bytes),
+            ("blob_ancestors", self.blobs.ancestors),
         ];
         for (name, value) in figures.into_iter().chain(self.tickers.named()) {
             writeln!(f, "{name} {value}")?;

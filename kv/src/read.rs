@@ -9,11 +9,13 @@ use std::sync::atomic::Ordering;
 use crate::batch::CfId;
 use crate::engine::{Engine, View, closing, no_such_cf};
 use crate::error::{Error, Result};
-use crate::iter::{DbIterator, InternalIterator, RunIterator};
-use crate::key::{LookupKey, SeqNo, ValueKind};
+use crate::iter::{DbIterator, InternalIterator, Origin, RunIterator, VisibleIterator};
+use crate::key::{LookupKey, SeqNo, ValueKind, append_internal};
 use crate::options::ReadOptions;
 use crate::pinned::PinnedSlice;
-use crate::sstable::{TableReadOptions, filter_hash};
+use crate::reference::BlobReference;
+use crate::sstable::{TableHit, TableReadOptions, filter_hash};
+use crate::values::SeparatedValue;
 use crate::version::{TableOpener, Version};
 
 impl Engine {
@@ -104,10 +106,15 @@ impl Engine {
             let Some(hit) = file.table(self)?.get(lookup, hash)? else {
                 continue;
             };
-            return Ok(match hit.kind {
-                ValueKind::Value => Some(hit.value.into()),
-                _ => None,
-            });
+            return match hit.kind {
+                ValueKind::Value => Ok(Some(hit.value.into())),
+                ValueKind::BlobReference => {
+                    let wanted = separated(lookup.user_key(), &hit)?;
+                    let value = self.separated_value(version, &wanted)?;
+                    Ok(Some(value.into()))
+                }
+                ValueKind::Delete | ValueKind::SingleDelete => Ok(None),
+            };
         }
         Ok(None)
     }
@@ -135,7 +142,21 @@ impl Engine {
             let run = RunIterator::new(files.to_vec(), opener, table_options);
             children.push(Box::new(run));
         }
-        let snapshot = options.snapshot.clone();
-        Ok(DbIterator::new(children, sequence, bounds, view, snapshot))
+        let walk = VisibleIterator::new(children, sequence, bounds);
+        let origin = Origin {
+            engine: Arc::clone(self),
+            view,
+            snapshot: options.snapshot.clone(),
+            lazy_values: options.lazy_values,
+        };
+        Ok(DbIterator::new(walk, origin))
     }
+}
+
+/// What must be known of a table's entry to read its value.
+pub(crate) fn separated(user_key: &[u8], hit: &TableHit) -> Result<SeparatedValue> {
+    let mut key = Vec::with_capacity(user_key.len() + 8);
+    append_internal(&mut key, user_key, hit.seq, hit.kind as u8);
+    let reference = BlobReference::of_entry(&hit.value)?;
+    Ok(SeparatedValue { key, reference })
 }

@@ -108,15 +108,15 @@ pub(crate) fn lock_dir(fs: &FileSystemRef, dir: &Path) -> Result<FileLock> {
     })
 }
 
-/// A directory without `CURRENT` that holds tables is a damaged database, not an empty one: a
-/// crash while a database is made leaves a log, but never a table.
+/// A directory without `CURRENT` that holds tables or blob files is a damaged database, not an empty one: a
+/// crash while a database is made leaves a log, but never one of these.
 fn refuse_damaged(fs: &FileSystemRef, dir: &Path) -> Result<()> {
     for entry in fs.list(dir)? {
-        if let Some(FileName::Table(_)) = FileName::parse(&entry.name) {
+        if let Some(FileName::Table(_) | FileName::Blob(_)) = FileName::parse(&entry.name) {
             return Err(Error::corrupt(
                 dir.join(&entry.name).display().to_string(),
                 0_u64,
-                "a table in a directory without CURRENT",
+                "data in a directory without CURRENT",
             ));
         }
     }
@@ -329,6 +329,7 @@ impl Engine {
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),
+            blobs: outputs.blobs,
             ..CfEdit::default()
         };
         let version = view.version.apply(&edit, &self.remover)?;
@@ -392,14 +393,12 @@ impl Engine {
             .values()
             .flat_map(|cf| {
                 let view = cf.view();
-                let numbers: Vec<_> = view
-                    .version
-                    .files()
-                    .map(|(_, _, file)| file.meta.number)
-                    .collect();
-                numbers
+                let tables = view.version.files();
+                let tables = tables.map(|(_, _, file)| FileName::Table(file.meta.number));
+                let blobs = view.version.blobs.files().keys();
+                let names: Vec<_> = tables.chain(blobs.map(|&n| FileName::Blob(n))).collect();
+                names
             })
-            .map(FileName::Table)
             .collect();
         live.extend(state.logs.keys().map(|&number| FileName::Wal(number)));
         drop(state);

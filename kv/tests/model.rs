@@ -60,6 +60,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
         options.lower_bound = Some(low.clone());
         options.upper_bound = Some(high.clone());
     }
+    options.lazy_values = rng.below(4) == 0;
     let expected: Vec<(&Vec<u8>, &Vec<u8>)> = map
         .iter()
         .filter(|(key, _)| !bounded || (**key >= low && **key < high))
@@ -68,7 +69,9 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     let mut found = Vec::new();
     iter.seek_to_first();
     while iter.valid() {
-        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        let len = iter.value_len();
+        found.push((iter.key().to_vec(), iter.load_value().unwrap().to_vec()));
+        assert_eq!(found.last().unwrap().1.len(), len);
         iter.next();
     }
     iter.status().unwrap();
@@ -82,7 +85,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     found.clear();
     iter.seek_to_last();
     while iter.valid() {
-        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        found.push((iter.key().to_vec(), iter.load_value().unwrap().to_vec()));
         iter.prev();
     }
     iter.status().unwrap();
@@ -110,6 +113,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     for _ in 0..30 {
         assert_eq!(iter.valid(), at.is_some());
         let Some(index) = at else { break };
+        iter.load_value().unwrap();
         assert_eq!(
             (iter.key(), iter.value()),
             (&expected[index].0[..], &expected[index].1[..])
@@ -178,11 +182,20 @@ fn check(world: &World, rng: &mut Rng) {
     }
 }
 
+/// `options` with another threshold of separation.
+fn separating(options: &Options, rng: &mut Rng) -> Options {
+    Options {
+        min_blob_size: [0, 1, 30, 100, 512][rng.below(5) as usize],
+        blob_file_size: 4096 << rng.below(4),
+        ..options.clone()
+    }
+}
+
 fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
     let at = Path::new("/db");
     let mut rng = Rng(seed);
     let mut world = World {
-        db: Db::open(fs.clone(), at, options.clone()).unwrap(),
+        db: Db::open(fs.clone(), at, separating(options, &mut rng)).unwrap(),
         map: Map::new(),
         snapshots: Vec::new(),
     };
@@ -207,7 +220,8 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
             198 => {
                 world.snapshots.clear();
                 world.db.close().unwrap();
-                world.db = Db::open(fs.clone(), at, options.clone()).unwrap();
+                let options = separating(options, &mut rng);
+                world.db = Db::open(fs.clone(), at, options).unwrap();
             }
             199 => {
                 // Without close: everything logged was synced or is still in the file.
@@ -218,7 +232,7 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
                 world.db = {
                     let World { db, .. } = world;
                     drop(db);
-                    Db::open(fs.clone(), at, options.clone()).unwrap()
+                    Db::open(fs.clone(), at, separating(options, &mut rng)).unwrap()
                 };
             }
             _ => {}
@@ -227,6 +241,7 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
     world.db.wait_for_background_work().unwrap();
     check_iteration(&world.db, &world.map, ReadOptions::default(), &mut rng);
     world.db.verify().unwrap();
+    world.db.verify_garbage().unwrap();
     let compacted = world.db.tickers();
     assert!(compacted.keys_written > 0);
 }

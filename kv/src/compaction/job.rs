@@ -1,12 +1,14 @@
-//! Writing tables: merges sorted input into output tables, for compactions and flushes alike.
+//! Writing tables and blob files: merges sorted input, for compactions and flushes alike.
 //!
-//! Output order: a table is written and synced, then (once, for all of them) its directory; only then
+//! Output order: a file is written and synced, then (once, for all of them) its directory; only then
 //! may the manifest name it. A crash before that leaves files that no version names, and the
 //! next open removes them. On an error the files written so far are removed at once.
 //!
 //! No user key is split between two output tables, so runs have disjoint user-key ranges.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use lavafs::{CreateOptions, FileSystemRef};
 
@@ -15,9 +17,10 @@ use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, ValueKind};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
-use crate::version::SstMeta;
+use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
 
 use super::merge::VersionFilter;
+use super::separation::{BlobWriter, Separation};
 
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
@@ -44,23 +47,59 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) pace: &'a dyn Fn(u64) -> Result<()>,
     /// True where no table outside the merge can hold an older version of the key.
     pub(crate) is_oldest: &'a dyn Fn(&[u8]) -> bool,
+    pub(crate) separation: Separation<'a>,
 }
 
-/// Tables written by a job, all durable.
+/// Files written by a job, all durable.
 #[derive(Debug, Default)]
 pub(crate) struct TableOutputs {
     pub(crate) tables: Vec<SstMeta>,
+    pub(crate) blobs: Vec<BlobMeta>,
+    /// A number that references were written with, and one by which the inputs knew the file.
+    renamed: HashMap<FileNumber, FileNumber>,
 }
 
 impl TableOutputs {
+    /// Tables that were there before.
+    pub(crate) fn of_tables(tables: impl Iterator<Item = SstMeta>) -> Self {
+        TableOutputs {
+            tables: tables.collect(),
+            ..TableOutputs::default()
+        }
+    }
+
+    /// Bytes of the tables.
     pub(crate) fn bytes(&self) -> u64 {
         self.tables.iter().map(|table| table.file_size).sum()
+    }
+
+    /// Bytes of the blob files.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.file_size).sum()
+    }
+
+    /// Numbers that the tables refer to and that `blobs`, which has the job's inputs still, does not
+    /// know any more, with the files they lead to: a collection has replaced them meanwhile.
+    pub(crate) fn forgotten_names(
+        &self,
+        blobs: &BlobSet<Arc<BlobFile>>,
+    ) -> Vec<(FileNumber, FileNumber)> {
+        let forgotten = self.renamed.iter();
+        let forgotten = forgotten.filter(|(number, _)| blobs.resolve_number(**number).is_none());
+        let mut pairs: Vec<_> = forgotten
+            .filter_map(|(&number, &known)| Some((number, blobs.resolve_number(known)?)))
+            .collect();
+        pairs.sort_unstable();
+        pairs
     }
 
     /// Removes the files of a job whose result is not wanted.
     pub(crate) fn discard(&self, fs: &FileSystemRef, dir: &Path) {
         for table in &self.tables {
-            remove_table(fs, dir, table.number);
+            remove_file(fs, dir, FileName::Table(table.number));
+        }
+        for blob in &self.blobs {
+            remove_file(fs, dir, FileName::Blob(blob.number));
         }
     }
 }
@@ -74,17 +113,21 @@ pub(crate) fn run(
     let mut writer = OutputWriter {
         context,
         open: None,
+        blobs: BlobWriter::default(),
         done: TableOutputs::default(),
     };
     let outcome = merge(context, input, filter, &mut writer);
+    writer.done.blobs = std::mem::take(&mut writer.blobs.done);
+    writer.done.renamed = std::mem::take(&mut writer.blobs.renamed);
     match outcome {
         Ok(()) => Ok(writer.done),
         Err(error) => {
             if let Some(open) = writer.open.take() {
                 let number = open.number;
                 drop(open);
-                remove_table(context.fs, context.dir, number);
+                remove_file(context.fs, context.dir, FileName::Table(number));
             }
+            writer.blobs.abandon(context);
             writer.done.discard(context.fs, context.dir);
             Err(error)
         }
@@ -129,6 +172,7 @@ fn merge(
         writer.add(&single, &[], new_key)?;
     }
     writer.finish_table()?;
+    writer.blobs.finish(context)?;
     if !writer.done.tables.is_empty() {
         context.fs.sync_dir(context.dir)?;
     }
@@ -145,6 +189,7 @@ struct OpenTable {
 struct OutputWriter<'a> {
     context: &'a CompactionContext<'a>,
     open: Option<OpenTable>,
+    blobs: BlobWriter,
     done: TableOutputs,
 }
 
@@ -162,7 +207,10 @@ impl OutputWriter<'_> {
             self.open = Some(self.begin_table()?);
         }
         let open = self.open.as_mut().expect("opened above");
-        open.builder.add(key, value)?;
+        match self.blobs.separate(self.context, key, value)? {
+            Some((key, reference)) => open.builder.add(key, reference)?,
+            None => open.builder.add(key, value)?,
+        }
         let size = open.builder.estimated_size();
         if size >= open.paced + PACE_BYTES {
             let bytes = size - open.paced;
@@ -202,7 +250,7 @@ impl OutputWriter<'_> {
                 ..meta_of(number, summary)
             }),
             Err(error) => {
-                remove_table(self.context.fs, self.context.dir, number);
+                remove_file(self.context.fs, self.context.dir, FileName::Table(number));
                 return Err(error);
             }
         }
@@ -222,14 +270,15 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
         created: 0,
+        blob_refs: summary.blob_refs,
     }
 }
 
-fn remove_table(fs: &FileSystemRef, dir: &Path, number: FileNumber) {
-    let path = dir.join(FileName::Table(number).to_string());
+pub(super) fn remove_file(fs: &FileSystemRef, dir: &Path, name: FileName) {
+    let path = dir.join(name.to_string());
     if let Err(error) = fs.unlink(&path)
         && !error.is_not_found()
     {
-        tracing::warn!(path = %path.display(), %error, "unwanted table not removed");
+        tracing::warn!(path = %path.display(), %error, "unwanted file not removed");
     }
 }

@@ -6,10 +6,12 @@ mod filters;
 mod job;
 mod merge;
 mod picker;
+mod separation;
 mod shape;
 
 pub(crate) use choice::{Action, Choice, InFlight};
 pub(crate) use job::{CompactionContext, TableOutputs, run};
 pub(crate) use merge::{Retention, VersionFilter};
 pub(crate) use picker::{PickerOptions, pick, pick_range, score};
+pub(crate) use separation::{Separation, no_such_file};
 pub(crate) use shape::filter_plan;

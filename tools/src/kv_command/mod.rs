@@ -131,6 +131,9 @@ pub struct Whole {
 pub struct Verify {
     #[command(flatten)]
     at: Where,
+    /// Also compare the garbage of blob files, as accounted, with a scan of all their records
+    #[arg(long)]
+    garbage: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -314,6 +317,15 @@ fn stats_json(stats: &lavakv::Stats) -> Value {
         "memtable_entries": stats.memtable_entries,
         "pending_compaction_bytes": stats.pending_compaction_bytes,
         "last_sequence": stats.last_sequence,
+        "blobs": {
+            "files": stats.blobs.files,
+            "file_bytes": stats.blobs.file_bytes,
+            "value_bytes": stats.blobs.value_bytes,
+            "garbage_bytes": stats.blobs.garbage_bytes,
+            "garbage_ratio": stats.blobs.garbage_ratio(),
+            "shadowed_bytes_estimate": stats.blobs.shadowed_bytes,
+            "ancestors": stats.blobs.ancestors,
+        },
         "tickers": tickers
             .into_iter()
             .map(|(name, value)| (name.to_string(), json!(value)))
@@ -326,22 +338,46 @@ impl Verify {
         self.at.with(true, |db| {
             let progress = Progress::items("verifying", 1);
             let report = db.verify()?;
+            let garbage = self.garbage.then(|| db.verify_garbage()).transpose()?;
             progress.add(1);
             if self.json {
-                return json_line(&json!({
+                let mut object = json!({
                     "clean": true,
                     "tables": report.tables,
                     "entries": report.entries,
                     "bytes": report.table_bytes,
+                    "blobs": report.blobs,
+                    "blob_bytes": report.blob_bytes,
                     "logs": report.logs,
-                }));
+                });
+                if let Some(garbage) = garbage {
+                    object["garbage"] = json!({
+                        "records": garbage.records,
+                        "value_bytes": garbage.value_bytes,
+                        "garbage_bytes": garbage.garbage_bytes,
+                        "shadowed_bytes": garbage.shadowed_bytes,
+                    });
+                }
+                return json_line(&object);
             }
             line(format_args!(
-                "clean: {} entries in {} tables, {}; {} logs",
+                "clean: {} entries in {} tables, {}; {} blob files, {}; {} logs",
                 human_count(report.entries),
                 human_count(report.tables),
                 human_bytes(report.table_bytes),
+                human_count(report.blobs),
+                human_bytes(report.blob_bytes),
                 human_count(report.logs),
+            ))?;
+            let Some(garbage) = garbage else {
+                return Ok(());
+            };
+            line(format_args!(
+                "garbage as accounted: {} of {} of values in {} records; {} more are shadowed",
+                human_bytes(garbage.garbage_bytes),
+                human_bytes(garbage.value_bytes),
+                human_count(garbage.records),
+                human_bytes(garbage.shadowed_bytes),
             ))
         })
     }

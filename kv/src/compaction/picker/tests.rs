@@ -33,6 +33,7 @@ fn version(tables: &[(u32, u64, u64, &str, &str, u64)]) -> Version {
         .iter()
         .map(|&(level, run, number, low, high, file_size)| {
             let meta = SstMeta {
+                blob_refs: Vec::new(),
                 number,
                 file_size,
                 smallest: InternalKey::new(low.as_bytes(), 9, ValueKind::Value).into_bytes(),

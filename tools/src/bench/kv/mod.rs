@@ -80,6 +80,15 @@ pub struct KvBench {
     /// Bytes of a data block before compression
     #[arg(long, default_value = "4K", value_parser = parse_size)]
     block_size: u64,
+    /// Bytes of a value from which it goes to a blob file; 0: none does
+    #[arg(long, default_value = "512", value_parser = parse_size)]
+    min_blob_size: u64,
+    /// Bytes of a blob file
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    blob_file_size: u64,
+    /// Compression of values in blob files: none or zstd; as --compression_type if not given
+    #[arg(long)]
+    blob_compression_type: Option<String>,
     /// Threads for flushes and compactions
     #[arg(long, default_value_t = 2)]
     max_background_jobs: usize,
@@ -163,7 +172,8 @@ impl KvBench {
         if self.sync && self.disable_wal {
             return refuse("--sync needs the log that --disable_wal switches off");
         }
-        self.compression().map(|_| ())
+        self.compression()?;
+        self.blob_compression().map(|_| ())
     }
 
     fn compression(&self) -> Outcome<Compression> {
@@ -172,6 +182,17 @@ impl KvBench {
             "zstd" => Ok(Compression::Zstd { level: 3 }),
             other => Err(Failure::usage(format!(
                 "--compression_type {other} is not supported: use none or zstd"
+            ))),
+        }
+    }
+
+    fn blob_compression(&self) -> Outcome<Compression> {
+        let given = self.blob_compression_type.as_ref();
+        match given.unwrap_or(&self.compression_type).as_str() {
+            "none" => Ok(Compression::None),
+            "zstd" => Ok(Options::default().blob_compression),
+            other => Err(Failure::usage(format!(
+                "--blob_compression_type {other} is not supported: use none or zstd"
             ))),
         }
     }
@@ -188,6 +209,9 @@ impl KvBench {
             max_bytes_for_level_base: self.max_bytes_for_level_base,
             bloom_bits_per_key: self.bloom_bits,
             block_size: self.block_size as usize,
+            min_blob_size: self.min_blob_size as usize,
+            blob_file_size: self.blob_file_size,
+            blob_compression: self.blob_compression()?,
             max_background_jobs: self.max_background_jobs,
             disable_auto_compactions: self.disable_auto_compactions,
             ..Options::default()
