@@ -419,6 +419,7 @@ impl OpenFile {
         if size == present && !self.uncertain.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.core.journal()?.drain()?;
         let generation = self.core.new_id()?;
         if size > self.tail.read().start {
             self.write_out(&mut appender, Durability::Volatile)?;
@@ -484,6 +485,7 @@ impl OpenFile {
             return Ok(());
         }
         appender.closed = true;
+        self.core.journal()?.drain()?;
         self.write_out(&mut appender, Durability::Volatile)?;
         let size = self.tail.read().end();
         let inexact = {

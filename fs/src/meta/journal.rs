@@ -16,14 +16,15 @@
 //! itself when a record does not fit. Growth that could make the next checkpoint too large is
 //! refused beforehand by [`Journal::admit`]; removal never is.
 //!
-//! Locks, in order: `checkpointing` (one checkpoint at a time, held across device I/O), `writer` (held
+//! Locks, in order: `transacting` (held across the commits before a large transaction and until it is
+//! enqueued), `checkpointing` (one checkpoint at a time, held across device I/O), `writer` (held
 //! across device I/O), the tables and an inode's state (never held by a caller of `commit`),
 //! `queue` (leaf, never across I/O).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use uuid::Uuid;
 
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
@@ -51,6 +52,8 @@ pub(crate) struct Journal {
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
     checkpointing: Mutex<()>,
+    /// One large enqueuing at a time.
+    transacting: Mutex<()>,
     durable: AtomicU64,
     /// Next inode number or generation to give out.
     next_id: AtomicU64,
@@ -138,6 +141,7 @@ impl Journal {
                 carry: None,
             }),
             checkpointing: Mutex::new(()),
+            transacting: Mutex::new(()),
             durable: AtomicU64::new(0),
             next_id: AtomicU64::new(end.next_id),
             id_limit: AtomicU64::new(end.next_id),
@@ -208,11 +212,26 @@ impl Journal {
         })
     }
 
-    /// Commits what is queued if that has become much. Called before a removal, which is never
-    /// refused for want of space but must not let the queue outgrow a region either.
+    /// The most bytes of operations that may be enqueued at once: with as much queued before them
+    /// they still fit behind any checkpoint that [`Journal::admit`] lets grow.
+    pub(crate) fn transaction_len_max(&self) -> u64 {
+        QUEUE_LEN_MAX.min(self.region_len() / 8)
+    }
+
+    /// Commits what is queued, so that up to [`Journal::transaction_len_max`] bytes may be enqueued
+    /// at once while the guard is held.
+    pub(crate) fn begin_transaction(&self) -> Result<MutexGuard<'_, ()>> {
+        let guard = self.transacting.lock();
+        self.drain()?;
+        Ok(guard)
+    }
+
+    /// Commits what is queued if that has become much. Called before a removal, truncation or
+    /// close, which are never refused for want of space but must not let the queue outgrow a
+    /// region either.
     pub(crate) fn drain(&self) -> Result<()> {
         self.disk.check_writable()?;
-        if self.queue.lock().ops.len() as u64 > QUEUE_LEN_MAX.min(self.region_len() / 8) {
+        if self.queue.lock().ops.len() as u64 > self.transaction_len_max() {
             self.commit(self.last_ticket())?;
         }
         Ok(())

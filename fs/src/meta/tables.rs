@@ -147,12 +147,6 @@ impl Tables {
         })
     }
 
-    pub(crate) fn is_empty_directory(&self, dir: Ino) -> bool {
-        self.dirs
-            .get(&dir)
-            .is_some_and(|directory| directory.entries.is_empty())
-    }
-
     /// The directory that holds `dir`; the root holds itself.
     pub(crate) fn parent(&self, dir: Ino) -> Option<Ino> {
         if dir == ROOT {
