@@ -55,6 +55,8 @@ pub(crate) struct Appender {
     pub(super) check_from: u64,
     pub(super) check_crc: u32,
     pub(super) reserved_blocks: u64,
+    /// Bytes of journal promised for the extents of what is reserved.
+    pub(super) promised: u64,
     pub(super) expected_blocks: u64,
     /// The file changed since it was opened, so that closing has work to do.
     pub(super) dirty: bool,
@@ -78,6 +80,7 @@ impl Appender {
             check_from: size,
             check_crc: 0,
             reserved_blocks: 0,
+            promised: 0,
             expected_blocks: expected_size.div_ceil(BLOCK_SIZE),
             dirty: false,
             closed: false,

@@ -36,6 +36,7 @@ impl OpenFile {
             }
         }
         *self.tail.write() = Tail::empty_at(size);
+        self.unreserve(&mut appender);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
         self.modified_ns
@@ -106,8 +107,7 @@ impl OpenFile {
         self.core.quarantine(freed, ticket);
         let mut tail = self.tail.write();
         *tail = Tail::empty_at(size);
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
+        self.unreserve(appender);
         appender.synced_end = size;
         appender.extent_tickets.clear();
         appender.created_ticket = ticket;
@@ -123,18 +123,22 @@ impl OpenFile {
             return Ok(());
         }
         appender.closed = true;
+        let written = self.write_back_tail(&mut appender);
+        self.unreserve(&mut appender);
+        written
+    }
+
+    fn write_back_tail(&self, appender: &mut Appender) -> Result<()> {
         self.core.journal()?.drain()?;
-        self.write_out(&mut appender, Durability::Volatile)?;
+        self.write_out(appender, Durability::Volatile)?;
         let size = self.tail.read().end();
         let inexact = {
             let state = self.inode.state.read();
             !(state.exact && state.durable_size == size)
         };
         if appender.dirty || inexact {
-            self.enqueue_size(&mut appender, size, Cover::Flush);
+            self.enqueue_size(appender, size, Cover::Flush);
         }
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
         self.trim(size);
         let mut tail = self.tail.write();
         *tail = Tail::empty_at(tail.end());
@@ -146,8 +150,7 @@ impl OpenFile {
     pub(crate) fn discard_tail(&self) {
         let mut appender = self.appender.lock();
         appender.closed = true;
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
+        self.unreserve(&mut appender);
     }
 
     /// Gives back the extents beyond `size`.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::alloc::Run;
 use crate::background::Work;
+use crate::core::EXTENT_OP_LEN_MAX;
 use crate::error::Result;
 use crate::file::appender::Appender;
 use crate::file::handle::OpenFile;
@@ -29,6 +30,7 @@ impl OpenFile {
         if needed == 0 {
             return Ok(());
         }
+        self.reserve_journal(appender)?;
         let generous = needed.max(RESERVE_BLOCKS);
         if self.core.reserve(generous) {
             appender.reserved_blocks += generous;
@@ -37,6 +39,27 @@ impl OpenFile {
         self.core.reserve_or_reclaim(needed)?;
         appender.reserved_blocks += needed;
         Ok(())
+    }
+
+    /// Keeps room in the journal for an extent of the file. A close that writes buffered bytes out has nobody to
+    /// tell that there is none.
+    fn reserve_journal(&self, appender: &mut Appender) -> Result<()> {
+        if appender.promised > 0 {
+            return self.core.admit_extent();
+        }
+        self.core.journal()?.promise(EXTENT_OP_LEN_MAX)?;
+        appender.promised = EXTENT_OP_LEN_MAX;
+        Ok(())
+    }
+
+    /// Gives back what is reserved for the file, on the device and in the journal.
+    pub(super) fn unreserve(&self, appender: &mut Appender) {
+        self.core
+            .unreserve(std::mem::take(&mut appender.reserved_blocks));
+        let promised = std::mem::take(&mut appender.promised);
+        if let Some(journal) = &self.core.journal {
+            journal.take_back(promised);
+        }
     }
 
     /// Allocates for a file that is expected to reach `size` bytes.

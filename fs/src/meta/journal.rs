@@ -14,7 +14,8 @@
 //!
 //! Space: the committer asks for a checkpoint when half of the record area is used, and makes one
 //! itself when a record does not fit. Growth that could make the next checkpoint too large is
-//! refused beforehand by [`Journal::admit`]; removal never is.
+//! refused beforehand by [`Journal::admit`]; removal never is. Appended bytes that wait in memory have a
+//! promise of room for their extent, so that the close that writes them out finds it.
 //!
 //! Locks, in order: `transacting` (held across the commits before a large transaction and until it is
 //! enqueued), `checkpointing` (one checkpoint at a time, held across device I/O), `writer` (held
@@ -61,6 +62,8 @@ pub(crate) struct Journal {
     id_limit: AtomicU64,
     /// Upper bound of the next checkpoint's length: the last one's, and all operations since.
     checkpoint_len_bound: AtomicU64,
+    /// Bytes of operations to come that [`Journal::promise`] has admitted.
+    promised: AtomicU64,
 }
 
 /// Operations that wait for a record.
@@ -146,6 +149,7 @@ impl Journal {
             next_id: AtomicU64::new(end.next_id),
             id_limit: AtomicU64::new(end.next_id),
             checkpoint_len_bound: AtomicU64::new(end.ops_len),
+            promised: AtomicU64::new(0),
         }
     }
 
@@ -196,11 +200,37 @@ impl Journal {
     /// Refuses growth by `len` bytes of operations if a checkpoint could then not be written,
     /// and commits what is queued if that has become much. Called before anything is changed.
     pub(crate) fn admit(&self, len: u64) -> Result<()> {
+        let promised = self.promised.load(Ordering::Relaxed);
+        self.admit_below(self.region_len() / 16 * 10, promised + len)
+    }
+
+    /// Refuses like [`Journal::admit`], and keeps room for `len` bytes from whoever asks later, until
+    /// [`Journal::take_back`].
+    pub(crate) fn promise(&self, len: u64) -> Result<()> {
+        self.admit(len)?;
+        self.promised.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends a promise.
+    pub(crate) fn take_back(&self, len: u64) {
+        self.promised.fetch_sub(len, Ordering::Relaxed);
+    }
+
+    /// Admits growth that was promised. There is a little more room than was promised in all, for
+    /// what is cut into more pieces than was thought of.
+    pub(crate) fn admit_promised(&self, len: u64) -> Result<()> {
+        self.admit_below(self.region_len() / 16 * 11, len)
+    }
+
+    fn admit_below(&self, limit: u64, len: u64) -> Result<()> {
         self.drain()?;
-        let limit = self.region_len() / 8 * 5;
         if self.checkpoint_len_bound.load(Ordering::Relaxed) + len <= limit {
             return Ok(());
         }
+        // What is queued while a checkpoint is made counts twice, in the tables and in the record
+        // behind it: that would refuse what fits.
+        self.commit(self.last_ticket())?;
         self.checkpoint()?;
         let bound = self.checkpoint_len_bound.load(Ordering::Relaxed);
         if bound + len <= limit {
