@@ -1,7 +1,8 @@
 //! What all parts of a mounted filesystem share: device, tables, allocator, journal, open files.
 //!
 //! Lock order: the discard in flight (held across it), `open` (which files are open), `tables`, an
-//! inode's state, then one of the leaves `alloc` and the journal's queue. Only the first is held
+//! inode's state (several at once only with the tables locked alone), then one of the leaves
+//! `alloc` and the journal's queue. Only the first is held
 //! across device I/O (and what a refresh of a read-only mount says, `view.rs`). A commit is called
 //! with none of them held.
 

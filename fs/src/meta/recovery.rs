@@ -13,6 +13,9 @@
 
 mod behind;
 mod follow;
+mod window;
+
+use window::Window;
 
 pub(crate) use follow::{for_each_record, read_on, read_owner, recover_moving};
 
@@ -409,51 +412,6 @@ fn data_is_there(disk: &Disk, tables: &Tables, op: &Op<'_>) -> Result<bool> {
         at = end;
     }
     Ok(crc == check_crc)
-}
-
-/// A window on a region's bytes that moves forward.
-struct Window<'a> {
-    disk: &'a Disk,
-    base: u64,
-    /// Bytes of the region that may hold records.
-    area: u64,
-    start: u64,
-    buf: AlignedBuf,
-}
-
-impl<'a> Window<'a> {
-    const LEN: u64 = 1 << 20;
-
-    fn new(disk: &'a Disk, base: u64, area: u64) -> Self {
-        Window {
-            disk,
-            base,
-            area,
-            start: 0,
-            buf: AlignedBuf::zeroed(0),
-        }
-    }
-
-    /// The `len` bytes at `position`; `None` where they would leave the record area.
-    fn at(&mut self, position: u64, len: usize) -> Result<Option<&[u8]>> {
-        let end = position + len as u64;
-        if end > self.area {
-            return Ok(None);
-        }
-        if position < self.start || end > self.start + self.buf.len() as u64 {
-            let start = align_down(position, BLOCK_SIZE);
-            let want = (align_up(end, BLOCK_SIZE) - start)
-                .max(Self::LEN)
-                .min(self.area - start);
-            if self.buf.len() as u64 != want {
-                self.buf = AlignedBuf::zeroed(want as usize);
-            }
-            self.disk.read(self.base + start, &mut self.buf)?;
-            self.start = start;
-        }
-        let from = (position - self.start) as usize;
-        Ok(Some(&self.buf[from..from + len]))
-    }
 }
 
 #[cfg(test)]
