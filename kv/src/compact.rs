@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Action, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
-    filter_plan, pick_range,
+    self, Action, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
+    VersionFilter, pick_range, split,
 };
 use crate::engine::{Engine, read_only};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::scheduler;
-use crate::sstable::{TableOptions, TableReadOptions};
+use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes that a compaction reads ahead in each input.
@@ -80,7 +80,48 @@ impl Engine {
         Ok(())
     }
 
+    /// Merges in parts, each on a thread of its own, the first on this one. On an error nothing of
+    /// any part is left.
     fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
+        let bytes_min = self.options.target_file_size_base;
+        let mut parts = split(choice, self.options.max_subcompactions, bytes_min).into_iter();
+        let first = parts.next().expect("a compaction has a part");
+        let mut outcomes = Vec::new();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = parts
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, part)))
+                .collect();
+            outcomes.push(self.merge_part(choice, version, first));
+            for other in others {
+                match other.join() {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        let mut whole = TableOutputs::default();
+        let mut failure = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(part) => whole.tables.extend(part.tables),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            None => Ok(whole),
+            Some(error) => {
+                whole.discard(&self.fs, &self.dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn merge_part(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        part: Part,
+    ) -> Result<TableOutputs> {
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -105,7 +146,13 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.merge_table_options(choice, version),
+            table_options: self.options.table_options(
+                version,
+                choice.output_level,
+                choice.run_entries(version),
+                0,
+            ),
+            part,
             created: created.unwrap_or(0),
             target_file_size: self.options.target_file_size_base,
             expected_size: self
@@ -118,16 +165,6 @@ impl Engine {
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
-    }
-
-    /// How tables of a compaction are written: their filters are those of the run they join.
-    fn merge_table_options(&self, choice: &Choice, version: &Version) -> TableOptions {
-        let picker = PickerOptions::of(&self.options);
-        let plan = filter_plan(version, &picker, self.options.bloom_bits_per_key, 0);
-        TableOptions {
-            filter_bits_per_key: plan.bits_per_key(choice.run_entries(version) as f64),
-            ..self.options.table_options()
-        }
     }
 
     fn install_outputs(

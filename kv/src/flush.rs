@@ -7,15 +7,12 @@
 use std::sync::Arc;
 
 use crate::batch::CfId;
-use crate::compaction::{
-    self, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter, filter_plan,
-};
+use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
 use crate::engine::{Engine, Mem};
 use crate::error::Result;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::scheduler;
-use crate::sstable::TableOptions;
 use crate::version::{CfEdit, Version};
 
 impl Engine {
@@ -30,10 +27,12 @@ impl Engine {
             .map(|mem| Box::new(mem.table.iter()) as Box<dyn InternalIterator>)
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let entries = mems.iter().map(|mem| mem.table.entries()).sum();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.flush_table_options(version, mems),
+            table_options: self.options.table_options(version, 0, entries, entries),
+            part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),
             expected_size: (memory as u64).min(self.fs.space().free / 4),
@@ -42,18 +41,6 @@ impl Engine {
             is_oldest: &|_| false,
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
-    }
-
-    /// How the table of a flush is written: its filter is that of a run of level 0.
-    fn flush_table_options(&self, version: &Version, mems: &[Arc<Mem>]) -> TableOptions {
-        let entries: u64 = mems.iter().map(|mem| mem.table.entries()).sum();
-        let picker = PickerOptions::of(&self.options);
-        let bits = self.options.bloom_bits_per_key;
-        let plan = filter_plan(version, &picker, bits, entries);
-        TableOptions {
-            filter_bits_per_key: plan.bits_per_key(entries as f64),
-            ..self.options.table_options()
-        }
     }
 
     /// Flushes what waits in `cf`. Runs on a background thread.

@@ -13,11 +13,12 @@ use lavafs::{CreateOptions, FileSystemRef};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
-use crate::key::InternalKeyRef;
+use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
 use crate::version::SstMeta;
 
 use super::merge::VersionFilter;
+use super::split::Part;
 
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
@@ -27,6 +28,8 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
     pub(crate) dir: &'a Path,
     pub(crate) table_options: TableOptions,
+    /// What of the input is merged.
+    pub(crate) part: Part,
     /// Bytes at which the next table begins.
     pub(crate) target_file_size: u64,
     /// When the newest entry was flushed, in seconds since 1970; 0: unknown.
@@ -93,7 +96,10 @@ fn merge(
     writer: &mut OutputWriter<'_>,
 ) -> Result<()> {
     let mut seen = 0_u64;
-    input.seek_to_first();
+    match &context.part.0 {
+        Some(first) => input.seek(LookupKey::new(first, MAX_SEQ).internal()),
+        None => input.seek_to_first(),
+    }
     while input.valid() {
         if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
             (context.keep_going)()?;
@@ -102,6 +108,10 @@ fn merge(
         let key = input.key();
         let entry = InternalKeyRef::decode(key)
             .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        let end = context.part.1.as_deref();
+        if end.is_some_and(|end| entry.user_key >= end) {
+            break;
+        }
         let new_key = !filter.is_same_key(entry.user_key);
         if filter.keep(entry, context.is_oldest) {
             writer.add(key, input.value(), new_key)?;

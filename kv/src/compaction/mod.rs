@@ -7,9 +7,11 @@ mod job;
 mod merge;
 mod picker;
 mod shape;
+mod split;
 
 pub(crate) use choice::{Action, Choice, InFlight};
 pub(crate) use job::{CompactionContext, TableOutputs, run};
 pub(crate) use merge::{Retention, VersionFilter};
 pub(crate) use picker::{PickerOptions, pick, pick_range, score};
 pub(crate) use shape::filter_plan;
+pub(crate) use split::{Part, split};
