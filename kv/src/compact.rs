@@ -1,6 +1,7 @@
 //! Running compactions: a choice of the picker becomes tables and a change of the version.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
@@ -8,9 +9,12 @@ use crate::compaction::{
     VersionFilter, pick_range, split,
 };
 use crate::engine::{Engine, read_only};
+use crate::env::Priority;
 use crate::error::Result;
+use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::options::Options;
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -60,9 +64,26 @@ impl Engine {
     }
 
     fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
-        let outputs = self
-            .histograms
-            .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
+        let mut job = self.begin_job(cf, choice.bytes(), choice.output_level);
+        self.tell(|listener| listener.on_compaction_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.merge_and_install(cf, choice, version);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_compaction_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// Merges the inputs and installs the result; returns what was made.
+    fn merge_and_install(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
+        let options = Arc::clone(&self.cf(cf)?.options);
+        let outputs = self.histograms.time(Timed::Compaction, || {
+            self.merge_inputs(choice, version, &options)
+        })?;
         let bytes = outputs.bytes();
         if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
             if self.cf(cf).is_err() {
@@ -77,21 +98,26 @@ impl Engine {
         if choice.action == Action::Migrate {
             self.tickers.migration_bytes.add(choice.bytes());
         }
-        Ok(())
+        Ok(outputs.tables)
     }
 
     /// Merges in parts, each on a thread of its own, the first on this one. On an error nothing of
     /// any part is left.
-    fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
-        let bytes_min = self.options.target_file_size_base;
-        let mut parts = split(choice, self.options.max_subcompactions, bytes_min).into_iter();
+    fn merge_inputs(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        options: &Options,
+    ) -> Result<TableOutputs> {
+        let bytes_min = options.target_file_size_base;
+        let mut parts = split(choice, options.max_subcompactions, bytes_min).into_iter();
         let first = parts.next().expect("a compaction has a part");
         let mut outcomes = Vec::new();
         std::thread::scope(|scope| {
             let others: Vec<_> = parts
-                .map(|part| scope.spawn(|| self.merge_part(choice, version, part)))
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, options, part)))
                 .collect();
-            outcomes.push(self.merge_part(choice, version, first));
+            outcomes.push(self.merge_part(choice, version, options, first));
             for other in others {
                 match other.join() {
                     Ok(outcome) => outcomes.push(outcome),
@@ -120,8 +146,10 @@ impl Engine {
         self: &Arc<Self>,
         choice: &Choice,
         version: &Version,
+        options: &Options,
         part: Part,
     ) -> Result<TableOutputs> {
+        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -146,7 +174,7 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(
+            table_options: options.table_options(
                 version,
                 choice.output_level,
                 choice.run_entries(version),
@@ -154,14 +182,14 @@ impl Engine {
             ),
             part,
             created: created.unwrap_or(0),
-            target_file_size: self.options.target_file_size_base,
-            expected_size: self
-                .options
+            target_file_size: options.target_file_size_base,
+            expected_size: options
                 .target_file_size_base
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
+            pace: &|bytes| self.pace(bytes, Priority::Low),
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
@@ -193,9 +221,9 @@ impl Engine {
         cf: CfId,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
+        let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
-        let outcome =
-            (0..self.options.num_levels).try_for_each(|level| self.compact_level(cf, level, range));
+        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -208,7 +236,7 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.options);
+        let options = PickerOptions::of(&self.cf(id)?.options);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;

@@ -6,6 +6,7 @@
 //! reads what a newer one wrote. The file informs and is a starting point ([`Options::load`]); what
 //! a database needs to be correct is in its manifest.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::compaction_options::{CompactionOptions, CompactionStyle, STYLE_NAMES}
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName};
+use crate::listener::EventListener;
 use crate::snapshot::Snapshot;
 use crate::sstable::{Compression, TableOptions};
 use crate::version::Version;
@@ -112,6 +114,11 @@ pub struct Options {
     pub block_cache: Option<Arc<BlockCache>>,
     /// Background threads to share; `None` is [`Env::shared`].
     pub env: Option<Arc<Env>>,
+    /// Are told of background work. None by default.
+    pub listeners: Vec<Arc<dyn EventListener>>,
+    /// Options of column families by name; a family that is not here has these. Of a family's
+    /// options only those on memtables, levels, tables and write stalls count. Empty by default.
+    pub cf_options: BTreeMap<String, Options>,
 }
 
 impl Default for Options {
@@ -149,6 +156,8 @@ impl Default for Options {
             histograms: false,
             block_cache: None,
             env: None,
+            listeners: Vec::new(),
+            cf_options: BTreeMap::new(),
         }
     }
 }
@@ -181,6 +190,8 @@ pub struct ReadOptions {
     pub lower_bound: Option<Vec<u8>>,
     /// Iterators see no key at or above this one.
     pub upper_bound: Option<Vec<u8>>,
+    /// Iterators see only keys that begin so, within the bounds.
+    pub prefix: Option<Vec<u8>>,
     /// Keep blocks that an iterator read in the block cache. Default true. Point reads do so always.
     pub fill_cache: bool,
     /// Bytes an iterator reads at once in each table; 0: chosen as the walk goes. Default 0.
@@ -193,10 +204,32 @@ impl Default for ReadOptions {
             snapshot: None,
             lower_bound: None,
             upper_bound: None,
+            prefix: None,
             fill_cache: true,
             readahead: 0,
         }
     }
+}
+
+impl ReadOptions {
+    /// The bounds of an iterator: those given, within those of the prefix.
+    pub(crate) fn bounds(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        let Some(prefix) = &self.prefix else {
+            return (self.lower_bound.clone(), self.upper_bound.clone());
+        };
+        let lower = self.lower_bound.iter().chain([prefix]).max().cloned();
+        let after = prefix_successor(prefix);
+        let upper = self.upper_bound.iter().chain(&after).min().cloned();
+        (lower, upper)
+    }
+}
+
+/// The first key after all that begin with `prefix`; none where there is no such key.
+fn prefix_successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte < u8::MAX)?;
+    let mut key = prefix[..=last].to_vec();
+    key[last] += 1;
+    Some(key)
 }
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
@@ -207,6 +240,19 @@ impl Options {
     /// # Errors
     /// [`Error::InvalidArgument`] names the first option that is out of range.
     pub fn validate(&self) -> Result<()> {
+        for (name, options) in &self.cf_options {
+            let nested = options.cf_options.is_empty();
+            let sound = match nested {
+                true => options.validate(),
+                false => Err(Error::invalid_argument("options of a family have families")),
+            };
+            sound.map_err(|error| match error {
+                Error::InvalidArgument { what } => {
+                    Error::invalid_argument(format!("column family {name:?}: {what}"))
+                }
+                other => other,
+            })?;
+        }
         let multiplier = self.max_bytes_for_level_multiplier;
         let checks: [(bool, &str); 15] = [
             (
@@ -291,6 +337,11 @@ impl Options {
             .max(1)
     }
 
+    /// The options of the column family with this name.
+    pub(crate) fn for_cf(&self, name: &str) -> &Options {
+        self.cf_options.get(name).unwrap_or(self)
+    }
+
     /// What the builder of a table of a run of `entries` entries in `level` is told, in a tree like
     /// `version` to which `flushed` entries are about to be added.
     pub(crate) fn table_options(
@@ -348,6 +399,12 @@ impl Options {
         for (name, value) in self.fields() {
             writeln!(text, "{name}={value}").expect("a string takes any text");
         }
+        for (cf, options) in &self.cf_options {
+            let cf = escaped(cf);
+            for (name, value) in options.fields() {
+                writeln!(text, "cf/{cf}/{name}={value}").expect("a string takes any text");
+            }
+        }
         text
     }
 
@@ -370,7 +427,14 @@ impl Options {
             let Some((name, value)) = line.split_once('=') else {
                 continue;
             };
-            let mut stored = options.stored();
+            let (target, name) = match name.strip_prefix("cf/").map(|rest| rest.split_once('/')) {
+                Some(Some((cf, name))) => {
+                    let cf = unescaped(cf).ok_or("a column family's name does not parse")?;
+                    (options.cf_options.entry(cf).or_default(), name)
+                }
+                _ => (&mut options, name),
+            };
+            let mut stored = target.stored();
             if let Some((_, field)) = stored.iter_mut().find(|(known, _)| *known == name)
                 && !field.set(value)
             {
@@ -517,6 +581,37 @@ enum Field<'a> {
     Compressions(&'a mut Vec<Compression>),
 }
 
+/// A column family's name as a part of an option's: bytes that are no letters, digits, `_`, `-`
+/// or `.` are `%` and two hexadecimal digits.
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => {
+                text.push(char::from(byte));
+            }
+            other => write!(text, "%{other:02x}").expect("a string takes any text"),
+        }
+    }
+    text
+}
+
+fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
 const WAL_RECOVERY_NAMES: [(&str, WalRecoveryMode); 3] = [
     ("point_in_time", WalRecoveryMode::PointInTime),
     (
@@ -612,13 +707,23 @@ mod tests {
                 bush_growth: 1.5,
                 ..CompactionOptions::default()
             },
+            cf_options: BTreeMap::from([(
+                "a/b=c\nd%".to_owned(),
+                Options {
+                    block_size: 777,
+                    ..Options::default()
+                },
+            )]),
             ..Options::default()
         };
         let text = options.to_text() + "an_option_of_the_future=[1, 2]\n\n# remark\n";
         let read = Options::parse(&text).unwrap();
         assert_eq!(read.to_text(), options.to_text());
         assert!(Options::parse("lavakv-options 1\nnum_levels=many\n").is_err());
+        assert_eq!(read.for_cf("a/b=c\nd%").block_size, 777);
+        assert_eq!(read.for_cf("other").write_buffer_size, 12_345);
         assert!(Options::parse("").is_err());
+        assert!(Options::parse("lavakv-options 2\n").is_err());
     }
 
     #[test]
