@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Action, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
-    filter_plan, pick_range,
+    self, Action, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
+    VersionFilter, pick_range, split,
 };
 use crate::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
@@ -16,7 +16,7 @@ use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::options::Options;
 use crate::scheduler;
-use crate::sstable::{TableOptions, TableReadOptions};
+use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes that a compaction reads ahead in each input.
@@ -102,11 +102,53 @@ impl Engine {
         Ok(outputs.tables)
     }
 
+    /// Merges in parts, each on a thread of its own, the first on this one. On an error nothing of
+    /// any part is left.
     fn merge_inputs(
         self: &Arc<Self>,
         choice: &Choice,
         version: &Version,
         options: &Options,
+    ) -> Result<TableOutputs> {
+        let bytes_min = options.target_file_size_base;
+        let mut parts = split(choice, options.max_subcompactions, bytes_min).into_iter();
+        let first = parts.next().expect("a compaction has a part");
+        let mut outcomes = Vec::new();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = parts
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, options, part)))
+                .collect();
+            outcomes.push(self.merge_part(choice, version, options, first));
+            for other in others {
+                match other.join() {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        let mut whole = TableOutputs::default();
+        let mut failure = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(part) => whole.tables.extend(part.tables),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            None => Ok(whole),
+            Some(error) => {
+                whole.discard(&self.fs, &self.dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn merge_part(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        options: &Options,
+        part: Part,
     ) -> Result<TableOutputs> {
         let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
@@ -134,7 +176,13 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: merge_table_options(choice, version, options),
+            table_options: options.table_options(
+                version,
+                choice.output_level,
+                choice.run_entries(version),
+                0,
+            ),
+            part,
             created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,
             expected_size: options
@@ -231,15 +279,5 @@ impl Engine {
                 }
             }
         }
-    }
-}
-
-/// How tables of a compaction are written: their filters are those of the run they join.
-fn merge_table_options(choice: &Choice, version: &Version, options: &Options) -> TableOptions {
-    let picker = PickerOptions::of(options);
-    let plan = filter_plan(version, &picker, options.bloom_bits_per_key, 0);
-    TableOptions {
-        filter_bits_per_key: plan.bits_per_key(choice.run_entries(version) as f64),
-        ..options.table_options()
     }
 }

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, CompactionContext, PickerOptions, Retention, Separation, TableOutputs, VersionFilter,
-    filter_plan,
+    self, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
 };
 use crate::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
@@ -23,7 +22,6 @@ use crate::ledger::{Charge, MemoryKind};
 use crate::listener::{FileEvent, FileKind, JobEvent};
 use crate::options::Options;
 use crate::scheduler;
-use crate::sstable::TableOptions;
 use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes of the buffers of a table that is being written, about: a block and what of the file is
@@ -48,10 +46,12 @@ impl Engine {
             .map(|mem| Box::new(mem.table.iter()) as Box<dyn InternalIterator>)
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let entries = mems.iter().map(|mem| mem.table.entries()).sum();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: flush_table_options(&cf.options, version, mems),
+            table_options: cf.options.table_options(version, 0, entries, entries),
+            part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),
             expected_size: match cf.options.min_blob_size {
@@ -204,16 +204,5 @@ impl Engine {
         self.tickers.flush_bytes.add(bytes);
         self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(outputs.tables)
-    }
-}
-
-/// How the table of a flush is written: its filter is that of a run of level 0.
-fn flush_table_options(options: &Options, version: &Version, mems: &[Arc<Mem>]) -> TableOptions {
-    let entries: u64 = mems.iter().map(|mem| mem.table.entries()).sum();
-    let picker = PickerOptions::of(options);
-    let plan = filter_plan(version, &picker, options.bloom_bits_per_key, entries);
-    TableOptions {
-        filter_bits_per_key: plan.bits_per_key(entries as f64),
-        ..options.table_options()
     }
 }

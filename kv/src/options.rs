@@ -15,6 +15,7 @@ use lavafs::FileSystemRef;
 
 use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;
+use crate::compaction::{PickerOptions, filter_plan};
 use crate::compaction_options::{CompactionOptions, CompactionStyle, STYLE_NAMES};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ use crate::file_names::{self, FileName};
 use crate::listener::EventListener;
 use crate::snapshot::Snapshot;
 use crate::sstable::{Compression, TableOptions};
+use crate::version::Version;
 
 /// How a write-ahead log that does not end cleanly is treated when a database is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -74,6 +76,8 @@ pub struct Options {
     /// Background jobs of this database at a time, at least 1; flushes get a quarter of them and
     /// at least one. Default 2.
     pub max_background_jobs: usize,
+    /// Threads that one compaction may be split over, 1 to 64. Default 1.
+    pub max_subcompactions: usize,
     /// Bytes waiting for compaction from which writers are slowed. Default 64 GiB.
     pub soft_pending_compaction_bytes_limit: u64,
     /// Bytes waiting for compaction at which writers stop. Default 256 GiB.
@@ -97,10 +101,16 @@ pub struct Options {
     pub blob_file_size: u64,
     /// Compression of separated values, each by itself. Default zstd, level 1.
     pub blob_compression: Compression,
+    /// Compression by level, from level 0 on; the last one is for all deeper levels too. Empty:
+    /// `compression` for all. Default empty.
+    pub compression_per_level: Vec<Compression>,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
-    /// Bits of Bloom filter per key; 0 for none. Default 10.
+    /// Bits of Bloom filter per key, on average over all tables; 0 for none. Default 10.
     pub bloom_bits_per_key: f64,
+    /// Filters of small runs get more bits per key and those of large ones fewer, so that the same
+    /// memory saves more reads (Monkey, SIGMOD 2017); otherwise all get the same. Default true.
+    pub filters_by_level: bool,
     /// Bytes of the block cache made when `block_cache` names none. Default 32 MiB.
     pub block_cache_size: usize,
     /// Keep index and filter blocks in the block cache, where they can be evicted, instead of with
@@ -138,6 +148,7 @@ impl Default for Options {
             compaction: CompactionOptions::default(),
             disable_auto_compactions: false,
             max_background_jobs: 2,
+            max_subcompactions: 1,
             soft_pending_compaction_bytes_limit: 64 << 30,
             hard_pending_compaction_bytes_limit: 256 << 30,
             delayed_write_rate: 16 << 20,
@@ -148,8 +159,10 @@ impl Default for Options {
             min_blob_size: 512,
             blob_file_size: 64 << 20,
             blob_compression: Compression::Zstd { level: 1 },
+            compression_per_level: Vec::new(),
             block_size: 4096,
             bloom_bits_per_key: 10.0,
+            filters_by_level: true,
             block_cache_size: 32 << 20,
             cache_index_and_filter_blocks: false,
             histograms: false,
@@ -257,7 +270,11 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 15] = [
+        let checks: [(bool, &str); 16] = [
+            (
+                (1..=64).contains(&self.max_subcompactions),
+                "max_subcompactions in 1..=64",
+            ),
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
             (
                 self.write_buffer_size <= 64 << 30,
@@ -350,12 +367,29 @@ impl Options {
         }
     }
 
-    /// What a table builder is told.
-    pub(crate) fn table_options(&self) -> TableOptions {
+    /// What the builder of a table of a run of `entries` entries in `level` is told, in a tree like
+    /// `version` to which `flushed` entries are about to be added.
+    pub(crate) fn table_options(
+        &self,
+        version: &Version,
+        level: usize,
+        entries: u64,
+        flushed: u64,
+    ) -> TableOptions {
+        let bits = self.bloom_bits_per_key;
+        let filter_bits_per_key = match self.filters_by_level {
+            true => filter_plan(version, &PickerOptions::of(self), bits, flushed)
+                .bits_per_key(entries as f64),
+            false => bits,
+        };
         TableOptions {
-            compression: self.compression,
+            compression: *self
+                .compression_per_level
+                .get(level)
+                .or(self.compression_per_level.last())
+                .unwrap_or(&self.compression),
             block_size: self.block_size,
-            filter_bits_per_key: self.bloom_bits_per_key,
+            filter_bits_per_key,
             ..TableOptions::default()
         }
     }
@@ -535,6 +569,14 @@ impl Options {
                 "wal_recovery_mode",
                 Field::WalRecovery(&mut self.wal_recovery_mode),
             ),
+            (
+                "max_subcompactions",
+                Field::Usize(&mut self.max_subcompactions),
+            ),
+            (
+                "compression_per_level",
+                Field::Compressions(&mut self.compression_per_level),
+            ),
             ("compression", Field::Compression(&mut self.compression)),
             ("min_blob_size", Field::Usize(&mut self.min_blob_size)),
             ("blob_file_size", Field::U64(&mut self.blob_file_size)),
@@ -547,6 +589,7 @@ impl Options {
                 "bloom_bits_per_key",
                 Field::F64(&mut self.bloom_bits_per_key),
             ),
+            ("filters_by_level", Field::Bool(&mut self.filters_by_level)),
             ("block_cache_size", Field::Usize(&mut self.block_cache_size)),
             (
                 "cache_index_and_filter_blocks",
@@ -566,6 +609,7 @@ enum Field<'a> {
     Style(&'a mut CompactionStyle),
     WalRecovery(&'a mut WalRecoveryMode),
     Compression(&'a mut Compression),
+    Compressions(&'a mut Vec<Compression>),
 }
 
 /// A column family's name as a part of an option's: bytes that are no letters, digits, `_`, `-`
@@ -608,6 +652,13 @@ const WAL_RECOVERY_NAMES: [(&str, WalRecoveryMode); 3] = [
     ("absolute", WalRecoveryMode::Absolute),
 ];
 
+fn compression_text(value: Compression) -> String {
+    match value {
+        Compression::None => "none".to_owned(),
+        Compression::Zstd { level } => format!("zstd:{level}"),
+    }
+}
+
 fn parse_compression(text: &str) -> Option<Compression> {
     match text.split_once(':') {
         None if text == "none" => Some(Compression::None),
@@ -627,10 +678,11 @@ impl Field<'_> {
             Field::F64(value) => value.to_string(),
             Field::Style(value) => name_of(&STYLE_NAMES, **value),
             Field::WalRecovery(value) => name_of(&WAL_RECOVERY_NAMES, **value),
-            Field::Compression(value) => match value {
-                Compression::None => "none".to_owned(),
-                Compression::Zstd { level } => format!("zstd:{level}"),
-            },
+            Field::Compression(value) => compression_text(**value),
+            Field::Compressions(values) => {
+                let texts: Vec<String> = values.iter().copied().map(compression_text).collect();
+                texts.join(",")
+            }
         }
     }
 
@@ -644,6 +696,10 @@ impl Field<'_> {
             Field::Style(value) => assign(*value, CompactionStyle::parse(text)),
             Field::WalRecovery(value) => assign(*value, value_of(&WAL_RECOVERY_NAMES, text)),
             Field::Compression(value) => assign(*value, parse_compression(text)),
+            Field::Compressions(values) => {
+                let texts = text.split(',').filter(|text| !text.is_empty());
+                assign(*values, texts.map(parse_compression).collect())
+            }
         }
     }
 }
@@ -674,6 +730,7 @@ mod tests {
             write_buffer_size: 12_345,
             max_bytes_for_level_multiplier: 7.5,
             compression: Compression::None,
+            compression_per_level: vec![Compression::None, Compression::Zstd { level: 9 }],
             wal_recovery_mode: WalRecoveryMode::Absolute,
             level_compaction_dynamic_level_bytes: false,
             compaction: CompactionOptions {

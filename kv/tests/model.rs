@@ -13,7 +13,10 @@ use std::path::Path;
 
 use common::{Rng, WatchFs, host, image, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Db, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
+use lavakv::{
+    CompactionOptions, CompactionStyle, Compression, Db, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteOptions,
+};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -191,11 +194,53 @@ fn separating(options: &Options, rng: &mut Rng) -> Options {
     }
 }
 
+/// Draws a merge policy.
+fn draw_policy(options: &mut Options, rng: &mut Rng) {
+    let styles = [
+        CompactionStyle::Level,
+        CompactionStyle::Universal,
+        CompactionStyle::Fifo,
+        CompactionStyle::Tiered,
+        CompactionStyle::LazyLevel,
+        CompactionStyle::Fluid,
+        CompactionStyle::Bush,
+    ];
+    options.compaction = CompactionOptions {
+        style: styles[rng.below(styles.len() as u64) as usize],
+        fluid_runs: 1 + rng.below(5) as usize,
+        fluid_last_runs: 1 + rng.below(3) as usize,
+        bush_growth: 1.0 + rng.below(3) as f64 / 2.0,
+        bush_last_ratio: 1.0 + rng.below(5) as f64,
+        universal_size_ratio: rng.below(100),
+        universal_max_size_amplification_percent: 50 + rng.below(200),
+        // Nothing may be dropped, or the model would not know.
+        fifo_max_table_files_size: u64::MAX,
+        tombstone_ratio: rng.below(3) as f64 / 4.0,
+        ..CompactionOptions::default()
+    };
+    options.max_subcompactions = 1 + rng.below(4) as usize;
+    options.compression_per_level = vec![Compression::None; rng.below(2) as usize];
+    options.level0_file_num_compaction_trigger = 1 + rng.below(4) as usize;
+    println!("{:?}", options.compaction);
+}
+
 fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
+    run_as(fs, options, steps, seed, |_, _| {});
+}
+
+/// `reopened` may change the options each time that the database is opened again.
+fn run_as(
+    fs: FileSystemRef,
+    options: &Options,
+    steps: u64,
+    seed: u64,
+    reopened: impl Fn(&mut Options, &mut Rng),
+) {
     let at = Path::new("/db");
+    let mut options = options.clone();
     let mut rng = Rng(seed);
     let mut world = World {
-        db: Db::open(fs.clone(), at, separating(options, &mut rng)).unwrap(),
+        db: Db::open(fs.clone(), at, separating(&options, &mut rng)).unwrap(),
         map: Map::new(),
         snapshots: Vec::new(),
     };
@@ -220,8 +265,9 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
             198 => {
                 world.snapshots.clear();
                 world.db.close().unwrap();
-                let options = separating(options, &mut rng);
-                world.db = Db::open(fs.clone(), at, options).unwrap();
+                options = separating(&options, &mut rng);
+                reopened(&mut options, &mut rng);
+                world.db = Db::open(fs.clone(), at, options.clone()).unwrap();
             }
             199 => {
                 // Without close: everything logged was synced or is still in the file.
@@ -232,7 +278,7 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
                 world.db = {
                     let World { db, .. } = world;
                     drop(db);
-                    Db::open(fs.clone(), at, separating(options, &mut rng)).unwrap()
+                    Db::open(fs.clone(), at, separating(&options, &mut rng)).unwrap()
                 };
             }
             _ => {}
@@ -278,6 +324,12 @@ fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
         ..tiny()
     };
     run(host(dir.path()), &options, 2000, seed() ^ 1);
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_whatever_the_policy_and_however_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    run_as(host(dir.path()), &tiny(), 6000, seed() ^ 4, draw_policy);
 }
 
 #[test]

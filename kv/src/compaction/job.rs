@@ -15,12 +15,13 @@ use lavafs::{CreateOptions, FileSystemRef};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
-use crate::key::{InternalKeyRef, ValueKind};
+use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, ValueKind};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
 use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
 
 use super::merge::VersionFilter;
 use super::separation::{BlobWriter, Separation};
+use super::split::Part;
 
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
@@ -33,6 +34,8 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
     pub(crate) dir: &'a Path,
     pub(crate) table_options: TableOptions,
+    /// What of the input is merged.
+    pub(crate) part: Part,
     /// Bytes at which the next table begins.
     pub(crate) target_file_size: u64,
     /// When the newest entry was flushed, in seconds since 1970; 0: unknown.
@@ -141,9 +144,12 @@ fn merge(
     writer: &mut OutputWriter<'_>,
 ) -> Result<()> {
     let mut seen = 0_u64;
+    match &context.part.0 {
+        Some(first) => input.seek(LookupKey::new(first, MAX_SEQ).internal()),
+        None => input.seek_to_first(),
+    }
     // A single deletion that is kept unless the put that it ends comes next.
     let mut held: Option<(Vec<u8>, bool)> = None;
-    input.seek_to_first();
     while input.valid() {
         if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
             (context.keep_going)()?;
@@ -152,6 +158,10 @@ fn merge(
         let key = input.key();
         let entry = InternalKeyRef::decode(key)
             .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        let end = context.part.1.as_deref();
+        if end.is_some_and(|end| entry.user_key >= end) {
+            break;
+        }
         if let Some((single, new_key)) = held.take()
             && !filter.ends(entry)
         {

@@ -8,6 +8,7 @@ mod merge;
 mod picker;
 mod separation;
 mod shape;
+mod split;
 
 pub(crate) use choice::{Action, Choice, InFlight};
 pub(crate) use job::{CompactionContext, TableOutputs, run};
@@ -15,3 +16,4 @@ pub(crate) use merge::{Retention, VersionFilter};
 pub(crate) use picker::{PickerOptions, pick, pick_range, score};
 pub(crate) use separation::{Separation, no_such_file};
 pub(crate) use shape::filter_plan;
+pub(crate) use split::{Part, split};

@@ -109,7 +109,8 @@ pub fn bits_for_rate(rate: f64) -> f64 {
 pub(super) fn build(hashes: &[u64], bits_per_key: f64) -> Vec<u8> {
     let probes = best_probes(bits_per_key);
     let lines = (hashes.len() as f64 * bits_per_key / LINE_BITS)
-        .ceil()
+        // Not up: small tables would take more than their share of the memory.
+        .round()
         .max(1.0) as usize;
     assert!(lines < 1 << 32, "a filter has less than 2^32 lines");
     let mut filter = vec![0; lines * LINE + TAIL];

@@ -192,7 +192,7 @@ pub(crate) trait TableOpener: Send + Sync {
 /// Tables with disjoint ranges, in key order.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    /// Newer runs of a level have greater ids; a leveled level's only run has id 0.
+    /// Newer runs of a level have greater ids.
     pub(crate) id: u64,
     pub(crate) files: Vec<Arc<SstFile>>,
 }

@@ -1,5 +1,6 @@
 //! The picker as a function: versions in, choices out, no database.
 
+use super::super::split::split;
 use super::*;
 use crate::env::Env;
 use crate::key::{InternalKey, ValueKind};
@@ -428,4 +429,50 @@ fn disjoint_tables_of_any_number_of_runs_are_moved() {
     ];
     let choice = pick(&version(&tables), &options(), &[]).unwrap();
     assert!(choice.is_trivial_move());
+}
+
+#[test]
+fn parts_of_a_compaction_cover_every_key_once_with_similar_bytes() {
+    let names: Vec<String> = (0..40).map(|number| format!("{number:02}")).collect();
+    let tables: Vec<(u32, u64, u64, &str, &str, u64)> = names
+        .iter()
+        .zip(1..)
+        .map(|(name, number)| {
+            let level = 5 + u32::from(number % 4 > 0);
+            (level, 0, number, name.as_str(), name.as_str(), 100)
+        })
+        .collect();
+    let version = version(&tables);
+    let whole = |level: usize| Input::whole(level, &version.levels[level].runs[0]);
+    let choice = Choice {
+        action: Action::Merge,
+        inputs: vec![whole(5), whole(6)],
+        output_level: 6,
+        output_run: 0,
+    };
+    for (parts, bytes_min, wanted) in [(1, 1, 1), (4, 1, 4), (4, 2000, 2), (64, 9000, 1), (7, 1, 7)]
+    {
+        let split = split(&choice, parts, bytes_min);
+        assert_eq!(split.len(), wanted, "{parts} parts of at least {bytes_min}");
+        assert!(split[0].0.is_none() && split[wanted - 1].1.is_none());
+        for pair in split.windows(2) {
+            assert_eq!(pair[0].1, pair[1].0);
+        }
+        let bytes = split.iter().map(|(begin, end)| {
+            let inside = |name: &&String| {
+                let name = name.as_bytes();
+                begin.as_deref().is_none_or(|begin| name >= begin)
+                    && end.as_deref().is_none_or(|end| name < end)
+            };
+            names.iter().filter(inside).count() as u64 * 100
+        });
+        let bytes: Vec<u64> = bytes.collect();
+        assert_eq!(bytes.iter().sum::<u64>(), 4000);
+        assert!(
+            bytes
+                .iter()
+                .all(|&bytes| bytes <= 4000 / wanted as u64 + 100),
+            "{bytes:?}"
+        );
+    }
 }

@@ -20,7 +20,8 @@ pub(super) fn pick(
     let runs: Vec<(usize, &Run)> = levels
         .flat_map(|(level, runs)| runs.runs.iter().map(move |run| (level, run)))
         .collect();
-    if runs.len() < options.l0_trigger.max(2) {
+    // Without a flush since the last merge there is nothing to do, whatever another policy left.
+    if version.levels[0].runs.is_empty() || runs.len() < options.l0_trigger.max(2) {
         return None;
     }
     let sizes: Vec<u64> = runs.iter().map(|(_, run)| run.size()).collect();

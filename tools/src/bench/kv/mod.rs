@@ -5,6 +5,7 @@
 //! `--use_existing_db` is set. An option that the engine does not have does not exist here.
 
 mod keys;
+mod policy;
 mod run;
 mod work;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Args;
 use lavakv::{Compression, Options};
 
+use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
 
 /// `lava bench kv`. Flags are db_bench's.
@@ -89,6 +91,8 @@ pub struct KvBench {
     /// Compression of values in blob files: none or zstd; as --compression_type if not given
     #[arg(long)]
     blob_compression_type: Option<String>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Threads for flushes and compactions
     #[arg(long, default_value_t = 2)]
     max_background_jobs: usize,
@@ -214,6 +218,10 @@ impl KvBench {
             blob_compression: self.blob_compression()?,
             max_background_jobs: self.max_background_jobs,
             disable_auto_compactions: self.disable_auto_compactions,
+            max_subcompactions: self.policy.subcompactions,
+            compaction: self.policy.options()?,
+            max_bytes_for_level_multiplier: self.policy.max_bytes_for_level_multiplier,
+            level0_file_num_compaction_trigger: self.policy.level0_file_num_compaction_trigger,
             ..Options::default()
         })
     }
