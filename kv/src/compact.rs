@@ -8,13 +8,12 @@ use crate::compaction::{
     self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
     pick_range,
 };
-use crate::engine::{Engine, read_only};
+use crate::engine::{ColumnFamily, Engine, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
-use crate::options::Options;
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -72,9 +71,9 @@ impl Engine {
         choice: &Choice,
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
-        let options = Arc::clone(&self.cf(cf)?.options);
+        let family = self.cf(cf)?;
         let outputs = self.histograms.time(Timed::Compaction, || {
-            self.merge_inputs(choice, version, &options)
+            self.merge_inputs(choice, version, &family)
         })?;
         let bytes = outputs.bytes();
         if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
@@ -94,8 +93,9 @@ impl Engine {
         self: &Arc<Self>,
         choice: &Choice,
         version: &Version,
-        options: &Options,
+        family: &ColumnFamily,
     ) -> Result<TableOutputs> {
+        let options = &family.options;
         let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
@@ -120,7 +120,7 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: options.table_options(),
+            table_options: family.table_options(),
             target_file_size: options.target_file_size_base,
             expected_size: options
                 .target_file_size_base

@@ -23,6 +23,7 @@ use crate::prometheus;
 use crate::properties::{self, Stats};
 use crate::read_only;
 use crate::recovery;
+use crate::repair::{self, RepairReport};
 use crate::scheduler;
 use crate::snapshot::Snapshot;
 use crate::verify::{self, VerifyReport};
@@ -73,6 +74,17 @@ impl Db {
         Ok(Db {
             handle: Arc::new(Handle { engine }),
         })
+    }
+
+    /// Makes a database that is damaged open again, with everything that its files still
+    /// hold: rebuilds the manifest if it is lost, leaves out tables and ends of logs that fail their
+    /// checksums, and sets damaged files aside under the suffix `.damaged`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the database is open, [`Error::InvalidArgument`] where there is none,
+    /// [`Error::Unsupported`] for a newer format and for values in blob files.
+    pub fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<RepairReport> {
+        repair::repair(fs, dir, options)
     }
 
     /// Removes the database in `dir` with all its files, and the directory if nothing else is in it.

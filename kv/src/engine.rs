@@ -35,7 +35,7 @@ use crate::memtable::MemTable;
 use crate::metrics::Tickers;
 use crate::options::Options;
 use crate::snapshot::SnapshotList;
-use crate::sstable::{OpenOptions, Table};
+use crate::sstable::{OpenOptions, Table, TableOptions};
 use crate::stall::Stall;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::wal::WalWriter;
@@ -123,6 +123,14 @@ impl ColumnFamily {
             log_number: AtomicU64::new(log_number),
             dropped: AtomicBool::new(false),
         })
+    }
+
+    /// What a builder of its tables is told.
+    pub(crate) fn table_options(&self) -> TableOptions {
+        TableOptions {
+            column_family: Some((self.id.0, self.name.clone())),
+            ..self.options.table_options()
+        }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {

@@ -37,7 +37,7 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: cf.options.table_options(),
+            table_options: cf.table_options(),
             target_file_size: u64::MAX,
             expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),

@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
+use crate::batch::CfId;
 use crate::cache::BlockCache;
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -216,6 +217,9 @@ fn prefix_successor(prefix: &[u8]) -> Option<Vec<u8>> {
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
 
+/// What the first line of every version of the format begins with.
+const OPTIONS_NAME: &str = "lavakv-options ";
+
 impl Options {
     /// Checks every range.
     ///
@@ -333,24 +337,27 @@ impl Options {
     /// The options stored most recently in the database at `dir`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without an options file, [`Error::Corrupt`] where a known option has a
+    /// [`Error::InvalidArgument`] without an options file, [`Error::Unsupported`] for one of a newer
+    /// format, [`Error::Corrupt`] where a known option has a
     /// value that does not parse.
     pub fn load(fs: &FileSystemRef, dir: &Path) -> Result<Options> {
-        let number = fs
-            .list(dir)?
-            .iter()
-            .filter_map(|entry| match FileName::parse(&entry.name) {
-                Some(FileName::Options(number)) => Some(number),
-                _ => None,
-            })
-            .max()
-            .ok_or_else(|| {
-                Error::invalid_argument(format!("no options file in {}", dir.display()))
-            })?;
-        let path = dir.join(FileName::Options(number).to_string());
-        let data = file_names::read_small_file(fs, &path, 1 << 20)?;
-        let text = String::from_utf8_lossy(&data);
+        let none = || Error::invalid_argument(format!("no options file in {}", dir.display()));
+        Options::find(fs, dir)?.ok_or_else(none)
+    }
+
+    /// The options stored most recently, if there are any.
+    pub(crate) fn find(fs: &FileSystemRef, dir: &Path) -> Result<Option<Options>> {
+        let Some((path, text)) = newest_text(fs, dir)? else {
+            return Ok(None);
+        };
+        let first = text.lines().next().unwrap_or_default();
+        if first != OPTIONS_HEADER && first.starts_with(OPTIONS_NAME) {
+            return Err(Error::Unsupported {
+                what: format!("{} has the format {first:?}", path.display()),
+            });
+        }
         Options::parse(&text)
+            .map(Some)
             .map_err(|detail| Error::corrupt(path.display().to_string(), 0_u64, detail))
     }
 
@@ -501,6 +508,42 @@ enum Field<'a> {
     F64(&'a mut f64),
     WalRecovery(&'a mut WalRecoveryMode),
     Compression(&'a mut Compression),
+}
+
+/// Path and text of the newest options file, if there is one.
+fn newest_text(fs: &FileSystemRef, dir: &Path) -> Result<Option<(PathBuf, String)>> {
+    let newest = fs
+        .list(dir)?
+        .iter()
+        .filter_map(|entry| match FileName::parse(&entry.name) {
+            Some(FileName::Options(number)) => Some(number),
+            _ => None,
+        })
+        .max();
+    let Some(number) = newest else {
+        return Ok(None);
+    };
+    let path = dir.join(FileName::Options(number).to_string());
+    let data = file_names::read_small_file(fs, &path, 1 << 20)?;
+    let text = String::from_utf8_lossy(&data).into_owned();
+    Ok(Some((path, text)))
+}
+
+/// The line that tells the name of a column family: for a repair without manifest.
+pub(crate) fn family_line(id: CfId, name: &str) -> String {
+    format!("family/{}={}\n", id.0, escaped(name))
+}
+
+/// The column families that the newest options file names; none where it does not read back.
+pub(crate) fn stored_families(fs: &FileSystemRef, dir: &Path) -> Vec<(CfId, String)> {
+    let Ok(Some((_, text))) = newest_text(fs, dir) else {
+        return Vec::new();
+    };
+    let family = |line: &str| {
+        let (id, name) = line.strip_prefix("family/")?.split_once('=')?;
+        Some((CfId(id.parse().ok()?), unescaped(name)?))
+    };
+    text.lines().filter_map(family).collect()
 }
 
 /// A column family's name as a part of an option's: bytes that are no letters, digits, `_`, `-`

@@ -106,6 +106,7 @@ impl TableBuilder {
             unindexed_end: None,
             properties: TableProperties {
                 smallest_seq: SeqNo::MAX,
+                column_family: options.column_family.clone(),
                 ..TableProperties::default()
             },
             options,

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Names that a reader does not know are skipped, so properties can be added; all that are listed
-//! in [`TableProperties`] are always written.
+//! in [`TableProperties`] are always written, but for the column family.
 
 use super::block::BadBlock;
 use super::varint;
@@ -42,6 +42,8 @@ pub struct TableProperties {
     pub smallest: Vec<u8>,
     /// The last internal key.
     pub largest: Vec<u8>,
+    /// Id and name of the column family that the table was written for, where that was told.
+    pub column_family: Option<(u32, String)>,
 }
 
 impl TableProperties {
@@ -69,6 +71,10 @@ impl TableProperties {
         }
         append(&mut out, "smallest", &self.smallest);
         append(&mut out, "largest", &self.largest);
+        if let Some((id, name)) = &self.column_family {
+            let value = [&id.to_le_bytes()[..], name.as_bytes()].concat();
+            append(&mut out, "column_family", &value);
+        }
         out
     }
 
@@ -82,6 +88,15 @@ impl TableProperties {
             let name = take(bytes, &mut at).ok_or(bad("property without a name"))?;
             let value = take(bytes, &mut at).ok_or(bad("property without a value"))?;
             match name {
+                b"column_family" => {
+                    let (id, name) = value
+                        .split_first_chunk()
+                        .ok_or(bad("column family without an id"))?;
+                    let name = String::from_utf8(name.to_vec())
+                        .map_err(|_| bad("column family's name is not UTF-8"))?;
+                    properties.column_family = Some((u32::from_le_bytes(*id), name));
+                    continue;
+                }
                 b"smallest" => properties.smallest = value.to_vec(),
                 b"largest" => properties.largest = value.to_vec(),
                 _ => {
