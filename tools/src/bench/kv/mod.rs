@@ -115,9 +115,17 @@ pub struct KvBench {
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Bytes a second that the writer beside readers writes at most; 0: no limit
+    /// Bytes a second that each writing thread writes at most; latency then counts from when a
+    /// write was due. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
+    /// Seconds between two reports of progress on standard error; 0: none
+    #[arg(long, default_value_t = 0)]
+    stats_interval_seconds: u64,
+    /// Print the latencies' percentiles after each benchmark's line
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    histogram: bool,
     /// Print one JSON object for each benchmark
     #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
           default_missing_value = "1", action = clap::ArgAction::Set)]
@@ -263,6 +271,23 @@ impl Benchmark {
             self,
             Benchmark::FillSeq | Benchmark::FillRandom | Benchmark::FillSync
         )
+    }
+
+    /// What db_bench calls its operations.
+    fn operation(self) -> &'static str {
+        match self {
+            Benchmark::FillSeq
+            | Benchmark::FillRandom
+            | Benchmark::FillSync
+            | Benchmark::Overwrite => "write",
+            Benchmark::ReadRandom
+            | Benchmark::ReadSeq
+            | Benchmark::MultiReadRandom
+            | Benchmark::ReadWhileWriting => "read",
+            Benchmark::SeekRandom | Benchmark::SeekWhileWriting => "seek",
+            Benchmark::DeleteRandom => "delete",
+            Benchmark::Compact | Benchmark::Flush | Benchmark::Verify | Benchmark::Stats => "op",
+        }
     }
 
     /// True for those beside which one more thread writes.
