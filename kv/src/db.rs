@@ -166,7 +166,7 @@ impl Db {
     /// [`Error::Fs`] where the log cannot be written (with no space left, later writes succeed
     /// again when there is some), [`Error::ReadOnly`] after a hard failure. A batch whose sync
     /// failed is not applied, but may be there after a reopen.
-    pub fn write(&self, batch: WriteBatch, options: &WriteOptions) -> Result<()> {
+    pub fn write(&self, mut batch: WriteBatch, options: &WriteOptions) -> Result<()> {
         batch.check()?;
         if batch.data_size() > crate::batch::MAX_BATCH_LEN {
             return Err(Error::invalid_argument(format!(
@@ -186,6 +186,9 @@ impl Db {
             };
         }
         let engine = self.engine();
+        if engine.options.protection_bytes_per_key > 0 {
+            batch.protect();
+        }
         engine.histograms.time(Timed::Write, || {
             engine.submit(WriteItem::Write(batch, *options))
         })

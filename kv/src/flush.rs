@@ -31,7 +31,7 @@ impl Engine {
         });
         let children = mems
             .iter()
-            .map(|mem| Box::new(mem.table.iter()) as Box<dyn InternalIterator>)
+            .map(|mem| Box::new(mem.table.checked_iter()) as Box<dyn InternalIterator>)
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
         let context = CompactionContext {

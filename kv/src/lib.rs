@@ -29,6 +29,7 @@ mod options;
 mod pinned;
 mod prometheus;
 mod properties;
+mod protection;
 mod rate_limiter;
 mod read;
 mod read_only;

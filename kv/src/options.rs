@@ -95,6 +95,11 @@ pub struct Options {
     /// their open tables, where they are only charged to it (and take at most three quarters of it
     /// from data blocks). Default false.
     pub cache_index_and_filter_blocks: bool,
+    /// Bytes of checksum that each entry has in memory, from the batch to the table that a flush
+    /// writes: 0 or 8. A batch or memtable whose memory has changed is then found and not stored. Default 0.
+    pub protection_bytes_per_key: usize,
+    /// Writers that wait for a large group insert a part of it into the memtables. Default true.
+    pub allow_concurrent_memtable_write: bool,
     /// Time operations; [`crate::Db::histograms`] tells. Default false.
     pub histograms: bool,
     /// A cache to share with other databases.
@@ -136,6 +141,8 @@ impl Default for Options {
             bloom_bits_per_key: 10.0,
             block_cache_size: 32 << 20,
             cache_index_and_filter_blocks: false,
+            protection_bytes_per_key: 0,
+            allow_concurrent_memtable_write: true,
             histograms: false,
             block_cache: None,
             env: None,
@@ -240,7 +247,11 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 14] = [
+        let checks: [(bool, &str); 15] = [
+            (
+                [0, 8].contains(&self.protection_bytes_per_key),
+                "protection_bytes_per_key 0 or 8",
+            ),
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
             (
                 self.write_buffer_size <= 64 << 30,
@@ -494,6 +505,14 @@ impl Options {
             (
                 "cache_index_and_filter_blocks",
                 Field::Bool(&mut self.cache_index_and_filter_blocks),
+            ),
+            (
+                "protection_bytes_per_key",
+                Field::Usize(&mut self.protection_bytes_per_key),
+            ),
+            (
+                "allow_concurrent_memtable_write",
+                Field::Bool(&mut self.allow_concurrent_memtable_write),
             ),
             ("histograms", Field::Bool(&mut self.histograms)),
         ]
