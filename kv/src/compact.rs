@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
-    pick_range,
+    self, Action, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
+    filter_plan, pick_range,
 };
 use crate::engine::{ColumnFamily, Engine, read_only};
 use crate::env::Priority;
@@ -14,8 +14,9 @@ use crate::error::Result;
 use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::options::Options;
 use crate::scheduler;
-use crate::sstable::TableReadOptions;
+use crate::sstable::{TableOptions, TableReadOptions};
 use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes that a compaction reads ahead in each input.
@@ -29,7 +30,9 @@ impl Engine {
         choice: &Choice,
         version: &Version,
     ) -> Result<()> {
-        let outcome = if choice.is_trivial_move() {
+        let outcome = if choice.action == Action::Drop {
+            self.drop_tables(cf, choice)
+        } else if choice.is_trivial_move() {
             self.move_tables(cf, choice)
         } else {
             self.merge_tables(cf, choice, version)
@@ -45,6 +48,12 @@ impl Engine {
             Err(_) if self.cf(cf).is_err() => Ok(()),
             other => other,
         }
+    }
+
+    fn drop_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
+        self.install_outputs(cf, choice, Vec::new())?;
+        self.tickers.dropped_bytes.add(choice.bytes());
+        Ok(())
     }
 
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
@@ -86,6 +95,9 @@ impl Engine {
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
+        if choice.action == Action::Migrate {
+            self.tickers.migration_bytes.add(choice.bytes());
+        }
         Ok(outputs.tables)
     }
 
@@ -116,11 +128,13 @@ impl Engine {
                 Box::new(run) as Box<dyn InternalIterator>
             })
             .collect();
-        let older = &version.levels[choice.output_level + 1..];
+        let older = choice.older_runs(version);
+        let created = choice.files().map(|(_, file)| file.meta.created).max();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: family.table_options(),
+            table_options: family.named(merge_table_options(choice, version, options)),
+            created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,
             expected_size: options
                 .target_file_size_base
@@ -129,12 +143,7 @@ impl Engine {
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::Low),
-            is_oldest: &|key| {
-                !older
-                    .iter()
-                    .flat_map(|level| &level.runs)
-                    .any(|run| run.file_for(key).is_some())
-            },
+            is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -149,10 +158,10 @@ impl Engine {
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
             .collect();
-        let level = choice.output_level as u32;
+        let (level, run) = (choice.output_level as u32, choice.output_run);
         let edit = CfEdit {
             removed,
-            added: outputs.into_iter().map(|meta| (level, 0, meta)).collect(),
+            added: outputs.into_iter().map(|meta| (level, run, meta)).collect(),
             ..CfEdit::default()
         };
         self.change_cf(cf, |_, _| edit, |_| {})
@@ -167,7 +176,7 @@ impl Engine {
     ) -> Result<()> {
         let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..levels - 1).try_for_each(|level| self.compact_level(cf, level, range));
+        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -193,13 +202,6 @@ impl Engine {
                 .cloned()
                 .ok_or_else(|| crate::engine::no_such_cf(id))?;
             let version = Arc::clone(&cf.view().version);
-            // Data above the base level's first table goes no deeper than the data already is.
-            let deeper = version.levels[level + 1..]
-                .iter()
-                .any(|level| level.file_count() > 0);
-            if level > 0 && !deeper {
-                return Ok(());
-            }
             let busy: Vec<_> = state
                 .compacting
                 .iter()
@@ -221,5 +223,15 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+/// How tables of a compaction are written: their filters are those of the run they join.
+fn merge_table_options(choice: &Choice, version: &Version, options: &Options) -> TableOptions {
+    let picker = PickerOptions::of(options);
+    let plan = filter_plan(version, &picker, options.bloom_bits_per_key, 0);
+    TableOptions {
+        filter_bits_per_key: plan.bits_per_key(choice.run_entries(version) as f64),
+        ..options.table_options()
     }
 }

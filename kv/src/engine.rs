@@ -126,11 +126,11 @@ impl ColumnFamily {
         })
     }
 
-    /// What a builder of its tables is told.
-    pub(crate) fn table_options(&self) -> TableOptions {
+    /// What a builder of its tables is told, with the family's name.
+    pub(crate) fn named(&self, options: TableOptions) -> TableOptions {
         TableOptions {
             column_family: Some((self.id.0, self.name.clone())),
-            ..self.options.table_options()
+            ..options
         }
     }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
-use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
+use crate::compaction::{
+    self, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter, filter_plan,
+};
 use crate::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
 use crate::error::Result;
@@ -16,7 +18,10 @@ use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::ledger::{Charge, MemoryKind};
 use crate::listener::{FileEvent, FileKind, JobEvent};
-use crate::version::{CfEdit, SstMeta};
+use crate::options::Options;
+use crate::scheduler;
+use crate::sstable::TableOptions;
+use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes of the buffers of a table that is being written, about: a block and what of the file is
 /// not written yet.
@@ -24,7 +29,13 @@ pub(crate) const OUTPUT_BUFFERS: usize = 256 << 10;
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
-    pub(crate) fn write_mems(&self, cf: &ColumnFamily, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
+    /// `version` is the one that the table is for.
+    pub(crate) fn write_mems(
+        &self,
+        cf: &ColumnFamily,
+        mems: &[Arc<Mem>],
+        version: &Version,
+    ) -> Result<TableOutputs> {
         let _buffers = self.charge_io(OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
@@ -37,8 +48,9 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: cf.table_options(),
+            table_options: cf.named(flush_table_options(&cf.options, version, mems)),
             target_file_size: u64::MAX,
+            created: scheduler::now(),
             expected_size: (memory as u64).min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
@@ -65,7 +77,9 @@ impl Engine {
         let Ok(cf) = self.cf(id) else {
             return Ok(());
         };
-        let mems = cf.view().imms.clone();
+        let view = cf.view();
+        let (mems, version) = (view.imms.clone(), Arc::clone(&view.version));
+        drop(view);
         if mems.is_empty() {
             return Ok(());
         }
@@ -73,7 +87,7 @@ impl Engine {
         let mut job = self.begin_job(id, memory as u64, 0);
         self.tell(|listener| listener.on_flush_begin(&job));
         let begin = Instant::now();
-        let outcome = self.flush_mems(&cf, &mems);
+        let outcome = self.flush_mems(&cf, &mems, &version);
         self.end_job(&mut job, begin, &outcome);
         self.tell(|listener| listener.on_flush_end(&job));
         outcome.map(|_| ())
@@ -118,11 +132,16 @@ impl Engine {
     }
 
     /// Writes memtables into a table and installs it; returns what was made.
-    fn flush_mems(self: &Arc<Self>, cf: &ColumnFamily, mems: &[Arc<Mem>]) -> Result<Vec<SstMeta>> {
+    fn flush_mems(
+        self: &Arc<Self>,
+        cf: &ColumnFamily,
+        mems: &[Arc<Mem>],
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
         let id = cf.id;
         let outputs = self
             .histograms
-            .time(Timed::Flush, || self.write_mems(cf, mems))?;
+            .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
         let flushed = mems.len();
         let bytes = outputs.bytes();
         let installed = self.change_cf(
@@ -158,5 +177,16 @@ impl Engine {
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
         Ok(outputs.tables)
+    }
+}
+
+/// How the table of a flush is written: its filter is that of a run of level 0.
+fn flush_table_options(options: &Options, version: &Version, mems: &[Arc<Mem>]) -> TableOptions {
+    let entries: u64 = mems.iter().map(|mem| mem.table.entries()).sum();
+    let picker = PickerOptions::of(options);
+    let plan = filter_plan(version, &picker, options.bloom_bits_per_key, entries);
+    TableOptions {
+        filter_bits_per_key: plan.bits_per_key(entries as f64),
+        ..options.table_options()
     }
 }

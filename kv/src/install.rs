@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
 use crate::compaction::{PickerOptions, score};
+use crate::compaction_options::CompactionStyle;
 use crate::engine::{ColumnFamily, Engine, State, View, no_such_cf};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
@@ -142,7 +143,11 @@ impl Engine {
             let pending = score(version, &PickerOptions::of(&cf.options)).pending_bytes;
             stall.stricter(Stall::of(
                 &cf.options,
-                version.levels[0].runs.len(),
+                match cf.options.compaction.style {
+                    // A FIFO's runs are its data, not a backlog.
+                    CompactionStyle::Fifo => 0,
+                    _ => version.levels[0].runs.len(),
+                },
                 pending,
             ))
         });

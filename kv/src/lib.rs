@@ -9,6 +9,7 @@ mod close;
 mod codec;
 mod compact;
 mod compaction;
+mod compaction_options;
 mod compression;
 mod db;
 mod engine;
@@ -46,6 +47,7 @@ mod write;
 
 pub use batch::{BatchEntry, CfId, MAX_KEY_LEN, MAX_VALUE_LEN, WriteBatch};
 pub use cache::BlockCache;
+pub use compaction_options::{CompactionOptions, CompactionStyle};
 pub use db::Db;
 pub use env::{Env, EnvOptions, Priority};
 pub use error::{Error, Result, Severity};

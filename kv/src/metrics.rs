@@ -74,6 +74,10 @@ tickers! {
     compaction_read_bytes,
     /// Bytes of tables written by compactions.
     compaction_write_bytes,
+    /// Bytes of tables read to merge runs that a change of policy left.
+    migration_bytes,
+    /// Bytes of tables dropped unread by FIFO compaction.
+    dropped_bytes,
 }
 
 /// One counter.

@@ -15,6 +15,7 @@ use lavafs::FileSystemRef;
 
 use crate::batch::CfId;
 use crate::cache::BlockCache;
+use crate::compaction_options::{CompactionOptions, CompactionStyle, STYLE_NAMES};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName};
@@ -65,6 +66,9 @@ pub struct Options {
     /// Targets follow the size of the last level, so that space amplification stays near
     /// 1 + 1/multiplier. Default true.
     pub level_compaction_dynamic_level_bytes: bool,
+    /// The merge policy. It may be another one each time the database is opened: data takes on the new
+    /// shape as it is written or merged, and what an idle database has stays as it is.
+    pub compaction: CompactionOptions,
     /// No compaction starts by itself. Default false.
     pub disable_auto_compactions: bool,
     /// Background jobs of this database at a time, at least 1; flushes get a quarter of them and
@@ -128,6 +132,7 @@ impl Default for Options {
             max_bytes_for_level_multiplier: 10.0,
             num_levels: 7,
             level_compaction_dynamic_level_bytes: true,
+            compaction: CompactionOptions::default(),
             disable_auto_compactions: false,
             max_background_jobs: 2,
             soft_pending_compaction_bytes_limit: 64 << 30,
@@ -306,7 +311,7 @@ impl Options {
             None if !(0.0..=100.0).contains(&self.bloom_bits_per_key) => Err(
                 Error::invalid_argument("options need bloom_bits_per_key in 0..=100"),
             ),
-            None => Ok(()),
+            None => self.compaction.validate(),
         }
     }
 
@@ -425,6 +430,7 @@ impl Options {
 
     /// Every stored option by name: the one list that writing and reading share.
     fn stored(&mut self) -> Vec<(&'static str, Field<'_>)> {
+        let policy = &mut self.compaction;
         vec![
             (
                 "write_buffer_size",
@@ -463,6 +469,33 @@ impl Options {
                 "level_compaction_dynamic_level_bytes",
                 Field::Bool(&mut self.level_compaction_dynamic_level_bytes),
             ),
+            ("compaction_style", Field::Style(&mut policy.style)),
+            ("fluid_runs", Field::Usize(&mut policy.fluid_runs)),
+            ("fluid_last_runs", Field::Usize(&mut policy.fluid_last_runs)),
+            ("bush_growth", Field::F64(&mut policy.bush_growth)),
+            ("bush_last_ratio", Field::F64(&mut policy.bush_last_ratio)),
+            (
+                "universal_size_ratio",
+                Field::U64(&mut policy.universal_size_ratio),
+            ),
+            (
+                "universal_min_merge_width",
+                Field::Usize(&mut policy.universal_min_merge_width),
+            ),
+            (
+                "universal_max_merge_width",
+                Field::Usize(&mut policy.universal_max_merge_width),
+            ),
+            (
+                "universal_max_size_amplification_percent",
+                Field::U64(&mut policy.universal_max_size_amplification_percent),
+            ),
+            (
+                "fifo_max_table_files_size",
+                Field::U64(&mut policy.fifo_max_table_files_size),
+            ),
+            ("fifo_ttl", Field::U64(&mut policy.fifo_ttl)),
+            ("tombstone_ratio", Field::F64(&mut policy.tombstone_ratio)),
             (
                 "disable_auto_compactions",
                 Field::Bool(&mut self.disable_auto_compactions),
@@ -525,6 +558,7 @@ enum Field<'a> {
     Usize(&'a mut usize),
     U64(&'a mut u64),
     F64(&'a mut f64),
+    Style(&'a mut CompactionStyle),
     WalRecovery(&'a mut WalRecoveryMode),
     Compression(&'a mut Compression),
 }
@@ -622,6 +656,7 @@ impl Field<'_> {
             Field::Usize(value) => value.to_string(),
             Field::U64(value) => value.to_string(),
             Field::F64(value) => value.to_string(),
+            Field::Style(value) => name_of(&STYLE_NAMES, **value),
             Field::WalRecovery(value) => name_of(&WAL_RECOVERY_NAMES, **value),
             Field::Compression(value) => match value {
                 Compression::None => "none".to_owned(),
@@ -637,6 +672,7 @@ impl Field<'_> {
             Field::Usize(value) => assign(*value, text.parse().ok()),
             Field::U64(value) => assign(*value, text.parse().ok()),
             Field::F64(value) => assign(*value, text.parse().ok()),
+            Field::Style(value) => assign(*value, CompactionStyle::parse(text)),
             Field::WalRecovery(value) => assign(*value, value_of(&WAL_RECOVERY_NAMES, text)),
             Field::Compression(value) => assign(*value, parse_compression(text)),
         }
@@ -671,6 +707,11 @@ mod tests {
             compression: Compression::None,
             wal_recovery_mode: WalRecoveryMode::Absolute,
             level_compaction_dynamic_level_bytes: false,
+            compaction: CompactionOptions {
+                style: CompactionStyle::Bush,
+                bush_growth: 1.5,
+                ..CompactionOptions::default()
+            },
             cf_options: BTreeMap::from([(
                 "a/b=c\nd%".to_owned(),
                 Options {

@@ -4,8 +4,9 @@
 //!    although the owner may remove them;
 //! 2. replay the logs into memtables, which are kept in memory however large they get.
 //!
-//! No lock is taken. An owner that is at work may remove a file between two steps, or end one log
-//! and begin the next between the reads of the two: then all is tried again, a few times.
+//! No lock is taken. An owner that is at work may remove a file between two steps, end one log
+//! and begin the next between the reads of the two, or flush a log that the manifest read before
+//! still needs and remove it: then all is tried again, a few times.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use lavafs::FileSystemRef;
 
 use crate::engine::{BackgroundError, Engine, View};
 use crate::error::{Error, Result};
+use crate::file_names::FileNumber;
 use crate::options::Options;
 use crate::recovery;
 use crate::version::Recovered;
@@ -39,7 +41,11 @@ pub(crate) fn open(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<
 
 /// True for what a change by the owner between two steps looks like.
 fn may_pass(error: &Error) -> bool {
-    error.is_corrupt() || matches!(error, Error::Fs(error) if error.is_not_found())
+    match error {
+        Error::Busy { .. } => true,
+        Error::Fs(error) => error.is_not_found(),
+        other => other.is_corrupt(),
+    }
 }
 
 fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<Engine>> {
@@ -78,6 +84,19 @@ fn named(error: Error, number: &u64) -> Error {
 }
 
 impl Engine {
+    /// Fails where the oldest log that the recovered manifest needs is gone because its owner
+    /// flushed it since: what it held is in a table that the manifest of before does not name.
+    pub(crate) fn refuse_flushed_logs(&self, needed: FileNumber) -> Result<()> {
+        let now = Recovered::read(&self.fs, &self.dir)?.unwrap_or_default();
+        match now.cfs.values().map(|cf| cf.log_number).min() {
+            Some(least) if least == needed => Ok(()),
+            _ => {
+                let what = format!("{} was flushed while it was opened", self.dir.display());
+                Err(Error::Busy { what })
+            }
+        }
+    }
+
     /// Makes the full memtable of a column family immutable; nothing flushes it.
     pub(crate) fn keep_in_memory(&self, cf: &crate::engine::ColumnFamily) {
         let view = cf.view();

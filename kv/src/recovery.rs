@@ -260,11 +260,11 @@ impl Engine {
         let mode = self.options.wal_recovery_mode;
         let mut torn: Option<(String, u64)> = None;
         let mut replayed: SeqNo = 0;
-        for number in self
-            .logs_on_disk()?
-            .into_iter()
-            .filter(|&log| log >= needed)
-        {
+        let logs = self.logs_on_disk()?;
+        if self.read_only && !logs.contains(&needed) {
+            self.refuse_flushed_logs(needed)?;
+        }
+        for number in logs.into_iter().filter(|&log| log >= needed) {
             let mut too_late = false;
             let end = wal::replay(&self.fs, &self.dir, number, mode, |batch| {
                 if torn.is_some() {
@@ -341,7 +341,7 @@ impl Engine {
         if view.mem.table.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem))?;
+        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem), &view.version)?;
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),

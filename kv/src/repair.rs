@@ -171,9 +171,11 @@ impl Repair<'_> {
                 ..Family::default()
             };
             for (level, run, known) in cf.tables().values() {
-                let Some((_, meta)) = self.open_table(known.number)? else {
+                let Some((_, mut meta)) = self.open_table(known.number)? else {
                     continue;
                 };
+                // The manifest alone knows.
+                meta.created = known.created;
                 if meta == *known {
                     self.count(&meta);
                     family.tables.push((*level, *run, meta));
@@ -259,6 +261,7 @@ impl Repair<'_> {
             checksum,
             smallest_seq: properties.smallest_seq,
             largest_seq: properties.largest_seq,
+            created: 0,
         };
         Ok(Some((table, meta)))
     }
@@ -333,6 +336,7 @@ impl Repair<'_> {
                 fs: self.fs,
                 dir: self.dir,
                 table_options,
+                created: 0,
                 target_file_size: options.target_file_size_base,
                 expected_size: options.target_file_size_base.min(self.fs.space().free / 4),
                 new_number: &|| self.next_file.fetch_add(1, Ordering::Relaxed),

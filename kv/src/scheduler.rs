@@ -12,7 +12,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
 
@@ -21,6 +21,7 @@ use crate::compaction::{Choice, PickerOptions, pick};
 use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
+use crate::options::Options;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
@@ -51,7 +52,8 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
     if state.manual_compactions > 0 {
         return;
     }
-    if state.compaction_tasks < engine.options.max_compactions() && next_compaction(state).is_some()
+    if state.compaction_tasks < engine.options.max_compactions()
+        && next_compaction(engine, state).is_some()
     {
         state.compaction_tasks += 1;
         spawn(engine, state, Priority::Low, |engine| {
@@ -63,12 +65,12 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
 }
 
 /// The compaction that is due, if one is.
-fn next_compaction(state: &State) -> Option<(CfId, Choice)> {
+fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
     state.cfs.values().find_map(|cf| {
         if cf.options.disable_auto_compactions {
             return None;
         }
-        let options = PickerOptions::of(&cf.options);
+        let options = picker_options(engine, &cf.options);
         let busy: Vec<_> = state
             .compacting
             .iter()
@@ -80,12 +82,31 @@ fn next_compaction(state: &State) -> Option<(CfId, Choice)> {
     })
 }
 
+/// What the pickers need, as of now.
+fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
+    let written = engine.tickers.flush_bytes.get() as i64;
+    let migrated = engine.tickers.migration_bytes.get() as i64;
+    let held = engine.snapshots.sequences().first().copied();
+    PickerOptions {
+        migration_credit: written - migrated,
+        now: now(),
+        oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
+        ..PickerOptions::of(options)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |elapsed| elapsed.as_secs())
+}
+
 fn compact_once(engine: &Arc<Engine>) -> Result<()> {
     let mut state = engine.state.lock();
     if state.manual_compactions > 0 {
         return Ok(());
     }
-    let Some((cf, choice)) = next_compaction(&state) else {
+    let Some((cf, choice)) = next_compaction(engine, &state) else {
         return Ok(());
     };
     let version = match state.cfs.get(&cf) {

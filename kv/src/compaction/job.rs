@@ -32,6 +32,8 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) table_options: TableOptions,
     /// Bytes at which the next table begins.
     pub(crate) target_file_size: u64,
+    /// When the newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
     /// Bytes that a table may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
     /// Gives a number to a new file.
@@ -195,7 +197,10 @@ impl OutputWriter<'_> {
             number, builder, ..
         } = open;
         match builder.finish() {
-            Ok(summary) => self.done.tables.push(meta_of(number, summary)),
+            Ok(summary) => self.done.tables.push(SstMeta {
+                created: self.context.created,
+                ..meta_of(number, summary)
+            }),
             Err(error) => {
                 remove_table(self.context.fs, self.context.dir, number);
                 return Err(error);
@@ -216,6 +221,7 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         checksum: summary.checksum,
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
+        created: 0,
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct SstMeta {
     pub(crate) checksum: u64,
     pub(crate) smallest_seq: SeqNo,
     pub(crate) largest_seq: SeqNo,
+    /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
 }
 
 impl SstMeta {
@@ -55,13 +57,15 @@ impl SstMeta {
 
 /// Removes the files of tables that nothing needs any more, in the background.
 ///
-/// Lock: `queue` is held for queue operations only.
+/// Locks: `removing` is held while files are removed, so that a purge on closing waits for one in
+/// the background; `queue`, taken after it, for queue operations only.
 #[derive(Debug)]
 pub(crate) struct ObsoleteFiles {
     fs: FileSystemRef,
     dir: PathBuf,
     env: Arc<Env>,
     queue: Mutex<Vec<FileNumber>>,
+    removing: Mutex<()>,
     listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
 }
 
@@ -72,6 +76,7 @@ impl ObsoleteFiles {
             dir,
             env,
             queue: Mutex::new(Vec::new()),
+            removing: Mutex::new(()),
             listeners: OnceLock::new(),
         })
     }
@@ -94,6 +99,7 @@ impl ObsoleteFiles {
     /// Removes what is queued now. A file that cannot be removed is left for the next open,
     /// which removes what no version names.
     pub(crate) fn purge(&self) {
+        let _removing = self.removing.lock();
         let numbers = std::mem::take(&mut *self.queue.lock());
         for number in numbers {
             let path = self.dir.join(FileName::Table(number).to_string());
