@@ -267,7 +267,7 @@ impl<'a> Worker<'a> {
 
     fn step(&mut self, db: &Db, pair: u64, draw: u32) -> Outcome<()> {
         match draw {
-            0..=549 => self.write(db, pair, draw % 10 == 0),
+            0..=549 => self.write(db, pair, draw.is_multiple_of(10)),
             550..=899 => self.read(db, pair),
             900..=979 => self.read_many(db, pair),
             980..=994 => self.scan(db),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Options};
+use lavakv::{Compression, Env, EnvOptions, Options};
 
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
 
@@ -62,6 +62,10 @@ pub struct KvBench {
     /// Bytes of the block cache
     #[arg(long, default_value = "32M", value_parser = parse_size)]
     cache_size: u64,
+    /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
+    /// block cache is then what the others leave. 0: no common limit
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    memory_limit: u64,
     /// Bytes of a memtable
     #[arg(long, default_value = "64M", value_parser = parse_size)]
     write_buffer_size: u64,
@@ -198,6 +202,12 @@ impl KvBench {
             block_size: self.block_size as usize,
             max_background_jobs: self.max_background_jobs,
             disable_auto_compactions: self.disable_auto_compactions,
+            env: (self.memory_limit > 0).then(|| {
+                Env::with_options(EnvOptions {
+                    memory_limit: self.memory_limit as usize,
+                    ..EnvOptions::default()
+                })
+            }),
             ..Options::default()
         })
     }

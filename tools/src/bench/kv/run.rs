@@ -229,6 +229,10 @@ fn measure(
     if let Some(error) = failure.into_inner().unwrap_or_else(|p| p.into_inner()) {
         return Err(error);
     }
+    if let Some(peak) = peak_rss_bytes() {
+        let extra = &mut measured.report.extra;
+        extra.insert("peak_rss_bytes".into(), json!(peak));
+    }
     if counts_found(benchmark) {
         measured
             .report
@@ -236,6 +240,16 @@ fn measure(
             .insert("found".into(), json!(measured.found));
     }
     Ok(measured)
+}
+
+/// The most memory that this process had so far, where the system tells.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 fn empty_report(bench: &KvBench, benchmark: Benchmark, threads: usize) -> Report {
