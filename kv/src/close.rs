@@ -98,7 +98,7 @@ impl Engine {
             .values()
             .map(|cf| {
                 let nothing = View {
-                    mem: Mem::new(0, 0, None),
+                    mem: Mem::new(0, 0, None, false),
                     imms: Vec::new(),
                     version: Arc::new(Version::empty(self.options.num_levels)),
                 };

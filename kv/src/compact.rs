@@ -14,7 +14,6 @@ use crate::error::Result;
 use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
-use crate::options::Options;
 use crate::scheduler;
 use crate::sstable::TableReadOptions;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -80,9 +79,9 @@ impl Engine {
         choice: &Choice,
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
-        let options = Arc::clone(&self.cf(cf)?.options);
+        let family = self.cf(cf)?;
         let outputs = self.histograms.time(Timed::Compaction, || {
-            self.merge_inputs(choice, version, &options)
+            self.merge_inputs(choice, version, &family)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         if let Err(error) = self.install_outputs(cf, choice, &outputs) {
@@ -108,17 +107,17 @@ impl Engine {
         self: &Arc<Self>,
         choice: &Choice,
         version: &Version,
-        options: &Options,
+        family: &ColumnFamily,
     ) -> Result<TableOutputs> {
-        let bytes_min = options.target_file_size_base;
-        let mut parts = split(choice, options.max_subcompactions, bytes_min).into_iter();
+        let bytes_min = family.options.target_file_size_base;
+        let mut parts = split(choice, family.options.max_subcompactions, bytes_min).into_iter();
         let first = parts.next().expect("a compaction has a part");
         let mut outcomes = Vec::new();
         std::thread::scope(|scope| {
             let others: Vec<_> = parts
-                .map(|part| scope.spawn(|| self.merge_part(choice, version, options, part)))
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, family, part)))
                 .collect();
-            outcomes.push(self.merge_part(choice, version, options, first));
+            outcomes.push(self.merge_part(choice, version, family, first));
             for other in others {
                 match other.join() {
                     Ok(outcome) => outcomes.push(outcome),
@@ -130,7 +129,7 @@ impl Engine {
         let mut failure = None;
         for outcome in outcomes {
             match outcome {
-                Ok(part) => whole.tables.extend(part.tables),
+                Ok(part) => whole.join(part),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
@@ -147,9 +146,10 @@ impl Engine {
         self: &Arc<Self>,
         choice: &Choice,
         version: &Version,
-        options: &Options,
+        family: &ColumnFamily,
         part: Part,
     ) -> Result<TableOutputs> {
+        let options = &family.options;
         let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
@@ -176,12 +176,12 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: options.table_options(
+            table_options: family.named(options.table_options(
                 version,
                 choice.output_level,
                 choice.run_entries(version),
                 0,
-            ),
+            )),
             part,
             created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,

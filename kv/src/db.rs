@@ -24,6 +24,7 @@ use crate::prometheus;
 use crate::properties::{self, Stats};
 use crate::read_only;
 use crate::recovery;
+use crate::repair::{self, RepairReport};
 use crate::scheduler;
 use crate::snapshot::Snapshot;
 use crate::verify::{self, VerifyReport};
@@ -74,6 +75,17 @@ impl Db {
         Ok(Db {
             handle: Arc::new(Handle { engine }),
         })
+    }
+
+    /// Makes a database that is damaged open again, with everything that its files still
+    /// hold: rebuilds the manifest if it is lost, leaves out tables and ends of logs that fail their
+    /// checksums, and sets damaged files aside under the suffix `.damaged`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the database is open, [`Error::InvalidArgument`] where there is none,
+    /// [`Error::Unsupported`] for a newer format and for values in blob files.
+    pub fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<RepairReport> {
+        repair::repair(fs, dir, options)
     }
 
     /// Removes the database in `dir` with all its files, and the directory if nothing else is in it.
@@ -155,7 +167,7 @@ impl Db {
     /// [`Error::Fs`] where the log cannot be written (with no space left, later writes succeed
     /// again when there is some), [`Error::ReadOnly`] after a hard failure. A batch whose sync
     /// failed is not applied, but may be there after a reopen.
-    pub fn write(&self, batch: WriteBatch, options: &WriteOptions) -> Result<()> {
+    pub fn write(&self, mut batch: WriteBatch, options: &WriteOptions) -> Result<()> {
         batch.check()?;
         if batch.data_size() > crate::batch::MAX_BATCH_LEN {
             return Err(Error::invalid_argument(format!(
@@ -175,6 +187,9 @@ impl Db {
             };
         }
         let engine = self.engine();
+        if engine.options.protection_bytes_per_key > 0 {
+            batch.protect();
+        }
         engine.histograms.time(Timed::Write, || {
             engine.submit(WriteItem::Write(batch, *options))
         })

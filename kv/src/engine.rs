@@ -35,7 +35,7 @@ use crate::memtable::MemTable;
 use crate::metrics::Tickers;
 use crate::options::Options;
 use crate::snapshot::SnapshotList;
-use crate::sstable::{OpenOptions, Table};
+use crate::sstable::{OpenOptions, Table, TableOptions};
 use crate::stall::Stall;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::wal::WalWriter;
@@ -59,9 +59,10 @@ impl Mem {
         id: u64,
         log_number: FileNumber,
         ledger: Option<Arc<MemoryLedger>>,
+        protected: bool,
     ) -> Arc<Mem> {
         Arc::new(Mem {
-            table: MemTable::charged_to(id, ledger),
+            table: MemTable::with(id, ledger, protected),
             log_number: AtomicU64::new(log_number),
             unlogged: AtomicBool::new(false),
         })
@@ -123,6 +124,14 @@ impl ColumnFamily {
             log_number: AtomicU64::new(log_number),
             dropped: AtomicBool::new(false),
         })
+    }
+
+    /// What a builder of its tables is told, with the family's name.
+    pub(crate) fn named(&self, options: TableOptions) -> TableOptions {
+        TableOptions {
+            column_family: Some((self.id.0, self.name.clone())),
+            ..options
+        }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
@@ -215,7 +224,8 @@ impl Engine {
     /// An empty memtable whose entries will be in logs of `log_number` and above.
     pub(crate) fn new_mem(&self, log_number: FileNumber) -> Arc<Mem> {
         let id = self.next_mem.fetch_add(1, Ordering::Relaxed);
-        Mem::new(id, log_number, self.env.ledger().cloned())
+        let protected = self.options.protection_bytes_per_key > 0;
+        Mem::new(id, log_number, self.env.ledger().cloned(), protected)
     }
 
     /// The column family with the largest active memtable, and its bytes; none without entries.

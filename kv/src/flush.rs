@@ -43,14 +43,14 @@ impl Engine {
         });
         let children = mems
             .iter()
-            .map(|mem| Box::new(mem.table.iter()) as Box<dyn InternalIterator>)
+            .map(|mem| Box::new(mem.table.checked_iter()) as Box<dyn InternalIterator>)
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
         let entries = mems.iter().map(|mem| mem.table.entries()).sum();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: cf.options.table_options(version, 0, entries, entries),
+            table_options: cf.named(cf.options.table_options(version, 0, entries, entries)),
             part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),

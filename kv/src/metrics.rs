@@ -44,6 +44,8 @@ tickers! {
     bytes_written,
     /// Groups of batches committed.
     write_groups,
+    /// Groups that several threads inserted into the memtables.
+    shared_inserts,
     /// Bytes appended to write-ahead logs, framing not included.
     wal_bytes,
     /// Syncs of write-ahead logs.

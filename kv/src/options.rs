@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
+use crate::batch::CfId;
 use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;
 use crate::compaction::{PickerOptions, filter_plan};
@@ -117,6 +118,11 @@ pub struct Options {
     /// their open tables, where they are only charged to it (and take at most three quarters of it
     /// from data blocks). Default false.
     pub cache_index_and_filter_blocks: bool,
+    /// Bytes of checksum that each entry has in memory, from the batch to the table that a flush
+    /// writes: 0 or 8. A batch or memtable whose memory has changed is then found and not stored. Default 0.
+    pub protection_bytes_per_key: usize,
+    /// Writers that wait for a large group insert a part of it into the memtables. Default true.
+    pub allow_concurrent_memtable_write: bool,
     /// Time operations; [`crate::Db::histograms`] tells. Default false.
     pub histograms: bool,
     /// A cache to share with other databases.
@@ -165,6 +171,8 @@ impl Default for Options {
             filters_by_level: true,
             block_cache_size: 32 << 20,
             cache_index_and_filter_blocks: false,
+            protection_bytes_per_key: 0,
+            allow_concurrent_memtable_write: true,
             histograms: false,
             block_cache: None,
             env: None,
@@ -250,6 +258,9 @@ fn prefix_successor(prefix: &[u8]) -> Option<Vec<u8>> {
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
 
+/// What the first line of every version of the format begins with.
+const OPTIONS_NAME: &str = "lavakv-options ";
+
 impl Options {
     /// Checks every range.
     ///
@@ -270,10 +281,14 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 16] = [
+        let checks: [(bool, &str); 17] = [
             (
                 (1..=64).contains(&self.max_subcompactions),
                 "max_subcompactions in 1..=64",
+            ),
+            (
+                [0, 8].contains(&self.protection_bytes_per_key),
+                "protection_bytes_per_key 0 or 8",
             ),
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
             (
@@ -397,24 +412,27 @@ impl Options {
     /// The options stored most recently in the database at `dir`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without an options file, [`Error::Corrupt`] where a known option has a
+    /// [`Error::InvalidArgument`] without an options file, [`Error::Unsupported`] for one of a newer
+    /// format, [`Error::Corrupt`] where a known option has a
     /// value that does not parse.
     pub fn load(fs: &FileSystemRef, dir: &Path) -> Result<Options> {
-        let number = fs
-            .list(dir)?
-            .iter()
-            .filter_map(|entry| match FileName::parse(&entry.name) {
-                Some(FileName::Options(number)) => Some(number),
-                _ => None,
-            })
-            .max()
-            .ok_or_else(|| {
-                Error::invalid_argument(format!("no options file in {}", dir.display()))
-            })?;
-        let path = dir.join(FileName::Options(number).to_string());
-        let data = file_names::read_small_file(fs, &path, 1 << 20)?;
-        let text = String::from_utf8_lossy(&data);
+        let none = || Error::invalid_argument(format!("no options file in {}", dir.display()));
+        Options::find(fs, dir)?.ok_or_else(none)
+    }
+
+    /// The options stored most recently, if there are any.
+    pub(crate) fn find(fs: &FileSystemRef, dir: &Path) -> Result<Option<Options>> {
+        let Some((path, text)) = newest_text(fs, dir)? else {
+            return Ok(None);
+        };
+        let first = text.lines().next().unwrap_or_default();
+        if first != OPTIONS_HEADER && first.starts_with(OPTIONS_NAME) {
+            return Err(Error::Unsupported {
+                what: format!("{} has the format {first:?}", path.display()),
+            });
+        }
         Options::parse(&text)
+            .map(Some)
             .map_err(|detail| Error::corrupt(path.display().to_string(), 0_u64, detail))
     }
 
@@ -595,6 +613,14 @@ impl Options {
                 "cache_index_and_filter_blocks",
                 Field::Bool(&mut self.cache_index_and_filter_blocks),
             ),
+            (
+                "protection_bytes_per_key",
+                Field::Usize(&mut self.protection_bytes_per_key),
+            ),
+            (
+                "allow_concurrent_memtable_write",
+                Field::Bool(&mut self.allow_concurrent_memtable_write),
+            ),
             ("histograms", Field::Bool(&mut self.histograms)),
         ]
     }
@@ -610,6 +636,42 @@ enum Field<'a> {
     WalRecovery(&'a mut WalRecoveryMode),
     Compression(&'a mut Compression),
     Compressions(&'a mut Vec<Compression>),
+}
+
+/// Path and text of the newest options file, if there is one.
+fn newest_text(fs: &FileSystemRef, dir: &Path) -> Result<Option<(PathBuf, String)>> {
+    let newest = fs
+        .list(dir)?
+        .iter()
+        .filter_map(|entry| match FileName::parse(&entry.name) {
+            Some(FileName::Options(number)) => Some(number),
+            _ => None,
+        })
+        .max();
+    let Some(number) = newest else {
+        return Ok(None);
+    };
+    let path = dir.join(FileName::Options(number).to_string());
+    let data = file_names::read_small_file(fs, &path, 1 << 20)?;
+    let text = String::from_utf8_lossy(&data).into_owned();
+    Ok(Some((path, text)))
+}
+
+/// The line that tells the name of a column family: for a repair without manifest.
+pub(crate) fn family_line(id: CfId, name: &str) -> String {
+    format!("family/{}={}\n", id.0, escaped(name))
+}
+
+/// The column families that the newest options file names; none where it does not read back.
+pub(crate) fn stored_families(fs: &FileSystemRef, dir: &Path) -> Vec<(CfId, String)> {
+    let Ok(Some((_, text))) = newest_text(fs, dir) else {
+        return Vec::new();
+    };
+    let family = |line: &str| {
+        let (id, name) = line.strip_prefix("family/")?.split_once('=')?;
+        Some((CfId(id.parse().ok()?), unescaped(name)?))
+    };
+    text.lines().filter_map(family).collect()
 }
 
 /// A column family's name as a part of an option's: bytes that are no letters, digits, `_`, `-`

@@ -30,7 +30,7 @@ use crate::file_names::{self, FileName, FileNumber, LOCK};
 use crate::histogram::Histograms;
 use crate::key::{MAX_SEQ, SeqNo};
 use crate::metrics::Tickers;
-use crate::options::{Options, WalRecoveryMode};
+use crate::options::{self, Options, WalRecoveryMode};
 use crate::scheduler;
 use crate::snapshot::SnapshotList;
 use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
@@ -85,7 +85,9 @@ fn find(
         fs.create_dir_all(dir)?;
     }
     let lock = lock_dir(fs, dir)?;
-    if !exists {
+    if exists {
+        refuse_newer(fs, dir)?;
+    } else {
         refuse_damaged(fs, dir)?;
     }
     Ok((lock, Recovered::read(fs, dir)?))
@@ -106,6 +108,20 @@ pub(crate) fn lock_dir(fs: &FileSystemRef, dir: &Path) -> Result<FileLock> {
         },
         other => other.into(),
     })
+}
+
+/// Options are not needed to open, but their format tells of a newer database before any file of it
+/// is touched. A damaged options file is no reason to refuse: it only informs.
+fn refuse_newer(fs: &FileSystemRef, dir: &Path) -> Result<()> {
+    match Options::find(fs, dir) {
+        Err(error @ Error::Unsupported { .. }) => Err(error),
+        Err(error) if !error.is_corrupt() => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "the stored options do not read back");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A directory without `CURRENT` that holds tables or blob files is a damaged database, not an empty one: a
@@ -376,7 +392,10 @@ impl Engine {
                 .insert(cf.name.clone(), (*cf.options).clone());
         }
         let name = FileName::Options(number).to_string();
-        let text = options.to_text();
+        let mut text = options.to_text();
+        for cf in self.state.lock().cfs.values() {
+            text.push_str(&options::family_line(cf.id, &cf.name));
+        }
         file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())?;
         if let Some(before) = stored.replace(number) {
             self.remove_file(FileName::Options(before));

@@ -415,27 +415,30 @@ fn listeners_hear_of_every_job_and_file() {
     assert!(flushes > 3 && flushes == recorder.count("flush end None"));
     let compactions = recorder.count("compaction begin");
     assert!(compactions > 0 && compactions == recorder.count("compaction end"));
-    let heard = recorder.0.lock();
     let names = |begins: &str, ends: &str| -> Vec<String> {
+        let heard = recorder.0.lock();
         let of = heard.iter().filter_map(|what| what.strip_prefix(begins));
         of.filter(|name| name.ends_with(ends))
             .map(str::to_owned)
             .collect()
     };
-    let (created, deleted) = (names("created ", ".sst"), names("deleted ", ".sst"));
-    assert!(deleted.iter().all(|name| created.contains(name)));
-    let left = created.iter().filter(|name| !deleted.contains(name));
-    let mut left: Vec<String> = left.cloned().collect();
-    left.sort();
-    let mut on_disk: Vec<String> = fs
-        .list(Path::new(AT))
-        .unwrap()
-        .into_iter()
-        .map(|entry| format!("{AT}/{}", entry.name.to_string_lossy()))
-        .filter(|name| name.ends_with(".sst"))
-        .collect();
-    on_disk.sort();
-    assert_eq!(left, on_disk);
+    // A removal that is under way is told when it is over.
+    wait_until("every table that is not there to be told", || {
+        let (created, deleted) = (names("created ", ".sst"), names("deleted ", ".sst"));
+        assert!(deleted.iter().all(|name| created.contains(name)));
+        let mut left = created;
+        left.retain(|name| !deleted.contains(name));
+        left.sort();
+        let mut on_disk: Vec<String> = fs
+            .list(Path::new(AT))
+            .unwrap()
+            .into_iter()
+            .map(|entry| format!("{AT}/{}", entry.name.to_string_lossy()))
+            .filter(|name| name.ends_with(".sst"))
+            .collect();
+        on_disk.sort();
+        left == on_disk
+    });
     assert!(!names("created ", ".wal").is_empty() && !names("deleted ", ".wal").is_empty());
 }
 

@@ -55,7 +55,7 @@ mod mem_fs;
 #[cfg(test)]
 mod tests;
 
-pub use commit::GroupCommit;
+pub use commit::{Crew, GroupCommit, Task};
 pub use engine::{Appended, LOG_NAME_LEN_MAX, Log, LogEngine, LogId, ReadLevel};
 pub use error::{Error, Result};
 pub use group::{Group, GroupReader, GroupWriter, Position, Tail};

@@ -71,6 +71,13 @@ impl TableOutputs {
         }
     }
 
+    /// Takes in what another part of the same job wrote.
+    pub(crate) fn join(&mut self, part: TableOutputs) {
+        self.tables.extend(part.tables);
+        self.blobs.extend(part.blobs);
+        self.renamed.extend(part.renamed);
+    }
+
     /// Bytes of the tables.
     pub(crate) fn bytes(&self) -> u64 {
         self.tables.iter().map(|table| table.file_size).sum()

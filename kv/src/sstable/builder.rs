@@ -114,6 +114,7 @@ impl TableBuilder {
             blob_refs: BTreeMap::new(),
             properties: TableProperties {
                 smallest_seq: SeqNo::MAX,
+                column_family: options.column_family.clone(),
                 ..TableProperties::default()
             },
             options,

@@ -76,6 +76,8 @@ pub struct TableOptions {
     pub hash_index: bool,
     /// User keys expected, for memory to be taken at once; 0: unknown. Default 0.
     pub expected_entries: usize,
+    /// Id and name of the column family, for the table's properties. Default none.
+    pub column_family: Option<(u32, String)>,
 }
 
 impl Default for TableOptions {
@@ -87,6 +89,7 @@ impl Default for TableOptions {
             filter_bits_per_key: 10.0,
             hash_index: true,
             expected_entries: 0,
+            column_family: None,
         }
     }
 }

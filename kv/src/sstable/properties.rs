@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Names that a reader does not know are skipped, so properties can be added; all that are listed
-//! in [`TableProperties`] are always written.
+//! in [`TableProperties`] are always written, but for the column family.
 
 use super::block::BadBlock;
 use super::varint;
@@ -46,6 +46,8 @@ pub struct TableProperties {
     pub largest: Vec<u8>,
     /// References to blob files by the number they name; empty ones are not written.
     pub(crate) blob_refs: TableRefs,
+    /// Id and name of the column family that the table was written for, where that was told.
+    pub column_family: Option<(u32, String)>,
 }
 
 impl TableProperties {
@@ -78,6 +80,10 @@ impl TableProperties {
             put_refs(&mut refs, &self.blob_refs);
             append(&mut out, "blob_refs", &refs);
         }
+        if let Some((id, name)) = &self.column_family {
+            let value = [&id.to_le_bytes()[..], name.as_bytes()].concat();
+            append(&mut out, "column_family", &value);
+        }
         out
     }
 
@@ -91,6 +97,15 @@ impl TableProperties {
             let name = take(bytes, &mut at).ok_or(bad("property without a name"))?;
             let value = take(bytes, &mut at).ok_or(bad("property without a value"))?;
             match name {
+                b"column_family" => {
+                    let (id, name) = value
+                        .split_first_chunk()
+                        .ok_or(bad("column family without an id"))?;
+                    let name = String::from_utf8(name.to_vec())
+                        .map_err(|_| bad("column family's name is not UTF-8"))?;
+                    properties.column_family = Some((u32::from_le_bytes(*id), name));
+                    continue;
+                }
                 b"smallest" => properties.smallest = value.to_vec(),
                 b"largest" => properties.largest = value.to_vec(),
                 b"blob_refs" => {

@@ -143,12 +143,21 @@ impl Recovered {
         let Some(number) = manifest::current(fs, dir)? else {
             return Ok(None);
         };
+        Recovered::read_manifest(fs, dir, number).map(Some)
+    }
+
+    /// The structure described by manifest `number`.
+    pub(crate) fn read_manifest(
+        fs: &FileSystemRef,
+        dir: &Path,
+        number: FileNumber,
+    ) -> Result<Recovered> {
         let mut recovered = Recovered {
             manifest_number: number,
             ..Recovered::default()
         };
         manifest::replay(fs, dir, number, |edit| recovered.apply(edit))?;
-        Ok(Some(recovered))
+        Ok(recovered)
     }
 
     fn apply(&mut self, edit: VersionEdit) -> Result<()> {

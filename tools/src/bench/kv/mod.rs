@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Options};
+use lavakv::{Compression, Env, EnvOptions, Options};
 
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
@@ -64,6 +64,10 @@ pub struct KvBench {
     /// Bytes of the block cache
     #[arg(long, default_value = "32M", value_parser = parse_size)]
     cache_size: u64,
+    /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
+    /// block cache is then what the others leave. 0: no common limit
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    memory_limit: u64,
     /// Bytes of a memtable
     #[arg(long, default_value = "64M", value_parser = parse_size)]
     write_buffer_size: u64,
@@ -128,9 +132,17 @@ pub struct KvBench {
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Bytes a second that the writer beside readers writes at most; 0: no limit
+    /// Bytes a second that each writing thread writes at most; latency then counts from when a
+    /// write was due. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
+    /// Seconds between two reports of progress on standard error; 0: none
+    #[arg(long, default_value_t = 0)]
+    stats_interval_seconds: u64,
+    /// Print the latencies' percentiles after each benchmark's line
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    histogram: bool,
     /// Print one JSON object for each benchmark
     #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
           default_missing_value = "1", action = clap::ArgAction::Set)]
@@ -222,6 +234,12 @@ impl KvBench {
             compaction: self.policy.options()?,
             max_bytes_for_level_multiplier: self.policy.max_bytes_for_level_multiplier,
             level0_file_num_compaction_trigger: self.policy.level0_file_num_compaction_trigger,
+            env: (self.memory_limit > 0).then(|| {
+                Env::with_options(EnvOptions {
+                    memory_limit: self.memory_limit as usize,
+                    ..EnvOptions::default()
+                })
+            }),
             ..Options::default()
         })
     }
@@ -295,6 +313,23 @@ impl Benchmark {
             self,
             Benchmark::FillSeq | Benchmark::FillRandom | Benchmark::FillSync
         )
+    }
+
+    /// What db_bench calls its operations.
+    fn operation(self) -> &'static str {
+        match self {
+            Benchmark::FillSeq
+            | Benchmark::FillRandom
+            | Benchmark::FillSync
+            | Benchmark::Overwrite => "write",
+            Benchmark::ReadRandom
+            | Benchmark::ReadSeq
+            | Benchmark::MultiReadRandom
+            | Benchmark::ReadWhileWriting => "read",
+            Benchmark::SeekRandom | Benchmark::SeekWhileWriting => "seek",
+            Benchmark::DeleteRandom => "delete",
+            Benchmark::Compact | Benchmark::Flush | Benchmark::Verify | Benchmark::Stats => "op",
+        }
     }
 
     /// True for those beside which one more thread writes.
