@@ -21,6 +21,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::counters::AtomicCounters;
 
+pub(super) mod ahead;
+
 /// Entries of the submission queue, and with it the most transfers in flight of one thread.
 const ENTRIES: u32 = 256;
 
@@ -62,6 +64,20 @@ pub(super) struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     pub(super) fn read(fd: &'a impl AsRawFd, offset: u64, buf: &'a mut [u8]) -> Transfer<'a> {
+        Transfer {
+            fd: fd.as_raw_fd(),
+            direction: Direction::Read,
+            ptr: buf.as_mut_ptr(),
+            len: buf.len(),
+            offset,
+            done: 0,
+            result: Ok(()),
+            buffer: PhantomData,
+        }
+    }
+
+    /// A read whose buffer nothing but the caller keeps alive until its completion.
+    fn read_raw(fd: &impl AsRawFd, offset: u64, buf: &mut [u8]) -> Transfer<'static> {
         Transfer {
             fd: fd.as_raw_fd(),
             direction: Direction::Read,
@@ -255,6 +271,14 @@ impl Flight<'_> {
         let pushed = unsafe { self.ring.submission().push(entry) };
         pushed.expect("no more are in flight than the queue has entries");
         self.in_flight += 1;
+    }
+
+    /// Waits for a completion where none has arrived, and submits what is queued.
+    fn enter_if_empty(&mut self) {
+        let queued = !self.ring.submission().is_empty();
+        if queued || self.ring.completion().is_empty() {
+            self.enter(1);
+        }
     }
 
     /// Submits what is queued and waits for `want` completions, or fewer if interrupted.

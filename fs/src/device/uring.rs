@@ -6,15 +6,21 @@
 //! have no ring (limits of memory or descriptors) uses plain calls throughout.
 
 use std::io;
+use std::sync::Arc;
 
 use super::raw::Raw;
+use super::ring::ahead::{Ahead, Pool};
 use super::ring::{self, Transfer};
-use super::{BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry};
+use super::{
+    AlignedBuf, BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry,
+    PendingRead, ReadPart,
+};
 
 /// A device or image through io_uring. Made by [`super::open`].
 #[derive(Debug)]
 pub struct UringDevice {
-    raw: Raw,
+    raw: Arc<Raw>,
+    pool: Arc<Pool>,
 }
 
 impl UringDevice {
@@ -22,7 +28,10 @@ impl UringDevice {
     /// Gives the file back where the calling thread can have no ring.
     pub(super) fn new(raw: Raw) -> Result<UringDevice, (Raw, io::Error)> {
         match ring::probe() {
-            Ok(()) => Ok(UringDevice { raw }),
+            Ok(()) => Ok(UringDevice {
+                raw: Arc::new(raw),
+                pool: Arc::default(),
+            }),
             Err(error) => Err((raw, error)),
         }
     }
@@ -67,6 +76,28 @@ impl BlockDevice for UringDevice {
                 for read in reads {
                     read.result = self.raw.pread(read.offset, read.buf);
                 }
+            }
+        }
+    }
+
+    fn read_ahead(&self, parts: &[ReadPart], buf: AlignedBuf) -> PendingRead {
+        match Ahead::start(&self.pool, &self.raw, parts, buf) {
+            Ok(ahead) => PendingRead::in_flight(ahead),
+            Err(mut buf) => {
+                let mut rest: &mut [u8] = &mut buf;
+                let mut reads = Vec::with_capacity(parts.len());
+                for part in parts {
+                    let (data, after) = rest.split_at_mut(part.len);
+                    reads.push(DeviceRead {
+                        offset: part.offset,
+                        buf: data,
+                        result: Ok(()),
+                    });
+                    rest = after;
+                }
+                self.read_batch(&mut reads, parts.len().max(1));
+                let result = reads.into_iter().try_for_each(|read| read.result);
+                PendingRead::done(buf, result)
             }
         }
     }
