@@ -387,7 +387,7 @@ impl OpenFile {
             FileSize::Exact(present) if size == present => return Ok(()),
             FileSize::Exact(present) if size < present => {
                 self.write_out(&mut appender, Durability::Volatile)?;
-                let _gate = self.gate.write();
+                let _gate = self.keep_readers_out();
                 self.cut(&mut appender, size, None);
                 return self.core.commit(appender.created_ticket);
             }
@@ -397,6 +397,7 @@ impl OpenFile {
                 return Err(Error::Invalid { what });
             }
         }
+        let gate = self.keep_readers_out();
         *self.tail.write() = Tail::empty_at(size);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
@@ -404,6 +405,7 @@ impl OpenFile {
             .store(self.core.now_ns(), Ordering::Release);
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
+        drop(gate);
         self.core.commit(ticket)
     }
 
@@ -423,7 +425,7 @@ impl OpenFile {
         if size > self.tail.read().start {
             self.write_out(&mut appender, Durability::Volatile)?;
         }
-        let _gate = self.gate.write();
+        let _gate = self.keep_readers_out();
         self.cut(&mut appender, size, Some(generation));
         self.uncertain.store(false, Ordering::Release);
         Ok(())

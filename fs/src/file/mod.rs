@@ -3,8 +3,10 @@
 mod appender;
 mod handle;
 mod pipeline;
+mod readahead;
 mod reader;
 mod view;
 
 pub(crate) use handle::{LavaFile, OpenFile};
+pub(crate) use readahead::Budget as ReadaheadBudget;
 pub(crate) use reader::read_batch;

@@ -29,7 +29,7 @@ impl OpenFile {
         let _gate = self.gate.read();
         let (from_device, len) = self.copy_tail(offset, buf, unverified);
         if from_device > 0 {
-            self.read_device_locked(offset, &mut buf[..from_device])?;
+            self.read_stream(offset, &mut buf[..from_device], len, unverified)?;
         }
         Ok(len)
     }
@@ -67,7 +67,8 @@ impl OpenFile {
         self.read_device_locked(offset, buf)
     }
 
-    fn read_device_locked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// As [`OpenFile::read_device`], for a caller that shares the gate.
+    pub(super) fn read_device_locked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let unit = self.core.disk.unit();
         let start = align_down(offset, unit);
         let end = align_up(offset + buf.len() as u64, unit);
@@ -98,9 +99,28 @@ impl OpenFile {
         mut buf: &'a mut [u8],
         reads: &mut Vec<DeviceRead<'a>>,
     ) -> Result<()> {
+        self.runs(offset, buf.len() as u64, |offset, len| {
+            let (part, rest) = std::mem::take(&mut buf).split_at_mut(len as usize);
+            reads.push(DeviceRead {
+                offset,
+                buf: part,
+                result: Ok(()),
+            });
+            buf = rest;
+        })
+    }
+
+    /// Calls `visit` with device offset and length of each part of the whole logical blocks
+    /// `offset..offset + len`.
+    pub(super) fn runs(
+        &self,
+        offset: u64,
+        len: u64,
+        mut visit: impl FnMut(u64, u64),
+    ) -> Result<()> {
         let state = self.inode.state.read();
         let mut at = offset;
-        while !buf.is_empty() {
+        while at < offset + len {
             let block = align_down(at, BLOCK_SIZE);
             let run = state.extents.find(block / BLOCK_SIZE).ok_or_else(|| {
                 Error::corrupt(
@@ -109,16 +129,9 @@ impl OpenFile {
                     format!("inode {} has no block there", self.ino()),
                 )
             })?;
-            let len = (block + run.blocks * BLOCK_SIZE - at).min(buf.len() as u64);
-            let (part, rest) = buf.split_at_mut(len as usize);
-            let offset = run.start * BLOCK_SIZE + (at - block);
-            reads.push(DeviceRead {
-                offset,
-                buf: part,
-                result: Ok(()),
-            });
-            at += len;
-            buf = rest;
+            let part = (block + run.blocks * BLOCK_SIZE - at).min(offset + len - at);
+            visit(run.start * BLOCK_SIZE + (at - block), part);
+            at += part;
         }
         Ok(())
     }
