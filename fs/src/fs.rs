@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -408,7 +409,16 @@ impl FileSystem for LavaFs {
     }
 
     fn read_batch(&self, requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()> {
-        read_batch(requests, queue_depth)
+        read_batch(requests, queue_depth, None)
+    }
+
+    fn read_batch_timed(
+        &self,
+        requests: &mut [ReadRequest<'_>],
+        queue_depth: usize,
+        latencies: &mut [Duration],
+    ) -> Result<()> {
+        read_batch(requests, queue_depth, Some(latencies))
     }
 
     fn space(&self) -> Space {

@@ -18,6 +18,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 mod buf;
 pub(crate) mod counters;
@@ -54,7 +55,7 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// Performs all reads, with at most `queue_depth` in flight at a time, and sets each one's
-    /// result. Order is unspecified.
+    /// result and time. Order is unspecified.
     fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize);
 
     /// Begins to read `parts` into `buf`, one behind the other from its beginning. Failures come out
@@ -121,6 +122,20 @@ pub struct DeviceRead<'a> {
     pub buf: &'a mut [u8],
     /// Set by the call.
     pub result: io::Result<()>,
+    /// Set by the call: from the read's submission until it was seen to be complete.
+    pub elapsed: Duration,
+}
+
+impl<'a> DeviceRead<'a> {
+    /// A read that is to be performed.
+    pub fn new(offset: u64, buf: &'a mut [u8]) -> DeviceRead<'a> {
+        DeviceRead {
+            offset,
+            buf,
+            result: Ok(()),
+            elapsed: Duration::ZERO,
+        }
+    }
 }
 
 /// One write of a batch.

@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -59,6 +60,9 @@ pub(super) struct Transfer<'a> {
     /// Bytes transferred.
     done: usize,
     result: io::Result<()>,
+    submitted: Option<Instant>,
+    /// From submission until the call saw it complete.
+    elapsed: Duration,
     buffer: PhantomData<&'a mut [u8]>,
 }
 
@@ -72,6 +76,8 @@ impl<'a> Transfer<'a> {
             offset,
             done: 0,
             result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
             buffer: PhantomData,
         }
     }
@@ -86,6 +92,8 @@ impl<'a> Transfer<'a> {
             offset,
             done: 0,
             result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
             buffer: PhantomData,
         }
     }
@@ -105,12 +113,19 @@ impl<'a> Transfer<'a> {
             offset,
             done: 0,
             result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
             buffer: PhantomData,
         }
     }
 
     pub(super) fn into_result(self) -> io::Result<()> {
         self.result
+    }
+
+    /// Whether it worked, and how long it took.
+    pub(super) fn into_outcome(self) -> (io::Result<()>, Duration) {
+        (self.result, self.elapsed)
     }
 
     /// The submission for what is left to do.
@@ -233,6 +248,8 @@ impl Flight<'_> {
         let mut finished = 0;
         let total = transfers.len();
         while finished < total {
+            // One look at the clock for all that are submitted, or reaped, together.
+            let mut now = None;
             while self.in_flight < depth {
                 let index = match again.pop() {
                     Some(index) => index,
@@ -246,17 +263,22 @@ impl Flight<'_> {
                     finished += 1;
                     continue;
                 }
+                let submitted = &mut transfers[index].submitted;
+                submitted.get_or_insert_with(|| *now.get_or_insert_with(Instant::now));
                 self.push(&transfers[index].entry(index));
             }
             if self.in_flight == 0 {
                 continue;
             }
             self.enter(group.min(self.in_flight));
+            let seen = Instant::now();
             let mut completions = self.ring.completion();
             for completion in &mut completions {
                 self.in_flight -= 1;
                 let index = completion.user_data() as usize;
-                if transfers[index].complete(completion.result(), counters) {
+                let transfer = &mut transfers[index];
+                if transfer.complete(completion.result(), counters) {
+                    transfer.elapsed = transfer.submitted.map_or(Duration::ZERO, |at| seen - at);
                     finished += 1;
                 } else {
                     again.push(index);

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::raw::Raw;
 use super::ring::ahead::{Ahead, Pool};
@@ -66,15 +67,18 @@ impl BlockDevice for UringDevice {
             .collect();
         match ring::run(&mut transfers, queue_depth, &self.raw.counters) {
             Ok(()) => {
-                let results: Vec<_> = transfers.into_iter().map(Transfer::into_result).collect();
-                for (read, result) in reads.iter_mut().zip(results) {
+                let outcomes: Vec<_> = transfers.into_iter().map(Transfer::into_outcome).collect();
+                for (read, (result, elapsed)) in reads.iter_mut().zip(outcomes) {
                     read.result = result;
+                    read.elapsed = elapsed;
                 }
             }
             Err(_) => {
                 drop(transfers);
                 for read in reads {
+                    let submitted = Instant::now();
                     read.result = self.raw.pread(read.offset, read.buf);
+                    read.elapsed = submitted.elapsed();
                 }
             }
         }
@@ -88,11 +92,7 @@ impl BlockDevice for UringDevice {
                 let mut reads = Vec::with_capacity(parts.len());
                 for part in parts {
                     let (data, after) = rest.split_at_mut(part.len);
-                    reads.push(DeviceRead {
-                        offset: part.offset,
-                        buf: data,
-                        result: Ok(()),
-                    });
+                    reads.push(DeviceRead::new(part.offset, data));
                     rest = after;
                 }
                 self.read_batch(&mut reads, parts.len().max(1));

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::device::{AlignedBuf, DeviceRead};
 use crate::error::{Error, Result};
@@ -101,11 +102,7 @@ impl OpenFile {
     ) -> Result<()> {
         self.runs(offset, buf.len() as u64, |offset, len| {
             let (part, rest) = std::mem::take(&mut buf).split_at_mut(len as usize);
-            reads.push(DeviceRead {
-                offset,
-                buf: part,
-                result: Ok(()),
-            });
+            reads.push(DeviceRead::new(offset, part));
             buf = rest;
         })
     }
@@ -150,8 +147,12 @@ fn with_bounce<R>(len: usize, body: impl FnOnce(&mut [u8]) -> R) -> R {
     })
 }
 
-/// See [`crate::FileSystem::read_batch`].
-pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()> {
+/// See [`crate::FileSystem::read_batch`] and [`crate::FileSystem::read_batch_timed`].
+pub(crate) fn read_batch(
+    requests: &mut [ReadRequest<'_>],
+    queue_depth: usize,
+    latencies: Option<&mut [Duration]>,
+) -> Result<()> {
     let mut files = Vec::with_capacity(requests.len());
     for request in requests.iter() {
         let file = request
@@ -177,6 +178,8 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
     let unit = disk.unit();
     let mut bounces: Vec<Bounce> = Vec::new();
     let mut reads = Vec::with_capacity(requests.len());
+    // The request that each device read belongs to.
+    let mut owners = Vec::with_capacity(requests.len());
     let mut indirect = Vec::new();
     for (index, (request, file)) in requests.iter_mut().zip(&files).enumerate() {
         let (from_device, len) = file.copy_tail(request.offset, request.buf, false);
@@ -191,6 +194,7 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
             && AlignedBuf::is_aligned(request.buf);
         if direct {
             file.plan(start, &mut request.buf[..from_device], &mut reads)?;
+            owners.resize(reads.len(), index);
         } else {
             indirect.push((index, start));
             bounces.push(Bounce {
@@ -202,8 +206,15 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
     }
     for (bounce, &(index, start)) in bounces.iter_mut().zip(&indirect) {
         files[index].plan(start, &mut bounce.buf, &mut reads)?;
+        owners.resize(reads.len(), index);
     }
     disk.read_batch(&mut reads, queue_depth)?;
+    if let Some(latencies) = latencies {
+        latencies[..files.len()].fill(Duration::ZERO);
+        for (read, &owner) in reads.iter().zip(&owners) {
+            latencies[owner] = latencies[owner].max(read.elapsed);
+        }
+    }
     drop(reads);
     for (bounce, &(index, _)) in bounces.iter().zip(&indirect) {
         let bytes = &bounce.buf[bounce.skip..bounce.skip + bounce.len];
