@@ -174,5 +174,9 @@ fn new_device(seed: u64, rng: &mut StdRng) -> SimDevice {
         ..MkfsOptions::default()
     };
     mkfs(&device, &options).expect("a healthy device can be formatted");
-    device
+    // Some filesystems do not fill their device yet, and the workload expands them.
+    match rng.random_range(0..3) {
+        0 => device.grown(size + rng.random_range(1..=8) * MIB),
+        _ => device,
+    }
 }
