@@ -35,7 +35,7 @@ pub(crate) mod varint;
 mod tests;
 
 pub use self::builder::{TableBuilder, TableSummary};
-pub use self::filter::{best_probes, expected_fpr, filter_hash};
+pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;
 pub(crate) use self::reader::BlockPlace;

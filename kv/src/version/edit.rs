@@ -13,6 +13,7 @@
 //!    7  cf varint, level varint, file number varint          table removed
 //!    8  cf varint, level varint, run varint, table           table added
 //!    9  next column family number varint
+//!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
 //!
 //! table: number, file size, entries, deletions, smallest seq, largest seq varints, checksum u64,
 //! smallest and largest internal key as bytes (varint length first).
@@ -61,6 +62,7 @@ const TAG_LOG_NUMBER: u64 = 6;
 const TAG_REMOVED: u64 = 7;
 const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
+const TAG_CREATED: u64 = 80;
 /// Unknown tags from here on are skipped.
 const TAG_FIRST_SKIPPABLE: u64 = 64;
 
@@ -131,6 +133,19 @@ impl VersionEdit {
                 let cf = CfId(u32::try_from(body.varint()?).ok()?);
                 self.cfs.entry(cf).or_default().decode_field(tag, body)?;
             }
+            TAG_CREATED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let (number, created) = (body.varint()?, body.varint()?);
+                // Only of a table of this very edit; anything else says nothing.
+                if let Some(edit) = self.cfs.get_mut(&cf) {
+                    let added = edit.added.iter_mut().rev();
+                    if let Some((_, _, meta)) =
+                        added.into_iter().find(|(.., meta)| meta.number == number)
+                    {
+                        meta.created = created;
+                    }
+                }
+            }
             _ => return Some(false),
         }
         body.is_empty().then_some(true)
@@ -168,6 +183,13 @@ impl CfEdit {
                 put_varint(body, *run);
                 put_table(body, meta);
             });
+            if meta.created > 0 {
+                put_field(out, TAG_CREATED, |body| {
+                    put_varint(body, cf);
+                    put_varint(body, meta.number);
+                    put_varint(body, meta.created);
+                });
+            }
         }
     }
 
@@ -239,6 +261,7 @@ fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
         checksum,
         smallest_seq,
         largest_seq,
+        created: 0,
     })
 }
 
@@ -257,6 +280,7 @@ mod tests {
             checksum: u64::MAX,
             smallest_seq: 5,
             largest_seq: 500,
+            created: 1_700_000_000,
         };
         let default = CfEdit {
             log_number: Some(7),
@@ -287,7 +311,7 @@ mod tests {
     #[test]
     fn unknown_high_tags_are_skipped_and_low_ones_refused() {
         let mut data = sample().encode();
-        put_field(&mut data, 64, |body| body.extend_from_slice(b"future"));
+        put_field(&mut data, 127, |body| body.extend_from_slice(b"future"));
         assert_eq!(VersionEdit::decode(&data), Ok(sample()));
         put_field(&mut data, 10, |body| body.push(0));
         assert!(VersionEdit::decode(&data).unwrap_err().contains("newer"));

@@ -20,6 +20,7 @@ use crate::env::{Env, Priority};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
+use crate::listener::{EventListener, FileEvent, FileKind};
 use crate::sstable::Table;
 
 use super::edit::CfEdit;
@@ -40,6 +41,8 @@ pub(crate) struct SstMeta {
     pub(crate) checksum: u64,
     pub(crate) smallest_seq: SeqNo,
     pub(crate) largest_seq: SeqNo,
+    /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
 }
 
 impl SstMeta {
@@ -54,13 +57,16 @@ impl SstMeta {
 
 /// Removes the files of tables that nothing needs any more, in the background.
 ///
-/// Lock: `queue` is held for queue operations only.
+/// Locks: `removing` is held while files are removed, so that a purge on closing waits for one in
+/// the background; `queue`, taken after it, for queue operations only.
 #[derive(Debug)]
 pub(crate) struct ObsoleteFiles {
     fs: FileSystemRef,
     dir: PathBuf,
     env: Arc<Env>,
     queue: Mutex<Vec<FileNumber>>,
+    removing: Mutex<()>,
+    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
 }
 
 impl ObsoleteFiles {
@@ -70,7 +76,14 @@ impl ObsoleteFiles {
             dir,
             env,
             queue: Mutex::new(Vec::new()),
+            removing: Mutex::new(()),
+            listeners: OnceLock::new(),
         })
+    }
+
+    /// Whom to tell of removed files; the first call counts.
+    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
+        let _ = self.listeners.set(listeners);
     }
 
     fn push(self: &Arc<Self>, number: FileNumber) {
@@ -86,6 +99,7 @@ impl ObsoleteFiles {
     /// Removes what is queued now. A file that cannot be removed is left for the next open,
     /// which removes what no version names.
     pub(crate) fn purge(&self) {
+        let _removing = self.removing.lock();
         let numbers = std::mem::take(&mut *self.queue.lock());
         for number in numbers {
             let path = self.dir.join(FileName::Table(number).to_string());
@@ -93,7 +107,17 @@ impl ObsoleteFiles {
                 Err(error) if !error.is_not_found() => {
                     tracing::warn!(path = %path.display(), %error, "obsolete table not removed");
                 }
-                _ => {}
+                Ok(()) => {
+                    let event = FileEvent {
+                        kind: FileKind::Table,
+                        path,
+                        bytes: None,
+                    };
+                    for listener in self.listeners.get().into_iter().flatten() {
+                        listener.on_file_deleted(&event);
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
