@@ -17,7 +17,7 @@ use crate::background::{Background, Work};
 use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::file::{LavaFile, OpenFile};
+use crate::file::{LavaFile, OpenFile, ReadaheadBudget};
 use crate::format::op::Op;
 use crate::format::superblock::{COMPAT_DISCARD, Superblock};
 use crate::meta::inode::Inode;
@@ -43,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) journal: Option<Journal>,
     pub(crate) background: Mutex<Option<Background>>,
     pub(crate) discards: Discards,
+    pub(crate) readahead: Arc<ReadaheadBudget>,
     /// How far a read-only mount has followed the journal; `None` where it is mounted for writing.
     pub(crate) view: Option<View>,
 }

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -19,7 +20,7 @@ use crate::device::{AlignedBuf, BlockDevice, DeviceCounters, DeviceWrite, Durabi
 use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, PathError, Result};
-use crate::file::read_batch;
+use crate::file::{ReadaheadBudget, read_batch};
 use crate::format::owner::Owner;
 use crate::format::superblock::{COMPAT_DISCARD, OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
@@ -145,6 +146,7 @@ impl LavaFs {
             journal,
             background: Mutex::new(None),
             discards: Discards::new(options.discard_rate, options.discard_backlog),
+            readahead: ReadaheadBudget::new(options.readahead),
             view,
         };
         LavaFs {
@@ -407,7 +409,16 @@ impl FileSystem for LavaFs {
     }
 
     fn read_batch(&self, requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()> {
-        read_batch(requests, queue_depth)
+        read_batch(requests, queue_depth, None)
+    }
+
+    fn read_batch_timed(
+        &self,
+        requests: &mut [ReadRequest<'_>],
+        queue_depth: usize,
+        latencies: &mut [Duration],
+    ) -> Result<()> {
+        read_batch(requests, queue_depth, Some(latencies))
     }
 
     fn space(&self) -> Space {

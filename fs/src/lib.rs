@@ -43,7 +43,7 @@ pub use namespace::{
     Attributes, LINKS_MAX, NAME_LEN_MAX, Ownership, RenameMode, SetAttributes, TARGET_LEN_MAX,
     Transaction, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX,
 };
-pub use options::{DEVICE_SIZE_MIN, DISCARD_RATE_MIN, MkfsOptions, MountOptions};
+pub use options::{DEVICE_SIZE_MIN, DISCARD_RATE_MIN, MkfsOptions, MountOptions, READAHEAD_RANGE};
 pub use types::{BLOCK_SIZE, FileSize, Generation, Ino, align_down, align_up};
 pub use vfs::{
     CreateOptions, DirEntry, File, FileKind, FileLock, FileRef, FileSystem, FileSystemRef,

@@ -29,9 +29,20 @@ pub struct MkfsOptions {
 /// Least [`MountOptions::discard_rate`]: 1 MiB a second.
 pub const DISCARD_RATE_MIN: u64 = 1 << 20;
 
+/// Least and largest [`MountOptions::readahead`] that is not 0: 64 KiB and 16 MiB.
+pub const READAHEAD_RANGE: std::ops::RangeInclusive<u64> = 64 << 10..=16 << 20;
+
 impl MountOptions {
     /// Refuses options out of range.
     pub(crate) fn validate(&self) -> Result<()> {
+        if self.readahead != 0 && !READAHEAD_RANGE.contains(&self.readahead) {
+            let (min, max) = READAHEAD_RANGE.into_inner();
+            let what = format!(
+                "a readahead of {} bytes; 0, or {min} to {max}",
+                self.readahead
+            );
+            return Err(Error::Invalid { what });
+        }
         if self.discard_rate < DISCARD_RATE_MIN {
             let rate = self.discard_rate;
             let what = format!("a discard rate of {rate} bytes/s; at least {DISCARD_RATE_MIN}");
@@ -61,6 +72,10 @@ pub struct MountOptions {
     /// Bytes that may wait to be discarded; what is freed beyond that is not discarded until it is
     /// freed again. Waiting space is free for files. Default 1 GiB; 0 discards nothing.
     pub discard_backlog: u64,
+    /// Most bytes of one read ahead of a sequential reader; two are held for each reader, 64 MiB for
+    /// the whole mount. Reads of more than half of it are not read ahead for. Default 1 MiB; 0 reads
+    /// nothing ahead; otherwise within [`READAHEAD_RANGE`], and rounded down to a power of two.
+    pub readahead: u64,
 }
 
 impl Default for MountOptions {
@@ -71,6 +86,7 @@ impl Default for MountOptions {
             take_over: false,
             discard_rate: 256 << 20,
             discard_backlog: 1 << 30,
+            readahead: 1 << 20,
         }
     }
 }

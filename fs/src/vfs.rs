@@ -14,6 +14,7 @@ use std::fmt;
 use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::device::DeviceCounters;
 use crate::error::Result;
@@ -67,6 +68,27 @@ pub trait FileSystem: Send + Sync + fmt::Debug {
     /// # Errors
     /// The first failure; the buffers' contents are then unspecified.
     fn read_batch(&self, requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()>;
+
+    /// As [`FileSystem::read_batch`], and sets for each request how long it took from its submission to
+    /// the device until it was seen to be complete; zero where it needed no device read. This default
+    /// performs one request at a time.
+    ///
+    /// # Panics
+    /// Where there are fewer `latencies` than requests.
+    fn read_batch_timed(
+        &self,
+        requests: &mut [ReadRequest<'_>],
+        _queue_depth: usize,
+        latencies: &mut [Duration],
+    ) -> Result<()> {
+        assert!(latencies.len() >= requests.len(), "each request is timed");
+        for (request, latency) in requests.iter_mut().zip(latencies) {
+            let submitted = Instant::now();
+            request.read = request.file.read_at(request.offset, request.buf)?;
+            *latency = submitted.elapsed();
+        }
+        Ok(())
+    }
 
     /// Space in bytes.
     fn space(&self) -> Space;

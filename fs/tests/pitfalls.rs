@@ -317,3 +317,25 @@ fn a_mount_reads_its_metadata_in_few_large_pieces() {
     assert!(spent.read_bytes < 2 * metadata + 20 * MIB, "{spent:?}");
     assert!(spent.read_ios < 60, "{spent:?}");
 }
+
+/// Direct reads without readahead regress (ceph#10766, #20542, #34224, #38044): with the default options a
+/// reader of 4 KiB at a time waits for the device once for many of its reads.
+#[test]
+fn small_sequential_reads_are_read_ahead_by_default() {
+    let device = device(32 * MIB);
+    let fs = mount(&device);
+    let file = create(&fs, "/f");
+    for part in 0..16 {
+        file.append(&vec![part; MIB as usize]).unwrap();
+    }
+    file.fsync().unwrap();
+    let before = fs.counters();
+    let mut bytes = [0; 4096];
+    for at in (0..16 * MIB).step_by(4096) {
+        assert_eq!(file.read_at(at, &mut bytes).unwrap(), 4096);
+        assert_eq!(bytes, [(at / MIB) as u8; 4096]);
+    }
+    let cost = fs.counters() - before;
+    assert_eq!(cost.read_bytes, 16 * MIB, "no byte twice");
+    assert!(cost.read_ios < 40, "{} for 4096 reads", cost.read_ios);
+}

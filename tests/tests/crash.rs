@@ -1,6 +1,6 @@
 //! The crash explorer at the length that every run of the tests can afford.
 
-use lavatests::crash::{Effort, explore};
+use lavatests::crash::{Effort, explore, explore_mkfs, explore_threads};
 
 /// Explores worlds from `first` on until `least` states were seen.
 fn explore_from(first: u64, least: u64, effort: &Effort) {
@@ -30,4 +30,20 @@ fn short_lives_survive_crash_after_crash() {
         crashes: 8,
     };
     explore_from(1_000_000, 30_000, &effort);
+}
+
+#[test]
+fn a_crashed_mkfs_leaves_no_filesystem_or_a_whole_one() {
+    for seed in 0..60 {
+        let explored = explore_mkfs(seed, 16);
+        explored.unwrap_or_else(|violation| panic!("mkfs {violation}"));
+    }
+}
+
+#[test]
+fn threads_lose_nothing_acknowledged_and_keep_their_order() {
+    for seed in 0..12 {
+        let explored = explore_threads(seed, 40, 2);
+        explored.unwrap_or_else(|violation| panic!("threads {violation}"));
+    }
 }

@@ -5,6 +5,7 @@
 //! measured), but a batch of durable writes shares one flush.
 
 use std::io;
+use std::time::Instant;
 
 use super::raw::Raw;
 use super::{BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry};
@@ -38,7 +39,9 @@ impl BlockDevice for FileDevice {
     fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize) {
         assert!(queue_depth > 0, "a batch needs a queue");
         for read in reads {
+            let submitted = Instant::now();
             read.result = self.read(read.offset, read.buf);
+            read.elapsed = submitted.elapsed();
         }
     }
 

@@ -8,7 +8,8 @@
 //! - offsets, lengths and the addresses of buffers are multiples of [`Geometry::logical_block`]
 //!   (parts of an [`AlignedBuf`] will do); anything else is a programmer's error (panic);
 //! - a call returns when the device has completed it: I/O is submitted and reaped on the calling
-//!   thread, there is no hand-off to another one;
+//!   thread, there is no hand-off to another one; only [`BlockDevice::read_ahead`] returns earlier
+//!   where the device can;
 //! - a completed [`Durability::Volatile`] write may be lost or torn by a crash until a later
 //!   [`BlockDevice::flush`] that *began after the write completed* has returned; a
 //!   [`Durability::Durable`] write is durable on return but says nothing about other writes;
@@ -17,6 +18,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 mod buf;
 pub(crate) mod counters;
@@ -24,6 +26,7 @@ mod fault;
 mod file;
 mod holder;
 mod open;
+mod pending;
 mod raw;
 mod ring;
 mod sim;
@@ -36,6 +39,7 @@ pub use buf::{AlignedBuf, BUFFER_ALIGN};
 pub use fault::{Fault, FaultOn, FaultPlan, FaultWhen};
 pub use file::FileDevice;
 pub use open::{OpenMode, create_image, open};
+pub use pending::{PendingRead, ReadPart};
 pub use sim::{Recording, SimDevice, SimOp, SimWrite};
 pub use uring::UringDevice;
 
@@ -51,8 +55,25 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// Performs all reads, with at most `queue_depth` in flight at a time, and sets each one's
-    /// result. Order is unspecified.
+    /// result and time. Order is unspecified.
     fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize);
+
+    /// Begins to read `parts` into `buf`, one behind the other from its beginning. Failures come out
+    /// of [`PendingRead::wait`]. This default reads before it returns.
+    ///
+    /// # Panics
+    /// Where the parts are longer than `buf`.
+    fn read_ahead(&self, parts: &[ReadPart], mut buf: AlignedBuf) -> PendingRead {
+        let mut at = 0;
+        let mut result = Ok(());
+        for part in parts {
+            if result.is_ok() {
+                result = self.read(part.offset, &mut buf[at..at + part.len]);
+            }
+            at += part.len;
+        }
+        PendingRead::done(buf, result)
+    }
 
     /// Writes `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()>;
@@ -101,6 +122,20 @@ pub struct DeviceRead<'a> {
     pub buf: &'a mut [u8],
     /// Set by the call.
     pub result: io::Result<()>,
+    /// Set by the call: from the read's submission until it was seen to be complete.
+    pub elapsed: Duration,
+}
+
+impl<'a> DeviceRead<'a> {
+    /// A read that is to be performed.
+    pub fn new(offset: u64, buf: &'a mut [u8]) -> DeviceRead<'a> {
+        DeviceRead {
+            offset,
+            buf,
+            result: Ok(()),
+            elapsed: Duration::ZERO,
+        }
+    }
 }
 
 /// One write of a batch.

@@ -16,10 +16,13 @@ use std::cell::RefCell;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::counters::AtomicCounters;
+
+pub(super) mod ahead;
 
 /// Entries of the submission queue, and with it the most transfers in flight of one thread.
 const ENTRIES: u32 = 256;
@@ -57,6 +60,9 @@ pub(super) struct Transfer<'a> {
     /// Bytes transferred.
     done: usize,
     result: io::Result<()>,
+    submitted: Option<Instant>,
+    /// From submission until the call saw it complete.
+    elapsed: Duration,
     buffer: PhantomData<&'a mut [u8]>,
 }
 
@@ -70,6 +76,24 @@ impl<'a> Transfer<'a> {
             offset,
             done: 0,
             result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
+            buffer: PhantomData,
+        }
+    }
+
+    /// A read whose buffer nothing but the caller keeps alive until its completion.
+    fn read_raw(fd: &impl AsRawFd, offset: u64, buf: &mut [u8]) -> Transfer<'static> {
+        Transfer {
+            fd: fd.as_raw_fd(),
+            direction: Direction::Read,
+            ptr: buf.as_mut_ptr(),
+            len: buf.len(),
+            offset,
+            done: 0,
+            result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
             buffer: PhantomData,
         }
     }
@@ -89,12 +113,19 @@ impl<'a> Transfer<'a> {
             offset,
             done: 0,
             result: Ok(()),
+            submitted: None,
+            elapsed: Duration::ZERO,
             buffer: PhantomData,
         }
     }
 
     pub(super) fn into_result(self) -> io::Result<()> {
         self.result
+    }
+
+    /// Whether it worked, and how long it took.
+    pub(super) fn into_outcome(self) -> (io::Result<()>, Duration) {
+        (self.result, self.elapsed)
     }
 
     /// The submission for what is left to do.
@@ -217,6 +248,8 @@ impl Flight<'_> {
         let mut finished = 0;
         let total = transfers.len();
         while finished < total {
+            // One look at the clock for all that are submitted, or reaped, together.
+            let mut now = None;
             while self.in_flight < depth {
                 let index = match again.pop() {
                     Some(index) => index,
@@ -230,17 +263,22 @@ impl Flight<'_> {
                     finished += 1;
                     continue;
                 }
+                let submitted = &mut transfers[index].submitted;
+                submitted.get_or_insert_with(|| *now.get_or_insert_with(Instant::now));
                 self.push(&transfers[index].entry(index));
             }
             if self.in_flight == 0 {
                 continue;
             }
             self.enter(group.min(self.in_flight));
+            let seen = Instant::now();
             let mut completions = self.ring.completion();
             for completion in &mut completions {
                 self.in_flight -= 1;
                 let index = completion.user_data() as usize;
-                if transfers[index].complete(completion.result(), counters) {
+                let transfer = &mut transfers[index];
+                if transfer.complete(completion.result(), counters) {
+                    transfer.elapsed = transfer.submitted.map_or(Duration::ZERO, |at| seen - at);
                     finished += 1;
                 } else {
                     again.push(index);
@@ -255,6 +293,14 @@ impl Flight<'_> {
         let pushed = unsafe { self.ring.submission().push(entry) };
         pushed.expect("no more are in flight than the queue has entries");
         self.in_flight += 1;
+    }
+
+    /// Waits for a completion where none has arrived, and submits what is queued.
+    fn enter_if_empty(&mut self) {
+        let queued = !self.ring.submission().is_empty();
+        if queued || self.ring.completion().is_empty() {
+            self.enter(1);
+        }
     }
 
     /// Submits what is queued and waits for `want` completions, or fewer if interrupted.

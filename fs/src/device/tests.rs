@@ -57,11 +57,7 @@ fn obeys_the_rules(device: &dyn BlockDevice) {
             let mut reads: Vec<_> = writes
                 .iter()
                 .zip(&mut buffers)
-                .map(|(write, buf)| DeviceRead {
-                    offset: write.offset,
-                    buf,
-                    result: Err(std::io::ErrorKind::NotConnected.into()),
-                })
+                .map(|(write, buf)| DeviceRead::new(write.offset, buf))
                 .collect();
             device.read_batch(&mut reads, depth);
             for (read, write) in reads.iter().zip(&writes) {
@@ -113,11 +109,7 @@ fn serves_threads(device: &dyn BlockDevice) {
                         .write(base + round * 16384, &data, durability)
                         .unwrap();
                     let mut back = AlignedBuf::zeroed(data.len());
-                    let mut reads = [DeviceRead {
-                        offset: base + round * 16384,
-                        buf: &mut back,
-                        result: Ok(()),
-                    }];
+                    let mut reads = [DeviceRead::new(base + round * 16384, &mut back)];
                     device.read_batch(&mut reads, 4);
                     reads[0].result.as_ref().unwrap();
                     assert!(back[..] == data[..]);
@@ -276,11 +268,7 @@ fn counters_equal_the_kernels_statistics() {
         let mut reads: Vec<_> = buffers
             .iter_mut()
             .zip(0..)
-            .map(|(buf, i)| DeviceRead {
-                offset: i * 65536,
-                buf,
-                result: Ok(()),
-            })
+            .map(|(buf, i)| DeviceRead::new(i * 65536, buf))
             .collect();
         device.read_batch(&mut reads, 8);
         device.flush().unwrap();
@@ -452,11 +440,7 @@ fn rings_of_ended_threads_leave_no_descriptors() {
                 .write(0, &pattern(0, 4096), Durability::Volatile)
                 .unwrap();
             let mut back = AlignedBuf::zeroed(4096);
-            let mut reads = [DeviceRead {
-                offset: 0,
-                buf: &mut back,
-                result: Ok(()),
-            }];
+            let mut reads = [DeviceRead::new(0, &mut back)];
             device.read_batch(&mut reads, 1);
             reads[0].result.as_ref().unwrap();
         })
@@ -465,4 +449,26 @@ fn rings_of_ended_threads_leave_no_descriptors() {
     }
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
     assert!(open < 500, "{open} descriptors are open");
+}
+
+#[test]
+fn each_read_of_a_batch_tells_its_own_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    for engine in [Engine::Auto, Engine::Pread] {
+        let device = open_with(&image, OpenMode::ReadOnly, engine).unwrap();
+        let mut bufs: Vec<_> = (0..64).map(|_| AlignedBuf::zeroed(4096)).collect();
+        let mut reads: Vec<_> = bufs
+            .iter_mut()
+            .zip(0..)
+            .map(|(buf, i)| DeviceRead::new(i * 8192, buf))
+            .collect();
+        let started = std::time::Instant::now();
+        device.read_batch(&mut reads, 4);
+        let whole = started.elapsed();
+        let sum: std::time::Duration = reads.iter().map(|read| read.elapsed).sum();
+        assert!(reads.iter().all(|read| !read.elapsed.is_zero()));
+        // No more than four were in flight at any time.
+        assert!(sum <= 4 * whole, "{sum:?} in {whole:?}");
+    }
 }

@@ -6,15 +6,22 @@
 //! have no ring (limits of memory or descriptors) uses plain calls throughout.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::raw::Raw;
+use super::ring::ahead::{Ahead, Pool};
 use super::ring::{self, Transfer};
-use super::{BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry};
+use super::{
+    AlignedBuf, BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry,
+    PendingRead, ReadPart,
+};
 
 /// A device or image through io_uring. Made by [`super::open`].
 #[derive(Debug)]
 pub struct UringDevice {
-    raw: Raw,
+    raw: Arc<Raw>,
+    pool: Arc<Pool>,
 }
 
 impl UringDevice {
@@ -22,7 +29,10 @@ impl UringDevice {
     /// Gives the file back where the calling thread can have no ring.
     pub(super) fn new(raw: Raw) -> Result<UringDevice, (Raw, io::Error)> {
         match ring::probe() {
-            Ok(()) => Ok(UringDevice { raw }),
+            Ok(()) => Ok(UringDevice {
+                raw: Arc::new(raw),
+                pool: Arc::default(),
+            }),
             Err(error) => Err((raw, error)),
         }
     }
@@ -57,16 +67,37 @@ impl BlockDevice for UringDevice {
             .collect();
         match ring::run(&mut transfers, queue_depth, &self.raw.counters) {
             Ok(()) => {
-                let results: Vec<_> = transfers.into_iter().map(Transfer::into_result).collect();
-                for (read, result) in reads.iter_mut().zip(results) {
+                let outcomes: Vec<_> = transfers.into_iter().map(Transfer::into_outcome).collect();
+                for (read, (result, elapsed)) in reads.iter_mut().zip(outcomes) {
                     read.result = result;
+                    read.elapsed = elapsed;
                 }
             }
             Err(_) => {
                 drop(transfers);
                 for read in reads {
+                    let submitted = Instant::now();
                     read.result = self.raw.pread(read.offset, read.buf);
+                    read.elapsed = submitted.elapsed();
                 }
+            }
+        }
+    }
+
+    fn read_ahead(&self, parts: &[ReadPart], buf: AlignedBuf) -> PendingRead {
+        match Ahead::start(&self.pool, &self.raw, parts, buf) {
+            Ok(ahead) => PendingRead::in_flight(ahead),
+            Err(mut buf) => {
+                let mut rest: &mut [u8] = &mut buf;
+                let mut reads = Vec::with_capacity(parts.len());
+                for part in parts {
+                    let (data, after) = rest.split_at_mut(part.len);
+                    reads.push(DeviceRead::new(part.offset, data));
+                    rest = after;
+                }
+                self.read_batch(&mut reads, parts.len().max(1));
+                let result = reads.into_iter().try_for_each(|read| read.result);
+                PendingRead::done(buf, result)
             }
         }
     }

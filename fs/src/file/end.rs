@@ -25,7 +25,7 @@ impl OpenFile {
             FileSize::Exact(present) if size == present => return Ok(()),
             FileSize::Exact(present) if size < present => {
                 self.write_out(&mut appender, Durability::Volatile)?;
-                let _gate = self.gate.write();
+                let _gate = self.keep_readers_out();
                 self.cut(&mut appender, size, None);
                 return self.core.commit(appender.created_ticket);
             }
@@ -35,6 +35,7 @@ impl OpenFile {
                 return Err(Error::Invalid { what });
             }
         }
+        let gate = self.keep_readers_out();
         *self.tail.write() = Tail::empty_at(size);
         self.unreserve(&mut appender);
         *appender = Appender::new(size, 0, appender.created_ticket);
@@ -43,6 +44,7 @@ impl OpenFile {
             .store(self.core.now_ns(), Ordering::Release);
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
+        drop(gate);
         self.core.commit(ticket)
     }
 
@@ -63,7 +65,7 @@ impl OpenFile {
         if size > self.tail.read().start {
             self.write_out(&mut appender, Durability::Volatile)?;
         }
-        let _gate = self.gate.write();
+        let _gate = self.keep_readers_out();
         self.cut(&mut appender, size, Some(generation));
         self.uncertain.store(false, Ordering::Release);
         Ok(())

@@ -20,6 +20,7 @@ use crate::core::Core;
 use crate::error::Result;
 use crate::file::appender::Appender;
 use crate::file::pipeline::Pipeline;
+use crate::file::readahead::Streams;
 use crate::file::tail::Tail;
 use crate::meta::inode::Inode;
 use crate::types::{FileSize, Generation, Ino};
@@ -34,6 +35,8 @@ pub(crate) struct OpenFile {
     pub(super) gate: RwLock<()>,
     pub(super) tail: RwLock<Tail>,
     pub(super) pipeline: Pipeline,
+    /// Its sequential readers and what was read ahead for them.
+    pub(super) streams: Arc<Streams>,
     pub(super) policy: TailPolicy,
     /// The size is only known between bounds, since a crash.
     pub(super) uncertain: AtomicBool,
@@ -53,6 +56,7 @@ impl OpenFile {
         let uncertain = matches!(journaled, FileSize::Between { .. }) && journaled.lower() == size;
         let last_ticket = core.last_ticket();
         OpenFile {
+            streams: Streams::new(&core.readahead),
             core,
             inode,
             appender: Mutex::new(Appender::new(size, expected_size, last_ticket)),
@@ -68,6 +72,11 @@ impl OpenFile {
 
     pub(crate) fn ino(&self) -> Ino {
         self.inode.ino
+    }
+
+    /// The size is only known between bounds, since a crash.
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.uncertain.load(Ordering::Acquire)
     }
 
     /// What is known of the size, buffered bytes included.

@@ -64,6 +64,11 @@ impl Pipeline {
         (first - offset) as usize
     }
 
+    /// File offset of the first byte in flight.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.state.lock().front().map(|entry| entry.offset)
+    }
+
     /// Waits until nothing is in flight.
     pub(super) fn drain(&self) {
         let mut queue = self.state.lock();

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::device::{AlignedBuf, DeviceRead};
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ impl OpenFile {
         let _gate = self.gate.read();
         let (from_device, len) = self.copy_tail(offset, buf, unverified);
         if from_device > 0 {
-            self.read_device_locked(offset, &mut buf[..from_device])?;
+            self.read_stream(offset, &mut buf[..from_device], len, unverified)?;
         }
         Ok(len)
     }
@@ -67,7 +68,8 @@ impl OpenFile {
         self.read_device_locked(offset, buf)
     }
 
-    fn read_device_locked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// As [`OpenFile::read_device`], for a caller that shares the gate.
+    pub(super) fn read_device_locked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let unit = self.core.disk.unit();
         let start = align_down(offset, unit);
         let end = align_up(offset + buf.len() as u64, unit);
@@ -98,9 +100,24 @@ impl OpenFile {
         mut buf: &'a mut [u8],
         reads: &mut Vec<DeviceRead<'a>>,
     ) -> Result<()> {
+        self.runs(offset, buf.len() as u64, |offset, len| {
+            let (part, rest) = std::mem::take(&mut buf).split_at_mut(len as usize);
+            reads.push(DeviceRead::new(offset, part));
+            buf = rest;
+        })
+    }
+
+    /// Calls `visit` with device offset and length of each part of the whole logical blocks
+    /// `offset..offset + len`.
+    pub(super) fn runs(
+        &self,
+        offset: u64,
+        len: u64,
+        mut visit: impl FnMut(u64, u64),
+    ) -> Result<()> {
         let state = self.inode.state.read();
         let mut at = offset;
-        while !buf.is_empty() {
+        while at < offset + len {
             let block = align_down(at, BLOCK_SIZE);
             let run = state.extents.find(block / BLOCK_SIZE).ok_or_else(|| {
                 Error::corrupt(
@@ -109,16 +126,9 @@ impl OpenFile {
                     format!("inode {} has no block there", self.ino()),
                 )
             })?;
-            let len = (block + run.blocks * BLOCK_SIZE - at).min(buf.len() as u64);
-            let (part, rest) = buf.split_at_mut(len as usize);
-            let offset = run.start * BLOCK_SIZE + (at - block);
-            reads.push(DeviceRead {
-                offset,
-                buf: part,
-                result: Ok(()),
-            });
-            at += len;
-            buf = rest;
+            let part = (block + run.blocks * BLOCK_SIZE - at).min(offset + len - at);
+            visit(run.start * BLOCK_SIZE + (at - block), part);
+            at += part;
         }
         Ok(())
     }
@@ -137,8 +147,12 @@ fn with_bounce<R>(len: usize, body: impl FnOnce(&mut [u8]) -> R) -> R {
     })
 }
 
-/// See [`crate::FileSystem::read_batch`].
-pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -> Result<()> {
+/// See [`crate::FileSystem::read_batch`] and [`crate::FileSystem::read_batch_timed`].
+pub(crate) fn read_batch(
+    requests: &mut [ReadRequest<'_>],
+    queue_depth: usize,
+    latencies: Option<&mut [Duration]>,
+) -> Result<()> {
     let mut files = Vec::with_capacity(requests.len());
     for request in requests.iter() {
         let file = request
@@ -164,6 +178,8 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
     let unit = disk.unit();
     let mut bounces: Vec<Bounce> = Vec::new();
     let mut reads = Vec::with_capacity(requests.len());
+    // The request that each device read belongs to.
+    let mut owners = Vec::with_capacity(requests.len());
     let mut indirect = Vec::new();
     for (index, (request, file)) in requests.iter_mut().zip(&files).enumerate() {
         let (from_device, len) = file.copy_tail(request.offset, request.buf, false);
@@ -178,6 +194,7 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
             && AlignedBuf::is_aligned(request.buf);
         if direct {
             file.plan(start, &mut request.buf[..from_device], &mut reads)?;
+            owners.resize(reads.len(), index);
         } else {
             indirect.push((index, start));
             bounces.push(Bounce {
@@ -189,8 +206,15 @@ pub(crate) fn read_batch(requests: &mut [ReadRequest<'_>], queue_depth: usize) -
     }
     for (bounce, &(index, start)) in bounces.iter_mut().zip(&indirect) {
         files[index].plan(start, &mut bounce.buf, &mut reads)?;
+        owners.resize(reads.len(), index);
     }
     disk.read_batch(&mut reads, queue_depth)?;
+    if let Some(latencies) = latencies {
+        latencies[..files.len()].fill(Duration::ZERO);
+        for (read, &owner) in reads.iter().zip(&owners) {
+            latencies[owner] = latencies[owner].max(read.elapsed);
+        }
+    }
     drop(reads);
     for (bounce, &(index, _)) in bounces.iter().zip(&indirect) {
         let bytes = &bounce.buf[bounce.skip..bounce.skip + bounce.len];

@@ -10,9 +10,12 @@ use crate::file::tail::Tail;
 use crate::types::FileSize;
 
 impl OpenFile {
-    /// Waits for the readers of this file and keeps further ones out.
+    /// Waits for the readers of this file, keeps further ones out, and drops what was read ahead for
+    /// them: the gate is taken alone by whoever changes bytes that a reader may have seen.
     pub(crate) fn keep_readers_out(&self) -> RwLockWriteGuard<'_, ()> {
-        self.gate.write()
+        let alone = self.gate.write();
+        self.streams.forget();
+        alone
     }
 
     /// Takes over the inode's state, which a refresh has changed; with readers kept out.

@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use lavatests::crash::{Effort, explore};
+use clap::{Parser, ValueEnum};
+use lavatests::crash::{Effort, Violation, explore, explore_mkfs, explore_threads};
 
 /// Explores what LavaFS is after crashes at every device operation of random workloads.
 #[derive(Debug, Parser)]
@@ -16,6 +16,9 @@ struct Arguments {
     /// Explore until this many states were checked; without any limit 1,000,000.
     #[arg(long)]
     states: Option<u64>,
+    /// What is crashed.
+    #[arg(long, default_value = "all")]
+    kind: Kind,
     /// The first world; each further one has the next number.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -31,6 +34,45 @@ struct Arguments {
     /// Crashes at each device operation.
     #[arg(long, default_value_t = Effort::default().crashes)]
     crashes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Kind {
+    /// Every other kind: one world of threads and one of mkfs for eight plain ones.
+    All,
+    /// Worlds of one thread, which repeat exactly.
+    Plain,
+    /// Worlds of several threads, which need not.
+    Threads,
+    /// Making a filesystem.
+    Mkfs,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::All => "all",
+            Kind::Plain => "plain",
+            Kind::Threads => "threads",
+            Kind::Mkfs => "mkfs",
+        }
+    }
+}
+
+/// Explores the world `seed` as each of the kinds that it is for.
+fn explore_kinds(seed: u64, kind: Kind, effort: &Effort) -> Result<u64, Box<Violation>> {
+    let eighth = kind == Kind::All && seed.is_multiple_of(8);
+    let mut states = 0;
+    if matches!(kind, Kind::All | Kind::Plain) {
+        states += explore(seed, effort)?;
+    }
+    if eighth || kind == Kind::Threads {
+        states += explore_threads(seed, effort.steps, effort.crashes)?;
+    }
+    if eighth || kind == Kind::Mkfs {
+        states += explore_mkfs(seed, 4 * effort.crashes)?;
+    }
+    Ok(states)
 }
 
 fn main() -> ExitCode {
@@ -54,14 +96,17 @@ fn main() -> ExitCode {
         && arguments.worlds.is_none_or(|limit| worlds < limit)
     {
         let seed = arguments.seed + worlds;
-        match explore(seed, &effort) {
+        match explore_kinds(seed, arguments.kind, &effort) {
             Ok(seen) => states += seen,
             Err(violation) => {
                 violations += 1;
                 println!("{violation}");
                 println!(
-                    "  to repeat: crash-explorer --seed {seed} --worlds 1 --lives {} --steps {} --crashes {}",
-                    effort.lives, effort.steps, effort.crashes
+                    "  to repeat: crash-explorer --kind {} --seed {seed} --worlds 1 --lives {} --steps {} --crashes {}",
+                    arguments.kind.name(),
+                    effort.lives,
+                    effort.steps,
+                    effort.crashes
                 );
             }
         }

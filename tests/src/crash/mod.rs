@@ -9,10 +9,12 @@
 //!
 //! A world repeats exactly: a [`Violation`] names all that leads to it again.
 //!
-//! What it does not do: several threads, or the background thread; see the filesystem's own
-//! tests.
+//! Such a world has one thread. Worlds of several threads, with the background thread beside them,
+//! do not repeat and have a model of their own (`threads.rs`); crashes of mkfs are in `format.rs`.
 
+mod format;
 mod model;
+mod threads;
 mod verify;
 mod workload;
 
@@ -25,6 +27,8 @@ use lavafs::{MkfsOptions, mkfs};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+pub use self::format::explore_mkfs;
+pub use self::threads::explore_threads;
 use self::workload::Life;
 
 const MIB: u64 = 1 << 20;
@@ -174,5 +178,9 @@ fn new_device(seed: u64, rng: &mut StdRng) -> SimDevice {
         ..MkfsOptions::default()
     };
     mkfs(&device, &options).expect("a healthy device can be formatted");
-    device
+    // Some filesystems do not fill their device yet, and the workload expands them.
+    match rng.random_range(0..3) {
+        0 => device.grown(size + rng.random_range(1..=8) * MIB),
+        _ => device,
+    }
 }

@@ -30,6 +30,8 @@ pub(super) struct Names {
 pub(super) struct Node {
     /// True for a directory.
     pub(super) directory: bool,
+    /// Target of a symbolic link, which has one.
+    pub(super) target: Option<String>,
     /// Generation; 0 for what is no file.
     pub(super) generation: u64,
     /// Number of names.
@@ -45,11 +47,17 @@ impl Node {
     pub(super) fn new(kind: FileKind, generation: u64, mode: u32) -> Node {
         Node {
             directory: kind == FileKind::Directory,
+            target: None,
             generation,
             links: 1,
             mode,
             xattrs: BTreeMap::new(),
         }
+    }
+
+    /// True for a regular file.
+    pub(super) fn is_file(&self) -> bool {
+        !self.directory && self.target.is_none()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lavafs::device::SimDevice;
 use lavafs::{
     CheckMode, CreateOptions, FileKind, FileRef, FileSize, FileSystem, Ino, LavaFs, MountOptions,
-    check,
+    ReadRequest, check,
 };
 
 use super::model::{Branch, Model, Names, Node};
@@ -55,6 +55,7 @@ pub(super) fn verify(model: &Model, device: SimDevice, at: usize) -> Result<(), 
         verify_file(branches, file, at)
             .map_err(|why| format!("file of generation {generation}: {why}"))?;
     }
+    verify_batches(&fs, &found.files)?;
     drop(found);
     verify_new_generation(model, &fs, at)?;
     drop(fs);
@@ -107,7 +108,12 @@ fn add_node(
         let value = fs.xattr(ino, &name)?.unwrap_or_default();
         xattrs.insert(name.to_string_lossy().into_owned(), value);
     }
+    let mut target = None;
+    if kind == FileKind::Symlink {
+        target = Some(fs.read_link(ino)?.to_string_lossy().into_owned());
+    }
     let node = Node {
+        target,
         links: attributes.links,
         xattrs,
         ..Node::new(kind, generation, attributes.mode & 0o7777)
@@ -211,6 +217,43 @@ fn mismatch(found: &[u8], expected: &[u8], len: u64) -> Option<usize> {
         return None;
     }
     (0..len).find(|&at| found[at] != expected[at])
+}
+
+/// What one batch of reads gives of all files is what single reads give.
+fn verify_batches(fs: &LavaFs, files: &[FileRef]) -> Result<(), String> {
+    let mut expected = Vec::with_capacity(2 * files.len());
+    for file in files {
+        let size = file.size().lower() as usize;
+        // Not at a block's border, and one byte beyond the end.
+        for (from, to) in [(0, size / 3), (size / 3, size + 1)] {
+            let mut bytes = vec![0; to - from];
+            let read = file.read_at(from as u64, &mut bytes);
+            bytes.truncate(read.map_err(|error| format!("read_at: {error}"))?);
+            expected.push((file, from as u64, to - from, bytes));
+        }
+    }
+    let mut bufs: Vec<Vec<u8>> = expected.iter().map(|part| vec![0; part.2]).collect();
+    let mut requests: Vec<ReadRequest<'_>> = expected
+        .iter()
+        .zip(&mut bufs)
+        .map(|(&(file, offset, ..), buf)| ReadRequest {
+            file,
+            offset,
+            buf,
+            read: 0,
+        })
+        .collect();
+    let batch = fs.read_batch(&mut requests, 4);
+    batch.map_err(|error| format!("read_batch: {error}"))?;
+    for (request, (file, offset, _, bytes)) in requests.iter().zip(&expected) {
+        if request.buf[..request.read] != bytes[..] {
+            let generation = file.generation();
+            return Err(format!(
+                "a batch reads generation {generation} otherwise at {offset}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A file made after the crash has a generation that nobody has seen.

@@ -34,8 +34,8 @@ const BATCH_PER_DEPTH: usize = 64;
 /// operation. Without it the time ends after a last fdatasync per thread, so that everything is
 /// on the device. seqread and randread lay the files out first if they are missing (not
 /// counted). randread without --runtime ends after 5 seconds or after as many reads as the files
-/// have blocks, whichever comes first; with --qd above 1 a read's latency is its batch's time
-/// per read times the depth.
+/// have blocks, whichever comes first; a read's latency is its own, from submission to
+/// completion, with any --qd.
 #[derive(Debug, Args)]
 pub struct FsBench {
     /// Block device, image file or host:DIR
@@ -336,6 +336,7 @@ impl FsBench {
         };
         // Buffers of one queue depth would do, but each request of a batch needs its own.
         let mut buffer = AlignedBuf::zeroed(self.bs as usize * batch);
+        let mut latencies = vec![Duration::ZERO; batch];
         let mut done = Done::default();
         let end = self.deadline();
         let limit = end.unwrap_or_else(|| Instant::now() + Duration::from_secs(5));
@@ -365,9 +366,8 @@ impl FsBench {
                         }
                     })
                     .collect();
-                fs.read_batch(&mut requests, self.qd)?;
-                let each = started.elapsed().mul_f64(self.qd as f64 / batch as f64);
-                done.latency.record_many(each, batch as u64);
+                fs.read_batch_timed(&mut requests, self.qd, &mut latencies)?;
+                latencies.iter().for_each(|&each| done.latency.record(each));
                 if requests
                     .iter()
                     .any(|request| request.read as u64 != self.bs)

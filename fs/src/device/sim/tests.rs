@@ -262,11 +262,8 @@ fn reads_within_a_bad_range_fail_alone() {
     };
     let device = faulty(FaultOn::Read, bad, Fault::Eio);
     let (mut one, mut two) = (filled(4096, 1), filled(4096, 1));
-    let mut reads = [(4096, &mut one), (8192, &mut two)].map(|(offset, buf)| DeviceRead {
-        offset,
-        buf: &mut buf[..],
-        result: Ok(()),
-    });
+    let mut reads = [(4096, &mut one), (8192, &mut two)]
+        .map(|(offset, buf)| DeviceRead::new(offset, &mut buf[..]));
     device.read_batch(&mut reads, 2);
     assert!(reads[0].result.is_ok());
     assert!(reads[1].result.is_err());
