@@ -229,6 +229,15 @@ impl Db {
             })
     }
 
+    /// Collects the garbage of blob files now, on this thread, whatever the options say: every
+    /// file of which at least a fiftieth is garbage is replaced by one without.
+    ///
+    /// # Errors
+    /// What the collection failed with. A file that is damaged is left as it is, without an error.
+    pub fn collect_blob_garbage(&self) -> Result<()> {
+        self.engine().collect_all()
+    }
+
     /// Makes every logged write so far durable.
     ///
     /// # Errors

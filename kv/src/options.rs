@@ -91,6 +91,11 @@ pub struct Options {
     pub blob_file_size: u64,
     /// Compression of separated values, each by itself. Default zstd, level 1.
     pub blob_compression: Compression,
+    /// Collects the garbage of blob files in the background, more the fuller the disk is. Default
+    /// true.
+    pub enable_blob_garbage_collection: bool,
+    /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
+    pub max_blob_collections: usize,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
     /// Bits of Bloom filter per key; 0 for none. Default 10.
@@ -136,6 +141,8 @@ impl Default for Options {
             min_blob_size: 512,
             blob_file_size: 64 << 20,
             blob_compression: Compression::Zstd { level: 1 },
+            enable_blob_garbage_collection: true,
+            max_blob_collections: 2,
             block_size: 4096,
             bloom_bits_per_key: 10.0,
             block_cache_size: 32 << 20,
@@ -206,7 +213,7 @@ impl Options {
     /// [`Error::InvalidArgument`] names the first option that is out of range.
     pub fn validate(&self) -> Result<()> {
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 15] = [
+        let checks: [(bool, &str); 16] = [
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
             (
                 self.write_buffer_size <= 64 << 30,
@@ -252,6 +259,7 @@ impl Options {
                 "delayed_write_rate >= 1024",
             ),
             (self.blob_file_size >= 4096, "blob_file_size >= 4096"),
+            (self.max_blob_collections >= 1, "max_blob_collections >= 1"),
             (
                 (512..=16 << 20).contains(&self.block_size),
                 "block_size in 512..=16777216",
@@ -444,6 +452,14 @@ impl Options {
             (
                 "blob_compression",
                 Field::Compression(&mut self.blob_compression),
+            ),
+            (
+                "enable_blob_garbage_collection",
+                Field::Bool(&mut self.enable_blob_garbage_collection),
+            ),
+            (
+                "max_blob_collections",
+                Field::Usize(&mut self.max_blob_collections),
             ),
             ("block_size", Field::Usize(&mut self.block_size)),
             (

@@ -128,7 +128,8 @@ fn engine_for(
     recovered: &Recovered,
 ) -> Result<Arc<Engine>> {
     let env = options.env.clone().unwrap_or_else(Env::shared);
-    env.raise_limits(options.max_flushes(), options.max_compactions());
+    let low = options.max_compactions() + options.max_blob_collections;
+    env.raise_limits(options.max_flushes(), low);
     let cache = options
         .block_cache
         .clone()
