@@ -92,6 +92,15 @@ impl WriteBatch {
         self.delete_cf(CfId::DEFAULT, key);
     }
 
+    /// Ends `key` in the default column family, where it was put at most once since it last ended.
+    ///
+    /// Cheaper than a deletion: the first merge that meets both the put and this drops the two
+    /// together. After two puts the older one may come back, and what deletions and single deletions
+    /// of one key do together is not promised either.
+    pub fn single_delete(&mut self, key: &[u8]) {
+        self.single_delete_cf(CfId::DEFAULT, key);
+    }
+
     /// Sets `key` to `value` in column family `cf`.
     pub fn put_cf(&mut self, cf: CfId, key: &[u8], value: &[u8]) {
         self.push(cf, ValueKind::Value, key, Some(value));
@@ -100,6 +109,11 @@ impl WriteBatch {
     /// Removes `key` from column family `cf`.
     pub fn delete_cf(&mut self, cf: CfId, key: &[u8]) {
         self.push(cf, ValueKind::Delete, key, None);
+    }
+
+    /// As [`WriteBatch::single_delete`], in column family `cf`.
+    pub fn single_delete_cf(&mut self, cf: CfId, key: &[u8]) {
+        self.push(cf, ValueKind::SingleDelete, key, None);
     }
 
     /// Number of changes.
@@ -218,8 +232,8 @@ impl<'a> BatchReader<'a> {
         let key = self.decoder.bytes(MAX_KEY_LEN)?;
         let value = match kind {
             ValueKind::Value => self.decoder.bytes(MAX_VALUE_LEN)?,
-            ValueKind::Delete => &[],
-            _ => return None,
+            ValueKind::Delete | ValueKind::SingleDelete => &[],
+            ValueKind::BlobReference => return None,
         };
         Some(BatchEntry {
             cf,
@@ -292,6 +306,7 @@ mod tests {
         let mut batch = WriteBatch::new();
         batch.put(b"key", b"value");
         batch.delete(b"other");
+        batch.single_delete(b"once");
         let whole = batch.data().to_vec();
         for cut in 0..whole.len() {
             let outcome = BatchReader::new(&whole[..cut])

@@ -1,19 +1,23 @@
 //! Running compactions: a choice of the picker becomes tables and a change of the version.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
-    pick_range,
+    self, Action, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
+    filter_plan, pick_range,
 };
 use crate::engine::{ColumnFamily, Engine, State, read_only};
+use crate::env::Priority;
 use crate::error::Result;
+use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::options::Options;
 use crate::scheduler;
-use crate::sstable::TableReadOptions;
-use crate::version::{CfEdit, Version};
+use crate::sstable::{TableOptions, TableReadOptions};
+use crate::version::{CfEdit, SstMeta, Version};
 
 /// Bytes that a compaction reads ahead in each input.
 const READAHEAD: usize = 1 << 20;
@@ -26,7 +30,9 @@ impl Engine {
         choice: &Choice,
         version: &Version,
     ) -> Result<()> {
-        let outcome = if choice.is_trivial_move() {
+        let outcome = if choice.action == Action::Drop {
+            self.drop_tables(cf, choice)
+        } else if choice.is_trivial_move() {
             self.move_tables(cf, choice)
         } else {
             self.merge_tables(cf, choice, version)
@@ -44,6 +50,12 @@ impl Engine {
         }
     }
 
+    fn drop_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
+        self.install_outputs(cf, choice, &TableOutputs::default())?;
+        self.tickers.dropped_bytes.add(choice.bytes());
+        Ok(())
+    }
+
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
         let moved = TableOutputs::of_tables(choice.files().map(|(_, file)| file.meta.clone()));
         self.install_outputs(cf, choice, &moved)?;
@@ -52,9 +64,26 @@ impl Engine {
     }
 
     fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
-        let outputs = self
-            .histograms
-            .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
+        let mut job = self.begin_job(cf, choice.bytes(), choice.output_level);
+        self.tell(|listener| listener.on_compaction_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.merge_and_install(cf, choice, version);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_compaction_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// Merges the inputs and installs the result; returns what was made.
+    fn merge_and_install(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
+        let options = Arc::clone(&self.cf(cf)?.options);
+        let outputs = self.histograms.time(Timed::Compaction, || {
+            self.merge_inputs(choice, version, &options)
+        })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         if let Err(error) = self.install_outputs(cf, choice, &outputs) {
             if self.cf(cf).is_err() {
@@ -67,10 +96,19 @@ impl Engine {
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
         self.tickers.blob_write_bytes.add(blob_bytes);
-        Ok(())
+        if choice.action == Action::Migrate {
+            self.tickers.migration_bytes.add(choice.bytes());
+        }
+        Ok(outputs.tables)
     }
 
-    fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
+    fn merge_inputs(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        options: &Options,
+    ) -> Result<TableOutputs> {
+        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -91,26 +129,23 @@ impl Engine {
             })
             .collect();
         let resolve = |number| version.blobs.resolve_number(number);
-        let older = &version.levels[choice.output_level + 1..];
+        let older = choice.older_runs(version);
+        let created = choice.files().map(|(_, file)| file.meta.created).max();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
-            target_file_size: self.options.target_file_size_base,
-            expected_size: self
-                .options
+            table_options: merge_table_options(choice, version, options),
+            created: created.unwrap_or(0),
+            target_file_size: options.target_file_size_base,
+            expected_size: options
                 .target_file_size_base
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
-            is_oldest: &|key| {
-                !older
-                    .iter()
-                    .flat_map(|level| &level.runs)
-                    .any(|run| run.file_for(key).is_some())
-            },
-            separation: self.separation(choice.bytes(), &resolve),
+            pace: &|bytes| self.pace(bytes, Priority::Low),
+            is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
+            separation: self.separation(options, choice.bytes(), &resolve),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -125,11 +160,11 @@ impl Engine {
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
             .collect();
-        let level = choice.output_level as u32;
+        let (level, run) = (choice.output_level as u32, choice.output_run);
         let added = outputs.tables.iter().cloned();
         let edit = CfEdit {
             removed,
-            added: added.map(|meta| (level, 0, meta)).collect(),
+            added: added.map(|meta| (level, run, meta)).collect(),
             blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
@@ -147,9 +182,9 @@ impl Engine {
         cf: CfId,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
+        let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..self.options.num_levels - 1)
-            .try_for_each(|level| self.compact_level(cf, level, range));
+        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -162,7 +197,7 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.options);
+        let options = PickerOptions::of(&self.cf(id)?.options);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
@@ -175,13 +210,6 @@ impl Engine {
                 .cloned()
                 .ok_or_else(|| crate::engine::no_such_cf(id))?;
             let version = Arc::clone(&cf.view().version);
-            // Data above the base level's first table goes no deeper than the data already is.
-            let deeper = version.levels[level + 1..]
-                .iter()
-                .any(|level| level.file_count() > 0);
-            if level > 0 && !deeper {
-                return Ok(());
-            }
             let busy: Vec<_> = state
                 .compacting
                 .iter()
@@ -203,5 +231,15 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+/// How tables of a compaction are written: their filters are those of the run they join.
+fn merge_table_options(choice: &Choice, version: &Version, options: &Options) -> TableOptions {
+    let picker = PickerOptions::of(options);
+    let plan = filter_plan(version, &picker, options.bloom_bits_per_key, 0);
+    TableOptions {
+        filter_bits_per_key: plan.bits_per_key(choice.run_entries(version) as f64),
+        ..options.table_options()
     }
 }

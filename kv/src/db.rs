@@ -19,8 +19,12 @@ use crate::histogram::{HistogramValues, Timed};
 use crate::iter::DbIterator;
 use crate::metrics::TickerValues;
 use crate::options::{Options, ReadOptions, WriteOptions};
+use crate::pinned::PinnedSlice;
+use crate::prometheus;
 use crate::properties::{self, Stats};
+use crate::read_only;
 use crate::recovery;
+use crate::scheduler;
 use crate::snapshot::Snapshot;
 use crate::verify::{self, VerifyReport};
 use crate::write::WriteItem;
@@ -53,6 +57,20 @@ impl Db {
     /// [`Error::Unsupported`] for a newer format. Nothing is changed in these cases.
     pub fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Db> {
         let engine = recovery::open(fs, dir, options)?;
+        Ok(Db {
+            handle: Arc::new(Handle { engine }),
+        })
+    }
+
+    /// Opens the database in directory `dir` of `fs` for reading alone. Nothing is changed on disk,
+    /// the directory's lock is not taken, and so another process or handle may have it
+    /// open: what is shown is the state of the moment of this call, logged writes included, and
+    /// stays so. Background work does not run; every change fails with [`Error::ReadOnly`].
+    ///
+    /// # Errors
+    /// As [`Db::open`]; [`Error::Busy`] where the owner replaces files faster than they are opened.
+    pub fn open_read_only(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Db> {
+        let engine = read_only::open(&fs, dir, &options)?;
         Ok(Db {
             handle: Arc::new(Handle { engine }),
         })
@@ -118,6 +136,17 @@ impl Db {
         self.write(batch, options)
     }
 
+    /// Ends `key`, which was put at most once since it last ended: see
+    /// [`WriteBatch::single_delete`].
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn single_delete(&self, key: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + 16);
+        batch.single_delete(key);
+        self.write(batch, options)
+    }
+
     /// Applies `batch` atomically: readers see all of it or nothing, and so does recovery. With
     /// [`WriteOptions::sync`] it is durable on return.
     ///
@@ -168,6 +197,23 @@ impl Db {
         engine
             .histograms
             .time(Timed::Get, || engine.get(cf, key, options))
+    }
+
+    /// The value of `key` in a column family, not copied: it keeps the block or memtable that it
+    /// lies in.
+    ///
+    /// # Errors
+    /// As [`Db::get_cf`].
+    pub fn get_pinned(
+        &self,
+        cf: CfId,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> Result<Option<PinnedSlice>> {
+        let engine = self.engine();
+        engine
+            .histograms
+            .time(Timed::Get, || engine.get_pinned(cf, key, options))
     }
 
     /// The values of `keys`, in their order, as of one moment. Blocks that must be read are read
@@ -259,7 +305,25 @@ impl Db {
     /// # Errors
     /// [`Error::InvalidArgument`] where the name is taken, empty or over 255 bytes.
     pub fn create_cf(&self, name: &str) -> Result<CfId> {
-        self.engine().create_cf(name)
+        let engine = self.engine();
+        engine.create_cf(name, engine.options.for_cf(name).clone())
+    }
+
+    /// Makes a column family with options of its own, which are stored; when the database is
+    /// opened again they come from [`Options::cf_options`].
+    ///
+    /// # Errors
+    /// As [`Db::create_cf`], and [`Error::InvalidArgument`] for an option out of range.
+    pub fn create_cf_with(&self, name: &str, options: Options) -> Result<CfId> {
+        self.engine().create_cf(name, options)
+    }
+
+    /// The options in force of a column family.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an unknown column family.
+    pub fn cf_options(&self, cf: CfId) -> Result<Options> {
+        Ok((*self.engine().cf(cf)?.options).clone())
     }
 
     /// Drops a column family with all its data.
@@ -310,6 +374,21 @@ impl Db {
     /// `lavakv.`; `None` for an unknown one.
     pub fn property(&self, name: &str) -> Option<String> {
         properties::property(self.engine(), name)
+    }
+
+    /// Counters, sizes and histograms in the text format that Prometheus scrapes (version 0.0.4).
+    /// Every line carries the label `db`, the database's directory.
+    pub fn metrics_text(&self) -> String {
+        prometheus::text(self.engine())
+    }
+
+    /// Clears a hard error of background work, which then goes on; no error where there is none.
+    ///
+    /// # Errors
+    /// The error itself, where it cannot be cleared: after a failure of the log, corruption or a
+    /// panic the database must be opened again.
+    pub fn resume(&self) -> Result<()> {
+        scheduler::resume(self.engine())
     }
 
     /// Reads every file and checks everything that can be checked: checksums, key order, levels,

@@ -24,6 +24,11 @@ macro_rules! tickers {
         }
 
         impl TickerValues {
+            /// Every counter with its name and what it counts.
+            pub(crate) fn described(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name),)+]
+            }
+
             /// Every counter with its name.
             pub fn named(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)+]
@@ -69,6 +74,10 @@ tickers! {
     compaction_read_bytes,
     /// Bytes of tables written by compactions.
     compaction_write_bytes,
+    /// Bytes of tables read to merge runs that a change of policy left.
+    migration_bytes,
+    /// Bytes of tables dropped unread by FIFO compaction.
+    dropped_bytes,
     /// Bytes of blob files written by flushes and compactions.
     blob_write_bytes,
     /// Garbage collections of blob files.

@@ -64,7 +64,7 @@ impl Engine {
         for (at, key) in keys.iter().enumerate() {
             let lookup = LookupKey::new(key, sequence);
             match self.get_in_memtables(&view, &lookup) {
-                Some(found) => results[at] = found,
+                Some(found) => results[at] = found.map(|value| value.to_vec()),
                 None => pending.push(Pending {
                     at,
                     hash: filter_hash(key),

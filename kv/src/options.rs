@@ -6,6 +6,7 @@
 //! reads what a newer one wrote. The file informs and is a starting point ([`Options::load`]); what
 //! a database needs to be correct is in its manifest.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use lavafs::FileSystemRef;
 
 use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;
+use crate::compaction_options::{CompactionOptions, CompactionStyle, STYLE_NAMES};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName};
+use crate::listener::EventListener;
 use crate::snapshot::Snapshot;
 use crate::sstable::{Compression, TableOptions};
 
@@ -63,6 +66,9 @@ pub struct Options {
     /// Targets follow the size of the last level, so that space amplification stays near
     /// 1 + 1/multiplier. Default true.
     pub level_compaction_dynamic_level_bytes: bool,
+    /// The merge policy. It may be another one each time the database is opened: data takes on the new
+    /// shape as it is written or merged, and what an idle database has stays as it is.
+    pub compaction: CompactionOptions,
     /// No compaction starts by itself. Default false.
     pub disable_auto_compactions: bool,
     /// Background jobs of this database at a time, at least 1; flushes get a quarter of them and
@@ -112,6 +118,11 @@ pub struct Options {
     pub block_cache: Option<Arc<BlockCache>>,
     /// Background threads to share; `None` is [`Env::shared`].
     pub env: Option<Arc<Env>>,
+    /// Are told of background work. None by default.
+    pub listeners: Vec<Arc<dyn EventListener>>,
+    /// Options of column families by name; a family that is not here has these. Of a family's
+    /// options only those on memtables, levels, tables and write stalls count. Empty by default.
+    pub cf_options: BTreeMap<String, Options>,
 }
 
 impl Default for Options {
@@ -129,6 +140,7 @@ impl Default for Options {
             max_bytes_for_level_multiplier: 10.0,
             num_levels: 7,
             level_compaction_dynamic_level_bytes: true,
+            compaction: CompactionOptions::default(),
             disable_auto_compactions: false,
             max_background_jobs: 2,
             soft_pending_compaction_bytes_limit: 64 << 30,
@@ -150,6 +162,8 @@ impl Default for Options {
             histograms: false,
             block_cache: None,
             env: None,
+            listeners: Vec::new(),
+            cf_options: BTreeMap::new(),
         }
     }
 }
@@ -182,6 +196,8 @@ pub struct ReadOptions {
     pub lower_bound: Option<Vec<u8>>,
     /// Iterators see no key at or above this one.
     pub upper_bound: Option<Vec<u8>>,
+    /// Iterators see only keys that begin so, within the bounds.
+    pub prefix: Option<Vec<u8>>,
     /// Keep blocks that an iterator read in the block cache. Default true. Point reads do so always.
     pub fill_cache: bool,
     /// Iterators read the values that are in blob files only when
@@ -197,11 +213,33 @@ impl Default for ReadOptions {
             snapshot: None,
             lower_bound: None,
             upper_bound: None,
+            prefix: None,
             fill_cache: true,
             lazy_values: false,
             readahead: 0,
         }
     }
+}
+
+impl ReadOptions {
+    /// The bounds of an iterator: those given, within those of the prefix.
+    pub(crate) fn bounds(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        let Some(prefix) = &self.prefix else {
+            return (self.lower_bound.clone(), self.upper_bound.clone());
+        };
+        let lower = self.lower_bound.iter().chain([prefix]).max().cloned();
+        let after = prefix_successor(prefix);
+        let upper = self.upper_bound.iter().chain(&after).min().cloned();
+        (lower, upper)
+    }
+}
+
+/// The first key after all that begin with `prefix`; none where there is no such key.
+fn prefix_successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte < u8::MAX)?;
+    let mut key = prefix[..=last].to_vec();
+    key[last] += 1;
+    Some(key)
 }
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
@@ -212,6 +250,19 @@ impl Options {
     /// # Errors
     /// [`Error::InvalidArgument`] names the first option that is out of range.
     pub fn validate(&self) -> Result<()> {
+        for (name, options) in &self.cf_options {
+            let nested = options.cf_options.is_empty();
+            let sound = match nested {
+                true => options.validate(),
+                false => Err(Error::invalid_argument("options of a family have families")),
+            };
+            sound.map_err(|error| match error {
+                Error::InvalidArgument { what } => {
+                    Error::invalid_argument(format!("column family {name:?}: {what}"))
+                }
+                other => other,
+            })?;
+        }
         let multiplier = self.max_bytes_for_level_multiplier;
         let checks: [(bool, &str); 16] = [
             (self.write_buffer_size >= 4096, "write_buffer_size >= 4096"),
@@ -270,7 +321,7 @@ impl Options {
             None if !(0.0..=100.0).contains(&self.bloom_bits_per_key) => Err(
                 Error::invalid_argument("options need bloom_bits_per_key in 0..=100"),
             ),
-            None => Ok(()),
+            None => self.compaction.validate(),
         }
     }
 
@@ -292,6 +343,11 @@ impl Options {
         (self.max_background_jobs - self.max_background_jobs / 4)
             .saturating_sub(usize::from(self.max_background_jobs < 4))
             .max(1)
+    }
+
+    /// The options of the column family with this name.
+    pub(crate) fn for_cf(&self, name: &str) -> &Options {
+        self.cf_options.get(name).unwrap_or(self)
     }
 
     /// What a blob file builder is told.
@@ -342,6 +398,12 @@ impl Options {
         for (name, value) in self.fields() {
             writeln!(text, "{name}={value}").expect("a string takes any text");
         }
+        for (cf, options) in &self.cf_options {
+            let cf = escaped(cf);
+            for (name, value) in options.fields() {
+                writeln!(text, "cf/{cf}/{name}={value}").expect("a string takes any text");
+            }
+        }
         text
     }
 
@@ -364,7 +426,14 @@ impl Options {
             let Some((name, value)) = line.split_once('=') else {
                 continue;
             };
-            let mut stored = options.stored();
+            let (target, name) = match name.strip_prefix("cf/").map(|rest| rest.split_once('/')) {
+                Some(Some((cf, name))) => {
+                    let cf = unescaped(cf).ok_or("a column family's name does not parse")?;
+                    (options.cf_options.entry(cf).or_default(), name)
+                }
+                _ => (&mut options, name),
+            };
+            let mut stored = target.stored();
             if let Some((_, field)) = stored.iter_mut().find(|(known, _)| *known == name)
                 && !field.set(value)
             {
@@ -376,6 +445,7 @@ impl Options {
 
     /// Every stored option by name: the one list that writing and reading share.
     fn stored(&mut self) -> Vec<(&'static str, Field<'_>)> {
+        let policy = &mut self.compaction;
         vec![
             (
                 "write_buffer_size",
@@ -414,6 +484,33 @@ impl Options {
                 "level_compaction_dynamic_level_bytes",
                 Field::Bool(&mut self.level_compaction_dynamic_level_bytes),
             ),
+            ("compaction_style", Field::Style(&mut policy.style)),
+            ("fluid_runs", Field::Usize(&mut policy.fluid_runs)),
+            ("fluid_last_runs", Field::Usize(&mut policy.fluid_last_runs)),
+            ("bush_growth", Field::F64(&mut policy.bush_growth)),
+            ("bush_last_ratio", Field::F64(&mut policy.bush_last_ratio)),
+            (
+                "universal_size_ratio",
+                Field::U64(&mut policy.universal_size_ratio),
+            ),
+            (
+                "universal_min_merge_width",
+                Field::Usize(&mut policy.universal_min_merge_width),
+            ),
+            (
+                "universal_max_merge_width",
+                Field::Usize(&mut policy.universal_max_merge_width),
+            ),
+            (
+                "universal_max_size_amplification_percent",
+                Field::U64(&mut policy.universal_max_size_amplification_percent),
+            ),
+            (
+                "fifo_max_table_files_size",
+                Field::U64(&mut policy.fifo_max_table_files_size),
+            ),
+            ("fifo_ttl", Field::U64(&mut policy.fifo_ttl)),
+            ("tombstone_ratio", Field::F64(&mut policy.tombstone_ratio)),
             (
                 "disable_auto_compactions",
                 Field::Bool(&mut self.disable_auto_compactions),
@@ -482,8 +579,40 @@ enum Field<'a> {
     Usize(&'a mut usize),
     U64(&'a mut u64),
     F64(&'a mut f64),
+    Style(&'a mut CompactionStyle),
     WalRecovery(&'a mut WalRecoveryMode),
     Compression(&'a mut Compression),
+}
+
+/// A column family's name as a part of an option's: bytes that are no letters, digits, `_`, `-`
+/// or `.` are `%` and two hexadecimal digits.
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => {
+                text.push(char::from(byte));
+            }
+            other => write!(text, "%{other:02x}").expect("a string takes any text"),
+        }
+    }
+    text
+}
+
+fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).ok()
 }
 
 const WAL_RECOVERY_NAMES: [(&str, WalRecoveryMode); 3] = [
@@ -512,6 +641,7 @@ impl Field<'_> {
             Field::Usize(value) => value.to_string(),
             Field::U64(value) => value.to_string(),
             Field::F64(value) => value.to_string(),
+            Field::Style(value) => name_of(&STYLE_NAMES, **value),
             Field::WalRecovery(value) => name_of(&WAL_RECOVERY_NAMES, **value),
             Field::Compression(value) => match value {
                 Compression::None => "none".to_owned(),
@@ -527,6 +657,7 @@ impl Field<'_> {
             Field::Usize(value) => assign(*value, text.parse().ok()),
             Field::U64(value) => assign(*value, text.parse().ok()),
             Field::F64(value) => assign(*value, text.parse().ok()),
+            Field::Style(value) => assign(*value, CompactionStyle::parse(text)),
             Field::WalRecovery(value) => assign(*value, value_of(&WAL_RECOVERY_NAMES, text)),
             Field::Compression(value) => assign(*value, parse_compression(text)),
         }
@@ -561,13 +692,28 @@ mod tests {
             compression: Compression::None,
             wal_recovery_mode: WalRecoveryMode::Absolute,
             level_compaction_dynamic_level_bytes: false,
+            compaction: CompactionOptions {
+                style: CompactionStyle::Bush,
+                bush_growth: 1.5,
+                ..CompactionOptions::default()
+            },
+            cf_options: BTreeMap::from([(
+                "a/b=c\nd%".to_owned(),
+                Options {
+                    block_size: 777,
+                    ..Options::default()
+                },
+            )]),
             ..Options::default()
         };
         let text = options.to_text() + "an_option_of_the_future=[1, 2]\n\n# remark\n";
         let read = Options::parse(&text).unwrap();
         assert_eq!(read.to_text(), options.to_text());
         assert!(Options::parse("lavakv-options 1\nnum_levels=many\n").is_err());
+        assert_eq!(read.for_cf("a/b=c\nd%").block_size, 777);
+        assert_eq!(read.for_cf("other").write_buffer_size, 12_345);
         assert!(Options::parse("").is_err());
+        assert!(Options::parse("lavakv-options 2\n").is_err());
     }
 
     #[test]

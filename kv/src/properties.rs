@@ -56,11 +56,62 @@ pub struct Stats {
     pub tickers: TickerValues,
 }
 
+impl Stats {
+    /// Every figure of the moment with its name and what it is.
+    pub(crate) fn gauges(&self) -> [(&'static str, &'static str, u64); 11] {
+        [
+            ("table_entries", "Entries in tables.", self.table_entries),
+            (
+                "table_deletions",
+                "Deletions in tables.",
+                self.table_deletions,
+            ),
+            ("memtable_bytes", "Bytes of memtables.", self.memtable_bytes),
+            (
+                "memtable_entries",
+                "Entries in memtables.",
+                self.memtable_entries,
+            ),
+            (
+                "immutable_memtables",
+                "Memtables that wait for their flush.",
+                self.immutable_memtables,
+            ),
+            (
+                "pending_compaction_bytes",
+                "Bytes that compaction has to rewrite, estimated.",
+                self.pending_compaction_bytes,
+            ),
+            (
+                "running_compactions",
+                "Compactions running.",
+                self.running_compactions,
+            ),
+            (
+                "last_sequence",
+                "Sequence number of the last write.",
+                self.last_sequence,
+            ),
+            ("snapshots", "Snapshots held.", self.snapshots),
+            (
+                "writes_stopped",
+                "1 where writers wait for compaction.",
+                u64::from(self.writes_stopped),
+            ),
+            (
+                "delayed_write_rate",
+                "Bytes per second that writers are slowed to; 0 at full speed.",
+                self.delayed_write_rate,
+            ),
+        ]
+    }
+}
+
 pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
-    let options = PickerOptions::of(&engine.options);
     let state = engine.state.lock();
+    let levels = state.cfs.values().map(|cf| cf.view().version.levels.len());
     let mut stats = Stats {
-        levels: vec![LevelStats::default(); engine.options.num_levels],
+        levels: vec![LevelStats::default(); levels.max().unwrap_or(0)],
         running_compactions: state.compacting.len() as u64,
         last_sequence: engine.last_sequence(),
         snapshots: engine.snapshots.sequences().len() as u64,
@@ -90,7 +141,8 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
             stats.memtable_entries += mem.table.entries();
         }
         stats.immutable_memtables += view.imms.len() as u64;
-        stats.pending_compaction_bytes += score(&view.version, &options).pending_bytes;
+        stats.pending_compaction_bytes +=
+            score(&view.version, &PickerOptions::of(&cf.options)).pending_bytes;
     }
     stats
 }

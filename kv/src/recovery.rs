@@ -42,7 +42,10 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     let (lock, recovered) = find(&fs, dir, &options)?;
     let is_new = recovered.is_none();
     let recovered = recovered.unwrap_or_default();
-    let engine = engine_for(fs, dir, options, lock, &recovered)?;
+    let engine = engine_for(fs, dir, options, Some(lock), &recovered)?;
+    if let Some(ledger) = engine.env.ledger() {
+        ledger.join(&engine);
+    }
     engine.install_recovered(&recovered, is_new)?;
     engine.replay_logs(&recovered)?;
     engine.switch_to_new_manifest()?;
@@ -120,21 +123,28 @@ fn refuse_damaged(fs: &FileSystemRef, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn engine_for(
+/// An engine without column families. Without a lock it is one for reading alone.
+pub(crate) fn engine_for(
     fs: FileSystemRef,
     dir: &Path,
     options: Options,
-    lock: FileLock,
+    lock: Option<FileLock>,
     recovered: &Recovered,
 ) -> Result<Arc<Engine>> {
     let env = options.env.clone().unwrap_or_else(Env::shared);
     let low = options.max_compactions() + options.max_blob_collections;
     env.raise_limits(options.max_flushes(), low);
-    let cache = options
-        .block_cache
-        .clone()
-        .unwrap_or_else(|| BlockCache::new(options.block_cache_size));
+    let cache = match (&options.block_cache, env.ledger()) {
+        (None, None) => BlockCache::new(options.block_cache_size),
+        (Some(cache), None) => Arc::clone(cache),
+        (None, Some(ledger)) => Arc::clone(ledger.cache()),
+        (Some(_), Some(_)) => {
+            let what = "options need no block_cache where env has a memory limit";
+            return Err(Error::invalid_argument(what));
+        }
+    };
     let remover = ObsoleteFiles::new(fs.clone(), dir.to_path_buf(), Arc::clone(&env));
+    remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.
     let on_disk = fs
         .list(dir)?
@@ -167,19 +177,20 @@ fn engine_for(
         versions: Mutex::new(versions),
         state: Mutex::new(State::default()),
         changed: Condvar::new(),
-        lock: Mutex::new(Some(lock)),
+        read_only: lock.is_none(),
+        lock: Mutex::new(lock),
         default_cf: OnceLock::new(),
         unreadable: AtomicBool::new(false),
+        options_file: Mutex::new(None),
     }))
 }
 
 impl Engine {
     /// Makes the column families that the manifest describes; the default one if there is none.
-    fn install_recovered(&self, recovered: &Recovered, is_new: bool) -> Result<()> {
-        let levels = self.options.num_levels;
+    pub(crate) fn install_recovered(&self, recovered: &Recovered, is_new: bool) -> Result<()> {
         let mut cfs = BTreeMap::new();
         for (&id, cf) in &recovered.cfs {
-            let version = cf.version(levels, &self.remover)?;
+            let version = cf.version(self.options.for_cf(&cf.name).num_levels, &self.remover)?;
             cfs.insert(
                 id,
                 self.make_cf(id, cf.name.clone(), version, cf.log_number),
@@ -187,7 +198,7 @@ impl Engine {
         }
         if is_new {
             let id = CfId::DEFAULT;
-            let version = Version::empty(levels);
+            let version = Version::empty(self.options.for_cf("default").num_levels);
             cfs.insert(id, self.make_cf(id, "default".to_owned(), version, 0));
         }
         let mut state = self.state.lock();
@@ -208,7 +219,8 @@ impl Engine {
             imms: Vec::new(),
             version: Arc::new(version),
         };
-        ColumnFamily::new(id, name, view, log_number)
+        let options = Arc::new(self.options.for_cf(&name).clone());
+        ColumnFamily::new(id, name, view, log_number, options)
     }
 
     fn logs_on_disk(&self) -> Result<Vec<FileNumber>> {
@@ -225,7 +237,7 @@ impl Engine {
     }
 
     /// Replays what the column families need into memtables, and those that fill up into tables.
-    fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
+    pub(crate) fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
         let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
         let Some(needed) = needed else {
             return Ok(());
@@ -233,11 +245,11 @@ impl Engine {
         let mode = self.options.wal_recovery_mode;
         let mut torn: Option<(String, u64)> = None;
         let mut replayed: SeqNo = 0;
-        for number in self
-            .logs_on_disk()?
-            .into_iter()
-            .filter(|&log| log >= needed)
-        {
+        let logs = self.logs_on_disk()?;
+        if self.read_only && !logs.contains(&needed) {
+            self.refuse_flushed_logs(needed)?;
+        }
+        for number in logs.into_iter().filter(|&log| log >= needed) {
             let mut too_late = false;
             let end = wal::replay(&self.fs, &self.dir, number, mode, |batch| {
                 if torn.is_some() {
@@ -297,7 +309,11 @@ impl Engine {
         self.published
             .fetch_max(last.saturating_sub(1), Ordering::AcqRel);
         for cf in cfs.values() {
-            if cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size {
+            if cf.view().mem.table.approximate_memory() >= cf.options.write_buffer_size {
+                if self.read_only {
+                    self.keep_in_memory(cf);
+                    continue;
+                }
                 self.write_recovered(cf)?;
             }
         }
@@ -310,7 +326,7 @@ impl Engine {
         if view.mem.table.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(std::slice::from_ref(&view.mem))?;
+        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem), &view.version)?;
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),
@@ -349,10 +365,24 @@ impl Engine {
         Ok(())
     }
 
-    fn store_options(&self) -> Result<()> {
-        let name = FileName::Options(self.new_file_number()).to_string();
-        let text = self.options.to_text();
-        file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())
+    /// Stores the options in force, those of each column family included, in a new file. Durable
+    /// on return. The file before is removed.
+    pub(crate) fn store_options(&self) -> Result<()> {
+        let mut stored = self.options_file.lock();
+        let number = self.new_file_number();
+        let mut options = self.options.clone();
+        for cf in self.state.lock().cfs.values() {
+            options
+                .cf_options
+                .insert(cf.name.clone(), (*cf.options).clone());
+        }
+        let name = FileName::Options(number).to_string();
+        let text = options.to_text();
+        file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())?;
+        if let Some(before) = stored.replace(number) {
+            self.remove_file(FileName::Options(before));
+        }
+        Ok(())
     }
 
     /// Removes the database's files that nothing needs. Foreign files are left alone.

@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{CfId, WriteBatch};
 use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
-use crate::error::{Error, Result};
-use crate::file_names::FileNumber;
+use crate::error::{Error, Result, Severity};
+use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Timed;
+use crate::ledger;
+use crate::listener::{FileEvent, FileKind};
 use crate::options::WriteOptions;
 use crate::scheduler;
 use crate::stall::Stall;
@@ -190,13 +192,13 @@ impl Engine {
 
     /// After a failed append: gives the log up. Returns the error to tell the writers.
     fn log_failed(self: &Arc<Self>, log: &mut Option<WalWriter>, error: Error) -> Error {
-        let no_space = matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }));
+        let passes = error.severity() == Severity::Transient;
         let wal = log.as_mut().expect("the log just failed");
         if !wal.failed() {
             return error;
         }
         let cut = wal.cut_back();
-        if !no_space || cut.is_err() {
+        if !passes || cut.is_err() {
             self.harden(error.clone());
         }
         error
@@ -235,9 +237,13 @@ impl Engine {
                 continue;
             }
             let Some(full) = self.full_cf(&state) else {
+                drop(state);
+                if self.waits_for_memory(begin) {
+                    continue;
+                }
                 break;
             };
-            if full.view().imms.len() + 1 >= self.options.max_write_buffer_number {
+            if full.view().imms.len() + 1 >= full.options.max_write_buffer_number {
                 self.wait_for_change(&mut state)?;
                 continue;
             }
@@ -251,10 +257,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Under memory pressure of all databases of the environment: waits a moment, and returns
+    /// true where the group, which began to wait at `begin`, must look again.
+    fn waits_for_memory(&self, begin: Instant) -> bool {
+        let pressing = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let Some(ledger) = pressing else { return false };
+        ledger.relieve();
+        if begin.elapsed() >= ledger::WAIT_MAX {
+            return false;
+        }
+        ledger.wait_for_memory(Duration::from_millis(10));
+        true
+    }
+
+    /// Makes the memtable of `cf` immutable for the sake of other databases; false where that
+    /// fails or brings nothing.
+    pub(crate) fn seal_for_memory(self: &Arc<Self>, cf: CfId) -> bool {
+        self.submit(WriteItem::Seal(cf)).is_ok()
+    }
+
     /// A column family whose memtable must be sealed before more is written.
     fn full_cf(&self, state: &State) -> Option<Arc<ColumnFamily>> {
+        let ledger = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let share = ledger.map_or(usize::MAX, |ledger| ledger.fair_share());
         let is_full = |cf: &&Arc<ColumnFamily>| {
-            cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size
+            let table = &cf.view().mem.table;
+            let memory = table.approximate_memory();
+            memory >= cf.options.write_buffer_size || (memory > share && !table.is_empty())
         };
         if let Some(cf) = state.cfs.values().find(is_full) {
             return Some(Arc::clone(cf));
@@ -316,6 +351,12 @@ impl Engine {
             self.state.lock().logs.insert(old_number, size);
         }
         *log = Some(next);
+        let event = FileEvent {
+            kind: FileKind::Wal,
+            path: self.dir.join(FileName::Wal(number).to_string()),
+            bytes: Some(0),
+        };
+        self.tell(|listener| listener.on_file_created(&event));
         let mut state = self.state.lock();
         state.logs.insert(number, 0);
         for cf in state.cfs.values() {

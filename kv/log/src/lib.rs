@@ -35,6 +35,8 @@ pub mod commit;
 mod data;
 mod engine;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod group;
 mod index;
 mod meta;
@@ -44,7 +46,11 @@ mod recovery;
 mod scan;
 mod state;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "crashes and faults are the tests'")
+)]
 mod mem_fs;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use lavafs::{CreateOptions, FileSystemRef};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
-use crate::key::InternalKeyRef;
+use crate::key::{InternalKeyRef, ValueKind};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
 use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
 
@@ -25,6 +25,9 @@ use super::separation::{BlobWriter, Separation};
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
 
+/// Bytes of output between two requests to the rate limiter.
+const PACE_BYTES: u64 = 64 << 10;
+
 /// Where and how output tables are written.
 pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
@@ -32,12 +35,16 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) table_options: TableOptions,
     /// Bytes at which the next table begins.
     pub(crate) target_file_size: u64,
+    /// When the newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
     /// Bytes that a table may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
     /// Gives a number to a new file.
     pub(crate) new_number: &'a dyn Fn() -> FileNumber,
     /// An error ends the job.
     pub(crate) keep_going: &'a dyn Fn() -> Result<()>,
+    /// Waits until so many more bytes may be written; an error ends the job.
+    pub(crate) pace: &'a dyn Fn(u64) -> Result<()>,
     /// True where no table outside the merge can hold an older version of the key.
     pub(crate) is_oldest: &'a dyn Fn(&[u8]) -> bool,
     pub(crate) separation: Separation<'a>,
@@ -134,6 +141,8 @@ fn merge(
     writer: &mut OutputWriter<'_>,
 ) -> Result<()> {
     let mut seen = 0_u64;
+    // A single deletion that is kept unless the put that it ends comes next.
+    let mut held: Option<(Vec<u8>, bool)> = None;
     input.seek_to_first();
     while input.valid() {
         if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
@@ -143,13 +152,25 @@ fn merge(
         let key = input.key();
         let entry = InternalKeyRef::decode(key)
             .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        if let Some((single, new_key)) = held.take()
+            && !filter.ends(entry)
+        {
+            writer.add(&single, &[], new_key)?;
+        }
         let new_key = !filter.is_same_key(entry.user_key);
         if filter.keep(entry, context.is_oldest) {
-            writer.add(key, input.value(), new_key)?;
+            if entry.kind == ValueKind::SingleDelete {
+                held = Some((key.to_vec(), new_key));
+            } else {
+                writer.add(key, input.value(), new_key)?;
+            }
         }
         input.next();
     }
     input.status()?;
+    if let Some((single, new_key)) = held {
+        writer.add(&single, &[], new_key)?;
+    }
     writer.finish_table()?;
     writer.blobs.finish(context)?;
     if !writer.done.tables.is_empty() {
@@ -161,6 +182,8 @@ fn merge(
 struct OpenTable {
     number: FileNumber,
     builder: TableBuilder,
+    /// Bytes that the rate limiter knows of.
+    paced: u64,
 }
 
 struct OutputWriter<'a> {
@@ -185,9 +208,16 @@ impl OutputWriter<'_> {
         }
         let open = self.open.as_mut().expect("opened above");
         match self.blobs.separate(self.context, key, value)? {
-            Some((key, reference)) => open.builder.add(key, reference),
-            None => open.builder.add(key, value),
+            Some((key, reference)) => open.builder.add(key, reference)?,
+            None => open.builder.add(key, value)?,
         }
+        let size = open.builder.estimated_size();
+        if size >= open.paced + PACE_BYTES {
+            let bytes = size - open.paced;
+            open.paced = size;
+            (self.context.pace)(bytes)?;
+        }
+        Ok(())
     }
 
     fn begin_table(&self) -> Result<OpenTable> {
@@ -200,16 +230,25 @@ impl OutputWriter<'_> {
         };
         let file = context.fs.create(&path, &options)?;
         let builder = TableBuilder::new(file, context.table_options.clone());
-        Ok(OpenTable { number, builder })
+        Ok(OpenTable {
+            number,
+            builder,
+            paced: 0,
+        })
     }
 
     fn finish_table(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else {
             return Ok(());
         };
-        let OpenTable { number, builder } = open;
+        let OpenTable {
+            number, builder, ..
+        } = open;
         match builder.finish() {
-            Ok(summary) => self.done.tables.push(meta_of(number, summary)),
+            Ok(summary) => self.done.tables.push(SstMeta {
+                created: self.context.created,
+                ..meta_of(number, summary)
+            }),
             Err(error) => {
                 remove_file(self.context.fs, self.context.dir, FileName::Table(number));
                 return Err(error);
@@ -230,6 +269,7 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         checksum: summary.checksum,
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
+        created: 0,
         blob_refs: summary.blob_refs,
     }
 }

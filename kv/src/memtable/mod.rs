@@ -16,6 +16,7 @@ use self::skiplist::SkipList;
 use crate::error::Result;
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, SeqNo, ValueKind, pack_trailer};
+use crate::ledger::MemoryLedger;
 
 /// An ordered set of versions of keys in memory.
 pub struct MemTable {
@@ -27,9 +28,14 @@ pub struct MemTable {
 impl MemTable {
     /// An empty memtable; `id` is for the owner's use.
     pub fn new(id: u64) -> Arc<Self> {
+        MemTable::charged_to(id, None)
+    }
+
+    /// An empty memtable whose memory is charged to the ledger, if there is one.
+    pub(crate) fn charged_to(id: u64, ledger: Option<Arc<MemoryLedger>>) -> Arc<Self> {
         Arc::new(MemTable {
             id,
-            list: SkipList::new(),
+            list: SkipList::new(ledger),
             entries: AtomicU64::new(0),
         })
     }
@@ -64,6 +70,25 @@ impl MemTable {
             .then(|| (found.seq, found.kind, self.list.value(node)))
     }
 
+    /// Like [`MemTable::get_lookup`], with a value that keeps the memtable instead of a borrow.
+    pub(crate) fn get_pinned(
+        self: &Arc<Self>,
+        lookup: &LookupKey,
+    ) -> Option<(ValueKind, PinnedEntry)> {
+        let node = self.list.seek(lookup.internal());
+        if node.is_null() {
+            return None;
+        }
+        let found = InternalKeyRef::decode(self.list.key(node)).expect("insert takes known kinds");
+        (found.user_key == lookup.user_key()).then(|| {
+            let entry = PinnedEntry {
+                table: Arc::clone(self),
+                node,
+            };
+            (found.kind, entry)
+        })
+    }
+
     /// Walks the memtable as it grows: entries inserted behind the iterator's back may show up.
     pub fn iter(self: &Arc<Self>) -> MemTableIterator {
         MemTableIterator {
@@ -94,6 +119,22 @@ impl std::fmt::Debug for MemTable {
     }
 }
 
+/// An entry of a memtable, which it keeps alive.
+#[derive(Clone)]
+pub(crate) struct PinnedEntry {
+    table: Arc<MemTable>,
+    /// A node of `table`.
+    node: skiplist::NodePtr,
+}
+
+impl PinnedEntry {
+    /// The entry's value.
+    #[inline]
+    pub(crate) fn value(&self) -> &[u8] {
+        self.table.list.value(self.node)
+    }
+}
+
 /// Walks a memtable, which it keeps alive.
 pub struct MemTableIterator {
     table: Arc<MemTable>,
@@ -107,6 +148,10 @@ mod send {
     // SAFETY: the node belongs to the memtable that the iterator keeps alive, and a memtable can
     // be read from any thread.
     unsafe impl Send for super::MemTableIterator {}
+    // SAFETY: as above.
+    unsafe impl Send for super::PinnedEntry {}
+    // SAFETY: a node's key and value are never written once it can be reached.
+    unsafe impl Sync for super::PinnedEntry {}
 }
 
 impl InternalIterator for MemTableIterator {

@@ -33,10 +33,12 @@
 use std::cell::{Cell, UnsafeCell};
 use std::cmp::Ordering as Order;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use super::arena::{ALIGN, Arena};
 use crate::key::{TRAILER_LEN, compare_user, key_head, user_key};
+use crate::ledger::MemoryLedger;
 
 /// Levels of the tallest node: enough for some million nodes at one in [`BRANCHING`] a level.
 const MAX_HEIGHT: usize = 20;
@@ -148,8 +150,9 @@ impl<'a> Target<'a> {
 }
 
 impl SkipList {
-    pub(super) fn new() -> Self {
-        let arena = Arena::new();
+    /// An empty list, whose memory is charged to the ledger if there is one.
+    pub(super) fn new(ledger: Option<Arc<MemoryLedger>>) -> Self {
+        let arena = Arena::new(ledger);
         let root = Self::alloc_node(&arena, MAX_HEIGHT, 0, 0);
         SkipList {
             arena,

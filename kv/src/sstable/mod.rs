@@ -36,7 +36,7 @@ mod tests;
 
 pub(crate) use self::block::BadBlock;
 pub use self::builder::{TableBuilder, TableSummary};
-pub use self::filter::{best_probes, expected_fpr, filter_hash};
+pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
 pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;

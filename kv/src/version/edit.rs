@@ -13,6 +13,7 @@
 //!    7  cf varint, level varint, file number varint          table removed
 //!    8  cf varint, level varint, run varint, table           table added
 //!    9  next column family number varint
+//!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
 //!   16  as 8, then to the end: blob file number, references, value bytes varints
 //!   17  cf varint, blob file                                blob file added
 //!   18  cf varint, number varint, number varint             the second inherits from the first
@@ -72,6 +73,7 @@ const TAG_LOG_NUMBER: u64 = 6;
 const TAG_REMOVED: u64 = 7;
 const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
+const TAG_CREATED: u64 = 80;
 const TAG_ADDED_WITH_REFS: u64 = 16;
 const TAG_BLOB: u64 = 17;
 const TAG_HEIR: u64 = 18;
@@ -145,6 +147,19 @@ impl VersionEdit {
                 let cf = CfId(u32::try_from(body.varint()?).ok()?);
                 self.cfs.entry(cf).or_default().decode_field(tag, body)?;
             }
+            TAG_CREATED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let (number, created) = (body.varint()?, body.varint()?);
+                // Only of a table of this very edit; anything else says nothing.
+                if let Some(edit) = self.cfs.get_mut(&cf) {
+                    let added = edit.added.iter_mut().rev();
+                    if let Some((_, _, meta)) =
+                        added.into_iter().find(|(.., meta)| meta.number == number)
+                    {
+                        meta.created = created;
+                    }
+                }
+            }
             _ => return Some(false),
         }
         body.is_empty().then_some(true)
@@ -187,6 +202,13 @@ impl CfEdit {
                 put_table(body, meta);
                 put_refs(body, &meta.blob_refs);
             });
+            if meta.created > 0 {
+                put_field(out, TAG_CREATED, |body| {
+                    put_varint(body, cf);
+                    put_varint(body, meta.number);
+                    put_varint(body, meta.created);
+                });
+            }
         }
         for meta in &self.blobs {
             put_field(out, TAG_BLOB, |body| {
@@ -277,6 +299,7 @@ fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
         checksum,
         smallest_seq,
         largest_seq,
+        created: 0,
         blob_refs: TableRefs::new(),
     })
 }
@@ -346,6 +369,7 @@ mod tests {
             checksum: u64::MAX,
             smallest_seq: 5,
             largest_seq: 500,
+            created: 1_700_000_000,
             blob_refs: TableRefs::new(),
         };
         let used = |references, value_bytes| BlobUse {
@@ -397,7 +421,7 @@ mod tests {
     #[test]
     fn unknown_high_tags_are_skipped_and_low_ones_refused() {
         let mut data = sample().encode();
-        put_field(&mut data, 64, |body| body.extend_from_slice(b"future"));
+        put_field(&mut data, 127, |body| body.extend_from_slice(b"future"));
         assert_eq!(VersionEdit::decode(&data), Ok(sample()));
         put_field(&mut data, 10, |body| body.push(0));
         assert!(VersionEdit::decode(&data).unwrap_err().contains("newer"));

@@ -20,6 +20,7 @@ use crate::env::{Env, Priority};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
+use crate::listener::{EventListener, FileEvent, FileKind};
 use crate::sstable::Table;
 
 use super::blobs::{BlobFile, BlobSet, TableRefs};
@@ -41,6 +42,8 @@ pub(crate) struct SstMeta {
     pub(crate) checksum: u64,
     pub(crate) smallest_seq: SeqNo,
     pub(crate) largest_seq: SeqNo,
+    /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
     /// What it refers to in blob files.
     pub(crate) blob_refs: TableRefs,
 }
@@ -57,13 +60,16 @@ impl SstMeta {
 
 /// Removes tables and blob files that nothing needs any more, in the background.
 ///
-/// Lock: `queue` is held for queue operations only.
+/// Locks: `removing` is held while files are removed, so that a purge on closing waits for one in
+/// the background; `queue`, taken after it, for queue operations only.
 #[derive(Debug)]
 pub(crate) struct ObsoleteFiles {
     fs: FileSystemRef,
     dir: PathBuf,
     env: Arc<Env>,
     queue: Mutex<Vec<FileName>>,
+    removing: Mutex<()>,
+    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
 }
 
 impl ObsoleteFiles {
@@ -73,7 +79,14 @@ impl ObsoleteFiles {
             dir,
             env,
             queue: Mutex::new(Vec::new()),
+            removing: Mutex::new(()),
+            listeners: OnceLock::new(),
         })
+    }
+
+    /// Whom to tell of removed files; the first call counts.
+    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
+        let _ = self.listeners.set(listeners);
     }
 
     pub(super) fn push(self: &Arc<Self>, name: FileName) {
@@ -89,6 +102,7 @@ impl ObsoleteFiles {
     /// Removes what is queued now. A file that cannot be removed is left for the next open,
     /// which removes what no version names.
     pub(crate) fn purge(&self) {
+        let _removing = self.removing.lock();
         let names = std::mem::take(&mut *self.queue.lock());
         for name in names {
             let path = self.dir.join(name.to_string());
@@ -96,7 +110,20 @@ impl ObsoleteFiles {
                 Err(error) if !error.is_not_found() => {
                     tracing::warn!(path = %path.display(), %error, "obsolete file not removed");
                 }
-                _ => {}
+                Ok(()) => {
+                    let event = FileEvent {
+                        kind: match name {
+                            FileName::Blob(_) => FileKind::Blob,
+                            _ => FileKind::Table,
+                        },
+                        path,
+                        bytes: None,
+                    };
+                    for listener in self.listeners.get().into_iter().flatten() {
+                        listener.on_file_deleted(&event);
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
