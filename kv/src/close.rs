@@ -88,7 +88,7 @@ impl Engine {
         let mut state = self.state.lock();
         state.closing = true;
         self.changed.notify_all();
-        while state.tasks > 0 || state.resuming {
+        while state.tasks > 0 || state.resuming || state.collections.watching {
             self.changed.wait(&mut state);
         }
         let cfs = std::mem::take(&mut state.cfs);

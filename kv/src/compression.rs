@@ -94,6 +94,22 @@ thread_local! {
     static DICTIONARY_CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
+thread_local! {
+    static PACKER: RefCell<Option<BlockCompressor>> = const { RefCell::new(None) };
+}
+
+/// `raw` as [`decompress`] takes it, compressed for memory: fast rather than well. `None` where
+/// that is not worth it.
+pub(crate) fn pack(raw: &[u8]) -> Option<Vec<u8>> {
+    PACKER.with_borrow_mut(|slot| {
+        let packer = match slot {
+            Some(packer) => packer,
+            None => slot.insert(BlockCompressor::new(Compression::Zstd { level: 1 }).ok()?),
+        };
+        packer.compress(raw).map(<[u8]>::to_vec)
+    })
+}
+
 /// The contents of a block compressed with zstd, or what is wrong with it.
 pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
     let (len, frame) = compressed_parts(stored)?;

@@ -22,6 +22,7 @@ use lavalog::GroupCommit;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::batch::CfId;
+use crate::blob::gc::Collections;
 use crate::cache::BlockCache;
 use crate::compaction::InFlight;
 use crate::env::Env;
@@ -169,6 +170,7 @@ pub(crate) struct State {
     pub(crate) tasks: usize,
     pub(crate) compaction_tasks: usize,
     pub(crate) manual_compactions: usize,
+    pub(crate) collections: Collections,
     pub(crate) error: Option<BackgroundError>,
     pub(crate) resuming: bool,
     /// Transient failures since background work last succeeded.

@@ -82,6 +82,12 @@ tickers! {
     dropped_bytes,
     /// Bytes of blob files written by flushes and compactions.
     blob_write_bytes,
+    /// Garbage collections of blob files.
+    blob_collections,
+    /// Bytes of blob files read by garbage collections.
+    blob_collection_read_bytes,
+    /// Bytes of blob files written by garbage collections.
+    blob_collection_write_bytes,
 }
 
 /// One counter.

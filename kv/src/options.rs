@@ -105,6 +105,11 @@ pub struct Options {
     /// Compression by level, from level 0 on; the last one is for all deeper levels too. Empty:
     /// `compression` for all. Default empty.
     pub compression_per_level: Vec<Compression>,
+    /// Collects the garbage of blob files in the background, more the fuller the disk is. Default
+    /// true.
+    pub enable_blob_garbage_collection: bool,
+    /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
+    pub max_blob_collections: usize,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
     /// Bits of Bloom filter per key, on average over all tables; 0 for none. Default 10.
@@ -166,6 +171,8 @@ impl Default for Options {
             blob_file_size: 64 << 20,
             blob_compression: Compression::Zstd { level: 1 },
             compression_per_level: Vec::new(),
+            enable_blob_garbage_collection: true,
+            max_blob_collections: 2,
             block_size: 4096,
             bloom_bits_per_key: 10.0,
             filters_by_level: true,
@@ -281,7 +288,7 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 17] = [
+        let checks: [(bool, &str); 18] = [
             (
                 (1..=64).contains(&self.max_subcompactions),
                 "max_subcompactions in 1..=64",
@@ -335,6 +342,7 @@ impl Options {
                 "delayed_write_rate >= 1024",
             ),
             (self.blob_file_size >= 4096, "blob_file_size >= 4096"),
+            (self.max_blob_collections >= 1, "max_blob_collections >= 1"),
             (
                 (512..=16 << 20).contains(&self.block_size),
                 "block_size in 512..=16777216",
@@ -601,6 +609,14 @@ impl Options {
             (
                 "blob_compression",
                 Field::Compression(&mut self.blob_compression),
+            ),
+            (
+                "enable_blob_garbage_collection",
+                Field::Bool(&mut self.enable_blob_garbage_collection),
+            ),
+            (
+                "max_blob_collections",
+                Field::Usize(&mut self.max_blob_collections),
             ),
             ("block_size", Field::Usize(&mut self.block_size)),
             (

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::cache::{BlockKind, CacheStats};
 use crate::compaction::{PickerOptions, score};
 use crate::engine::Engine;
 use crate::garbage::BlobStats;
@@ -49,6 +50,8 @@ pub struct Stats {
     pub delayed_write_rate: u64,
     /// Blob files and their garbage.
     pub blobs: BlobStats,
+    /// The block cache: where reads went, by kind of block. Shared caches count for all databases.
+    pub cache: CacheStats,
     /// The counters.
     pub tickers: TickerValues,
 }
@@ -117,6 +120,7 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
             Stall::Delayed(rate) => rate,
             _ => 0,
         },
+        cache: engine.cache.stats(),
         tickers: engine.tickers.values(),
         ..Stats::default()
     };
@@ -199,6 +203,20 @@ impl fmt::Display for Stats {
             ("blob_shadowed_bytes_estimate", self.blobs.shadowed_bytes),
             ("blob_ancestors", self.blobs.ancestors),
         ];
+        for (kind, name) in [
+            (BlockKind::Index, "index"),
+            (BlockKind::Filter, "filter"),
+            (BlockKind::Data, "data"),
+        ] {
+            writeln!(f, "cache_{name}_hits {}", self.cache.hits[kind as usize])?;
+            writeln!(
+                f,
+                "cache_{name}_misses {}",
+                self.cache.misses[kind as usize]
+            )?;
+        }
+        writeln!(f, "cache_charged_bytes {}", self.cache.charged)?;
+        writeln!(f, "cache_reserved_bytes {}", self.cache.reserved)?;
         for (name, value) in figures.into_iter().chain(self.tickers.named()) {
             writeln!(f, "{name} {value}")?;
         }

@@ -148,7 +148,8 @@ pub(crate) fn engine_for(
     recovered: &Recovered,
 ) -> Result<Arc<Engine>> {
     let env = options.env.clone().unwrap_or_else(Env::shared);
-    env.raise_limits(options.max_flushes(), options.max_compactions());
+    let low = options.max_compactions() + options.max_blob_collections;
+    env.raise_limits(options.max_flushes(), low);
     let cache = match (&options.block_cache, env.ledger()) {
         (None, None) => BlockCache::new(options.block_cache_size),
         (Some(cache), None) => Arc::clone(cache),

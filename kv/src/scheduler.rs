@@ -1,8 +1,8 @@
 //! Background work: what runs when, and what happens when it fails.
 //!
 //! `schedule` looks at the state and queues what is missing: a flush for each column family with
-//! immutable memtables, and compaction tasks up to the limit while one is due. Each task ends by
-//! calling it again, so work goes on until nothing is due.
+//! immutable memtables, compaction tasks up to the limit while one is due, and collections of blob
+//! files ([`crate::blob::gc`]). Each task ends by calling it again, so work goes on until nothing is due.
 //!
 //! A task that fails for want of space, or with an error of the system that may pass, sets a
 //! transient error: nothing is scheduled until a thread of its own sees free space again, or a pause that
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::MutexGuard;
 
 use crate::batch::CfId;
+use crate::blob::gc;
 use crate::compaction::{Choice, PickerOptions, pick};
 use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
@@ -29,7 +30,13 @@ const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Queues what is due.
 pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
-    if state.closing || state.error.is_some() {
+    let hard = state.error.as_ref().is_some_and(|known| !known.transient);
+    if state.closing || hard {
+        return;
+    }
+    // A full disk is what garbage collection is for.
+    gc::schedule(engine, state);
+    if state.error.is_some() {
         return;
     }
     let waiting: Vec<CfId> = state
@@ -65,7 +72,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
 }
 
 /// The compaction that is due, if one is.
-fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
+pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
     state.cfs.values().find_map(|cf| {
         if cf.options.disable_auto_compactions {
             return None;
@@ -121,7 +128,7 @@ fn compact_once(engine: &Arc<Engine>) -> Result<()> {
 }
 
 /// Queues one task and counts it until it has ended.
-fn spawn(
+pub(crate) fn spawn(
     engine: &Arc<Engine>,
     state: &mut State,
     priority: Priority,

@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
 use crate::reference::BlobReference;
-use crate::version::{BlobFile, BlobMeta, BlobOpener, Version};
+use crate::version::{BlobFile, BlobMeta, BlobOpener, OpenBlob, Version};
 
 /// Device reads of one submission that are in flight at a time.
 const QUEUE_DEPTH: usize = 32;
@@ -55,7 +55,7 @@ impl Located<'_> {
 }
 
 impl BlobOpener for Engine {
-    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>> {
+    fn open_blob(&self, meta: &BlobMeta) -> Result<OpenBlob> {
         let path = self.dir.join(FileName::Blob(meta.number).to_string());
         let file = self.fs.open(&path)?;
         let size = file.size().lower();
@@ -63,7 +63,12 @@ impl BlobOpener for Engine {
             let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
             return Err(Error::corrupt(path.display().to_string(), size, detail));
         }
-        BlobFileReader::open(file, meta.number)
+        let reader = BlobFileReader::open(file, meta.number)?;
+        let charge = self.cache.reserve(reader.memory());
+        Ok(OpenBlob {
+            reader,
+            _charge: charge,
+        })
     }
 }
 

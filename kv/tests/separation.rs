@@ -23,6 +23,8 @@ fn options() -> Options {
         min_blob_size: 100,
         blob_file_size: 64 << 10,
         blob_compression: Compression::None,
+        // The figures here are those before a collection.
+        enable_blob_garbage_collection: false,
         ..tiny()
     }
 }

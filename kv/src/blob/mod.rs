@@ -30,6 +30,7 @@ mod cbt_builder;
 #[cfg(test)]
 mod cbt_tests;
 mod footer;
+pub(crate) mod gc;
 mod iter;
 mod key_bits;
 mod properties;

@@ -11,7 +11,6 @@ use super::block::{BadBlock, BlockCursor};
 use super::footer::Handle;
 use super::reader::Table;
 use super::{Block, reader};
-use crate::cache::BlockKind;
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 
@@ -143,9 +142,8 @@ impl TableIterator {
 
     fn load(&mut self, at: usize) -> Result<Arc<Block>> {
         let place = self.place(at);
-        let key = self.table.cache_key(place.start);
         if !self.options.bypass_cache
-            && let Some(block) = self.table.cache().get(key, BlockKind::Data)
+            && let Some(block) = self.table.cached_block(&place)
         {
             return Ok(block);
         }
@@ -154,7 +152,7 @@ impl TableIterator {
             .read(&self.table, place.clone(), self.options.readahead_bytes)?;
         let block = self.table.as_data_block(contents, place.start)?;
         match self.options.fill_cache && !self.options.bypass_cache {
-            true => Ok(self.table.cache().insert(key, block)),
+            true => Ok(self.table.cache_block(place.start, block)),
             false => Ok(block),
         }
     }

@@ -45,6 +45,8 @@ pub(crate) use self::reader::BlockPlace;
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
 pub use crate::compression::Compression;
 
+use std::sync::Arc;
+
 use crate::cache::BlockKind;
 use block::DataLayout;
 use filter::Filter;
@@ -108,6 +110,8 @@ enum Layout {
     Data(DataLayout),
     Index(IndexLayout),
     Filter(Filter),
+    /// A data block, compressed.
+    Packed,
 }
 
 impl Block {
@@ -142,10 +146,31 @@ impl Block {
         })
     }
 
+    /// A data block's compressed form for the cache, if it is much smaller.
+    fn packed(&self) -> Option<Self> {
+        let bytes = crate::compression::pack(self.contents())?;
+        Some(Block {
+            bytes,
+            start: 0,
+            layout: Layout::Packed,
+        })
+    }
+
+    /// The data block itself where this is its compressed form.
+    fn unpacked(self: Arc<Self>) -> Option<Arc<Self>> {
+        match self.layout {
+            Layout::Packed => {
+                let contents = crate::compression::decompress(&self.bytes).ok()?;
+                Block::data(contents).ok().map(Arc::new)
+            }
+            _ => Some(self),
+        }
+    }
+
     /// What kind of block this is.
     pub fn kind(&self) -> BlockKind {
         match self.layout {
-            Layout::Data(_) => BlockKind::Data,
+            Layout::Data(_) | Layout::Packed => BlockKind::Data,
             Layout::Index(_) => BlockKind::Index,
             Layout::Filter(_) => BlockKind::Filter,
         }

@@ -296,8 +296,25 @@ impl Table {
     }
 
     /// The data block at `place`, if it is in the cache.
+    #[inline]
     pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<Arc<Block>> {
-        self.cache.get(self.cache_key(place.start), BlockKind::Data)
+        let key = self.cache_key(place.start);
+        self.cache.get(key, BlockKind::Data)?.unpacked()
+    }
+
+    /// Puts a data block into the cache. A table that mostly refers to blob files has its blocks
+    /// cached compressed: unpacking one is cheap beside the read of a value, and whole
+    /// tables then fit where a part of them would.
+    pub(super) fn cache_block(&self, offset: u64, block: Arc<Block>) -> Arc<Block> {
+        let key = self.cache_key(offset);
+        let refers = self.properties.blob_references > self.properties.entries / 2;
+        match refers.then(|| block.packed()).flatten() {
+            Some(packed) => {
+                self.cache.insert(key, Arc::new(packed));
+                block
+            }
+            None => self.cache.insert(key, block),
+        }
     }
 
     /// Takes a data block's bytes as the file has them at `place`, and caches the block.
@@ -309,7 +326,7 @@ impl Table {
         }
         let contents = self.unseal_slice(stored, place.start)?;
         let block = self.as_data_block(contents, place.start)?;
-        Ok(self.cache.insert(self.cache_key(place.start), block))
+        Ok(self.cache_block(place.start, block))
     }
 
     /// False where the filter says that no key with this hash is in the table.
@@ -420,10 +437,6 @@ impl Table {
         }
     }
 
-    pub(super) fn cache(&self) -> &BlockCache {
-        &self.cache
-    }
-
     pub(crate) fn file(&self) -> &FileRef {
         &self.file
     }
@@ -446,8 +459,7 @@ impl Table {
 
     #[inline]
     fn data_block(&self, place: Range<u64>) -> Result<Arc<Block>> {
-        let key = self.cache_key(place.start);
-        if let Some(block) = self.cache.get(key, BlockKind::Data) {
+        if let Some(block) = self.cached_block(&place) {
             return Ok(block);
         }
         let handle = Handle {
@@ -455,7 +467,7 @@ impl Table {
             len: place.end - place.start,
         };
         let block = self.as_data_block(self.read_block(handle)?, place.start)?;
-        Ok(self.cache.insert(key, block))
+        Ok(self.cache_block(place.start, block))
     }
 
     pub(super) fn as_data_block(&self, contents: Vec<u8>, offset: u64) -> Result<Arc<Block>> {

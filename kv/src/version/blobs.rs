@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::blob::BlobFileReader;
+use crate::cache::Reservation;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 
@@ -81,14 +82,20 @@ pub(crate) type TableRefs = Vec<(FileNumber, BlobUse)>;
 pub(crate) struct BlobFile {
     pub(crate) meta: BlobMeta,
     /// Opened on first use; a failed open is tried again by the next reader.
-    reader: OnceLock<Arc<BlobFileReader>>,
+    reader: OnceLock<OpenBlob>,
     obsolete: AtomicBool,
     remover: Arc<ObsoleteFiles>,
 }
 
+/// An open blob file. Its index is in memory, charged to the cache's budget: blocks give way to it.
+pub(crate) struct OpenBlob {
+    pub(crate) reader: Arc<BlobFileReader>,
+    pub(crate) _charge: Reservation,
+}
+
 /// Opens blob files for a version's readers.
 pub(crate) trait BlobOpener: Send + Sync {
-    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>>;
+    fn open_blob(&self, meta: &BlobMeta) -> Result<OpenBlob>;
 }
 
 impl std::fmt::Debug for BlobFile {
@@ -113,11 +120,11 @@ impl BlobFile {
 
     /// The open file.
     pub(crate) fn reader(&self, opener: &dyn BlobOpener) -> Result<&Arc<BlobFileReader>> {
-        if let Some(reader) = self.reader.get() {
-            return Ok(reader);
+        if let Some(open) = self.reader.get() {
+            return Ok(&open.reader);
         }
-        let reader = opener.open_blob(&self.meta)?;
-        Ok(self.reader.get_or_init(|| reader))
+        let open = opener.open_blob(&self.meta)?;
+        Ok(&self.reader.get_or_init(|| open).reader)
     }
 
     /// The file is removed when the last version with it is gone. Call only after the manifest

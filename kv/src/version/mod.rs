@@ -14,7 +14,7 @@ mod set;
 mod version;
 
 pub use blobs::BlobUse;
-pub(crate) use blobs::{BlobFile, BlobMeta, BlobOpener, BlobSet, LiveBlob, TableRefs};
+pub(crate) use blobs::{BlobFile, BlobMeta, BlobOpener, BlobSet, LiveBlob, OpenBlob, TableRefs};
 pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
 pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
 pub(crate) use version::{Level, ObsoleteFiles, Run, SstFile, SstMeta, TableOpener, Version};

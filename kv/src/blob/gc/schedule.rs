@@ -1,0 +1,283 @@
+//! When collections run: after any background work, if the picker finds one due and compaction does not
+//! need the machine; and when nobody has written for a while.
+//!
+//! Collections run on the threads of compactions, beside as many compactions as there may be. While a
+//! compaction is due none is begun, unless the disk is so full that space matters more. A full disk stops
+//! flushes and compactions, but not collections, which give space back.
+//!
+//! A file whose collection failed is held back and the rest goes on: for good where it is damaged, until
+//! there is more free space where there was too little. The database stays as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Candidate, Effort, GcPick, Limits, Standing, pick};
+use crate::batch::CfId;
+use crate::engine::{Engine, State};
+use crate::env::Priority;
+use crate::error::{Error, Result};
+use crate::file_names::{FileName, FileNumber};
+use crate::key::SeqNo;
+use crate::scheduler::{next_compaction, spawn};
+use crate::version::Version;
+
+/// Without a write for so long, nobody is disturbed.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
+/// How often the watcher looks whether somebody writes.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Usage from which a collection does not wait for compactions.
+const URGENT_USAGE: f64 = 0.9;
+
+/// Bytes that a job reads, in outputs.
+const INPUTS_PER_OUTPUT: u64 = 8;
+
+/// What the engine's state knows of collections.
+#[derive(Debug, Default)]
+pub(crate) struct Collections {
+    /// Files being collected.
+    files: BTreeSet<FileNumber>,
+    /// Tasks queued or running.
+    tasks: usize,
+    /// Files whose collection failed, with the free bytes that it takes to try again.
+    held: BTreeMap<FileNumber, u64>,
+    /// The last sequence number when idleness was found.
+    idle_at: Option<SeqNo>,
+    /// A thread waits for idleness.
+    pub(crate) watching: bool,
+}
+
+/// A collection that is due.
+struct Due {
+    cf: CfId,
+    pick: GcPick,
+    version: Arc<Version>,
+}
+
+/// The disk, as the picker needs it.
+#[derive(Clone, Copy)]
+struct Disk {
+    usage: f64,
+    free: u64,
+}
+
+impl Disk {
+    fn of(engine: &Engine) -> Disk {
+        let space = engine.fs.space();
+        Disk {
+            usage: 1.0 - space.free as f64 / (space.total as f64).max(1.0),
+            free: space.free,
+        }
+    }
+}
+
+/// Queues a collection if one is due; it queues the next.
+pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
+    let options = &engine.options;
+    let has_blobs = |state: &State| {
+        let mut cfs = state.cfs.values();
+        cfs.any(|cf| !cf.view().version.blobs.files().is_empty())
+    };
+    if !options.enable_blob_garbage_collection || !has_blobs(state) {
+        return;
+    }
+    let disk = Disk::of(engine);
+    let is_idle = state.collections.idle_at == Some(engine.published.load(Ordering::Acquire));
+    let effort = Effort::at(disk.usage, is_idle, options.max_blob_collections);
+    if state.collections.tasks >= effort.threads {
+        return;
+    }
+    if next(engine, state, effort, disk).is_none() {
+        let later = Effort::at(disk.usage, true, 1);
+        if !is_idle && !state.collections.watching && next(engine, state, later, disk).is_some() {
+            watch_for_idleness(engine, state);
+        }
+        return;
+    }
+    let compacts = !options.disable_auto_compactions && next_compaction(engine, state).is_some();
+    if compacts && disk.usage < URGENT_USAGE {
+        return;
+    }
+    state.collections.tasks += 1;
+    spawn(engine, state, Priority::Low, move |engine| {
+        let outcome = collect_once(engine, effort);
+        engine.state.lock().collections.tasks -= 1;
+        outcome
+    });
+}
+
+fn collect_once(engine: &Arc<Engine>, effort: Effort) -> Result<()> {
+    let mut state = engine.state.lock();
+    let disk = Disk::of(engine);
+    let Some(due) = next(engine, &state, effort, disk) else {
+        return Ok(());
+    };
+    state.collections.files.extend(&due.pick.inputs);
+    // Others may run beside it.
+    schedule(engine, &mut state);
+    drop(state);
+    run(engine, &due, disk)
+}
+
+/// Collects what is due and takes it off the list.
+fn run(engine: &Arc<Engine>, due: &Due, disk: Disk) -> Result<()> {
+    let outcome = engine.collect(due.cf, &due.pick, &due.version);
+    let mut state = engine.state.lock();
+    let collections = &mut state.collections;
+    for number in &due.pick.inputs {
+        collections.files.remove(number);
+    }
+    let outcome = match outcome {
+        Err(error) if error.is_corrupt() => {
+            tracing::error!(%error, "a blob file cannot be collected");
+            hold(collections, &due.pick, &error, u64::MAX);
+            Ok(())
+        }
+        Err(Error::Fs(error @ lavafs::Error::NoSpace { .. })) => {
+            tracing::warn!(%error, "no space for a collection");
+            let more = disk.free.saturating_add(due.pick.copied_bytes / 8 + 1);
+            hold(collections, &due.pick, &Error::Fs(error), more);
+            Ok(())
+        }
+        other => other,
+    };
+    let known: BTreeSet<FileNumber> = {
+        let cfs = state.cfs.values();
+        let views: Vec<_> = cfs.map(|cf| cf.view()).collect();
+        let files = views
+            .iter()
+            .flat_map(|view| view.version.blobs.files().keys());
+        files.copied().collect()
+    };
+    state
+        .collections
+        .held
+        .retain(|number, _| known.contains(number));
+    drop(state);
+    engine.changed.notify_all();
+    outcome
+}
+
+/// Holds back the input that an error names, or all of them.
+fn hold(collections: &mut Collections, pick: &GcPick, error: &Error, free: u64) {
+    let named = |number: &&FileNumber| match error {
+        Error::Corrupt { file, .. } => *file == FileName::Blob(**number).to_string(),
+        _ => false,
+    };
+    match pick.inputs.iter().find(named) {
+        Some(&number) => drop(collections.held.insert(number, free)),
+        None => collections
+            .held
+            .extend(pick.inputs.iter().map(|&number| (number, free))),
+    }
+}
+
+/// The collection that frees most for what it copies, of all column families.
+fn next(engine: &Engine, state: &State, effort: Effort, disk: Disk) -> Option<Due> {
+    let collections = &state.collections;
+    // Outputs being written have not taken all of their space yet.
+    let free_bytes = disk.free / (collections.files.len() as u64 + 1) / 8 * 7;
+    let output_bytes = engine.options.blob_file_size;
+    let limits = Limits {
+        output_bytes,
+        input_bytes: output_bytes.saturating_mul(INPUTS_PER_OUTPUT),
+        free_bytes,
+    };
+    let standing = |number: &FileNumber| {
+        if collections.files.contains(number) {
+            return Standing::Collecting;
+        }
+        match collections.held.get(number) {
+            Some(&needed) if disk.free < needed => Standing::Held,
+            _ => Standing::Eligible,
+        }
+    };
+    let due = state.cfs.values().filter_map(|cf| {
+        let version = Arc::clone(&cf.view().version);
+        let files = version
+            .blobs
+            .files()
+            .iter()
+            .map(|(number, live)| Candidate {
+                number: *number,
+                file_bytes: live.file.meta.file_size,
+                value_bytes: live.file.meta.value_bytes,
+                live_bytes: live.used.value_bytes,
+                standing: standing(number),
+            });
+        let candidates: Vec<Candidate> = files.collect();
+        let pick = pick(&candidates, effort, limits)?;
+        let cf = cf.id;
+        Some(Due { cf, pick, version })
+    });
+    due.max_by(|a, b| gain(&a.pick).total_cmp(&gain(&b.pick)))
+}
+
+/// Bytes freed for each byte copied.
+fn gain(pick: &GcPick) -> f64 {
+    pick.freed_bytes as f64 / (pick.copied_bytes as f64).max(1.0)
+}
+
+/// Starts the thread that waits until nobody writes, and schedules then.
+fn watch_for_idleness(engine: &Arc<Engine>, state: &mut State) {
+    let watcher = Arc::clone(engine);
+    let spawned = std::thread::Builder::new()
+        .name("lavakv-idle".to_owned())
+        .spawn(move || wait_for_idleness(&watcher));
+    match spawned {
+        Ok(_) => state.collections.watching = true,
+        Err(error) => tracing::warn!(%error, "no thread to wait for idleness"),
+    }
+}
+
+fn wait_for_idleness(engine: &Arc<Engine>) {
+    let mut state = engine.state.lock();
+    let mut last = engine.published.load(Ordering::Acquire);
+    let mut since = Instant::now();
+    while !state.closing {
+        engine.changed.wait_for(&mut state, WATCH_INTERVAL);
+        let now = engine.published.load(Ordering::Acquire);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if since.elapsed() >= IDLE_AFTER {
+            state.collections.idle_at = Some(now);
+            crate::scheduler::schedule(engine, &mut state);
+            break;
+        }
+    }
+    state.collections.watching = false;
+    drop(state);
+    engine.changed.notify_all();
+}
+
+impl Engine {
+    /// Collects every blob file with garbage worth it, now and on the caller's thread.
+    pub(crate) fn collect_all(self: &Arc<Self>) -> Result<()> {
+        let all = Effort {
+            tolerated: 0.0,
+            threads: 1,
+            smallest_first: false,
+        };
+        loop {
+            let mut state = self.state.lock();
+            crate::write::check_writable(&state)?;
+            let disk = Disk::of(self);
+            let Some(due) = next(self, &state, all, disk) else {
+                if state.collections.files.is_empty() {
+                    return Ok(());
+                }
+                self.changed.wait(&mut state);
+                continue;
+            };
+            state.collections.files.extend(&due.pick.inputs);
+            drop(state);
+            if let Err(error) = run(self, &due, disk) {
+                self.fail(error.clone());
+                return Err(error);
+            }
+        }
+    }
+}
