@@ -60,6 +60,7 @@ struct History {
     opened_at: usize,
     flushes: u64,
     compactions: u64,
+    collections: u64,
 }
 
 impl History {
@@ -130,6 +131,7 @@ fn run_history(device: &Arc<SimDevice>, rng: &mut Rng, steps: usize) -> History 
         let durable = match rng.below(60) {
             0 => db.flush().map(|()| true),
             1 => db.sync_wal().map(|()| true),
+            3..6 => db.collect_blob_garbage().map(|()| synced),
             2 => db.close().map(|()| {
                 count_background(&db, &mut history);
                 db = Db::open(fs.clone(), Path::new(AT), options()).unwrap();
@@ -151,6 +153,7 @@ fn count_background(db: &Db, history: &mut History) {
     let tickers = db.tickers();
     history.flushes += tickers.flushes;
     history.compactions += tickers.compactions;
+    history.collections += tickers.blob_collections;
 }
 
 /// Both column families as the database tells them.
@@ -213,6 +216,11 @@ fn explore(seed: u64, logical_block: u64, steps: usize, crashes: usize) {
     device.record();
     let history = run_history(&device, &mut rng, steps);
     assert!(history.flushes > 10, "{} flushes", history.flushes);
+    assert!(
+        history.collections > 3,
+        "{} collections",
+        history.collections
+    );
     assert!(
         history.compactions > 3,
         "{} compactions",

@@ -256,7 +256,8 @@ fn run_as(
                 let at = rng.below(world.snapshots.len() as u64) as usize;
                 world.snapshots.swap_remove(at);
             }
-            194..=195 => world.db.flush().unwrap(),
+            194 => world.db.flush().unwrap(),
+            195 => world.db.collect_blob_garbage().unwrap(),
             196 => {
                 let (low, high) = (key(rng.below(KEYS)), key(rng.below(KEYS)));
                 world.db.compact_range(Some(&low), Some(&high)).unwrap();
