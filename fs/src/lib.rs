@@ -19,6 +19,8 @@ mod file;
 mod format;
 mod fragmentation;
 mod fs;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 mod host_fs;
 mod meta;
 mod mkfs;

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
-use lavafs::{
-    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, Ownership, RenameMode,
-    SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
+use crate::{
+    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, LavaFs, Ownership,
+    RenameMode, SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
 };
+use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
 
 use super::errno::{Answer, answer};
 use super::handles::{Entry, OpenFile};
 use super::ops::Mount;
+use super::view;
 
 /// Prefix of the extended attributes that programs may set.
 const USER_ATTRIBUTES: &[u8] = b"user.";
@@ -49,11 +50,14 @@ pub(super) struct Statfs {
 
 impl Mount {
     pub(super) fn lookup(&self, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.follow();
         let ino = answer("lookup", dir.0, self.fs.lookup(Ino(dir.0), name))?;
         self.attributes(INodeNo(ino.0))
     }
 
     pub(super) fn attributes(&self, ino: INodeNo) -> Answer<FileAttr> {
+        self.follow();
+        self.drain_ino(Ino(ino.0));
         let attributes = answer("stat", ino.0, self.fs.attributes(Ino(ino.0)))?;
         Ok(file_attr(&attributes))
     }
@@ -65,6 +69,8 @@ impl Mount {
         ino: INodeNo,
         changes: &Changes,
     ) -> Answer<FileAttr> {
+        self.writable()?;
+        self.drain_ino(Ino(ino.0));
         if let Some(size) = changes.size {
             let file = self.temporary_file(Ino(ino.0))?;
             self.truncate(file.file(), size)?;
@@ -97,6 +103,7 @@ impl Mount {
 
     /// Takes the set-user-id and set-group-id bits from a file that another user writes to.
     pub(super) fn drop_privileges(&self, ino: Ino) -> Answer<()> {
+        self.writable()?;
         let mode = answer("stat", ino.0, self.fs.attributes(ino))?.mode;
         let set = SetAttributes {
             mode: Some(without_privileges(mode)),
@@ -111,6 +118,7 @@ impl Mount {
     /// Owner and mode of something new: in a set-group-id directory the group is the directory's,
     /// and new directories are so too.
     fn ownership(&self, caller: Caller, dir: INodeNo, mode: u32) -> Answer<Ownership> {
+        self.writable()?;
         let parent = answer("create", dir.0, self.fs.attributes(Ino(dir.0)))?;
         let inherits = parent.mode & libc::S_ISGID != 0;
         let makes_directory = mode & libc::S_IFMT == libc::S_IFDIR;
@@ -188,16 +196,19 @@ impl Mount {
     }
 
     pub(super) fn link(&self, ino: INodeNo, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.writable()?;
         let linked = self.fs.link_at(Ino(ino.0), Ino(dir.0), name);
         answer("link", ino.0, linked)?;
         self.attributes(ino)
     }
 
     pub(super) fn unlink(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         answer("unlink", dir.0, self.fs.unlink_at(Ino(dir.0), name))
     }
 
     pub(super) fn rmdir(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))
     }
 
@@ -207,6 +218,7 @@ impl Mount {
         to: (INodeNo, &OsStr),
         flags: RenameFlags,
     ) -> Answer<()> {
+        self.writable()?;
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -269,13 +281,20 @@ impl Mount {
 
     pub(super) fn xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<Vec<u8>> {
         check_xattr_name(name)?;
+        if self.live && ino.0 == LavaFs::ROOT.0 && view::is_mark(name) {
+            return Ok(view::sentence(&self.fs).into_bytes());
+        }
         let value = answer("getxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?;
         value.ok_or(Errno::ENODATA)
     }
 
     /// The names, each with a NUL behind it.
     pub(super) fn xattr_names(&self, ino: INodeNo) -> Answer<Vec<u8>> {
-        let names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
+        let mut names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
+        if self.live && ino.0 == LavaFs::ROOT.0 {
+            names.retain(|name| !view::is_mark(name));
+            names.push(view::VIEW_ATTRIBUTE.into());
+        }
         let with_nul = |name: &std::ffi::OsString| [name.as_bytes(), b"\0"].concat();
         Ok(names.iter().flat_map(with_nul).collect())
     }
@@ -287,6 +306,7 @@ impl Mount {
         value: &[u8],
         flags: i32,
     ) -> Answer<()> {
+        self.writable()?;
         check_xattr_name(name)?;
         if name.len() > XATTR_NAME_LEN_MAX {
             return Err(Errno::ERANGE);
@@ -309,6 +329,7 @@ impl Mount {
     }
 
     pub(super) fn remove_xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         check_xattr_name(name)?;
         let removed = self.fs.remove_xattr(Ino(ino.0), name);
         if answer("removexattr", ino.0, removed)? {
@@ -319,10 +340,11 @@ impl Mount {
     }
 
     /// Makes namespace changes durable, and with `files` also what was written to open files.
-    pub(super) fn commit(&self, files: bool) -> lavafs::Result<()> {
+    pub(super) fn commit(&self, files: bool) -> crate::Result<()> {
         if files {
             for file in self.files.unsynced() {
                 file.unsynced.store(false, Ordering::Release);
+                self.drain(&file);
                 file.file.fsync()?;
             }
         }

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
+use crate::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 use fuser::{Errno, INodeNo};
-use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use lavafs::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 
 use super::names::{Caller, Changes};
 use super::ops::Mount;
