@@ -239,6 +239,8 @@ impl LavaFs {
         if let (Some(open), FileKind::File) = (open, kind) {
             attributes.size = open.size();
             attributes.modified_ns = open.modified_ns.load(Ordering::Acquire);
+            let appended_ns = open.changed_ns.load(Ordering::Acquire);
+            attributes.changed_ns = attributes.changed_ns.max(appended_ns);
         }
         Ok(attributes)
     }
@@ -603,12 +605,14 @@ impl LavaFs {
             .journal()?
             .admit((name.len() + value.len()) as u64 + CREATE_OPS_LEN_MAX)?;
         let mut change = Change::begin(&self.core);
-        existing(&change.tables, ino)?;
+        let inode = existing(&change.tables, ino)?;
         change.apply(Op::SetXattr {
             ino,
             name: name.as_bytes(),
             value,
         });
+        let now_ns = self.core.now_ns();
+        change.edit(&inode, |record| record.changed_ns = now_ns);
         change.enqueue();
         Ok(())
     }
@@ -636,10 +640,13 @@ impl LavaFs {
             return Ok(false);
         }
         let mut change = Change::begin(&self.core);
+        let inode = existing(&change.tables, ino)?;
         change.apply(Op::RemoveXattr {
             ino,
             name: name.as_bytes(),
         });
+        let now_ns = self.core.now_ns();
+        change.edit(&inode, |record| record.changed_ns = now_ns);
         change.enqueue();
         Ok(true)
     }

@@ -212,8 +212,7 @@ impl OpenFile {
         }
         if len > 0 {
             appender.dirty = true;
-            self.modified_ns
-                .store(self.core.now_ns(), Ordering::Release);
+            self.note_change(self.core.now_ns());
         }
         Ok(offset)
     }
@@ -267,8 +266,7 @@ impl OpenFile {
         appender.synced_end = end;
         appender.closed = false;
         appender.dirty = true;
-        self.modified_ns
-            .store(self.core.now_ns(), Ordering::Release);
+        self.note_change(self.core.now_ns());
         appender.restart_check(end);
     }
 
@@ -353,7 +351,9 @@ impl OpenFile {
         }
         if appender.dirty {
             state.modified_ns = self.modified_ns.load(Ordering::Acquire);
-            state.changed_ns = self.core.now_ns();
+            state.changed_ns = state
+                .changed_ns
+                .max(self.changed_ns.load(Ordering::Acquire));
         }
         let unflushed = !self.core.disk.is_flushed(appender.last_write);
         let checked =
@@ -400,8 +400,7 @@ impl OpenFile {
         *self.tail.write() = Tail::empty_at(size);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
-        self.modified_ns
-            .store(self.core.now_ns(), Ordering::Release);
+        self.note_change(self.core.now_ns());
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
         self.core.commit(ticket)
@@ -432,7 +431,7 @@ impl OpenFile {
     /// Cuts the file to `size` in memory and enqueues it.
     fn cut(&self, appender: &mut Appender, size: u64, generation: Option<u64>) {
         let now_ns = self.core.now_ns();
-        self.modified_ns.store(now_ns, Ordering::Release);
+        self.note_change(now_ns);
         let mut ops = Vec::new();
         let mut freed = Vec::new();
         let mut state = self.inode.state.write();

@@ -143,6 +143,10 @@ impl Filesystem for Kernel {
         self.reply_entry(reply, self.0.lookup(parent, name));
     }
 
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        self.0.removed.forget(ino);
+    }
+
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.reply_attr(reply, self.0.attributes(ino));
     }
@@ -303,12 +307,13 @@ impl Filesystem for Kernel {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let direct = flags.0 & (libc::O_ACCMODE | libc::O_DIRECT) != libc::O_RDONLY;
         self.0
-            .read(fh.0, offset, size as usize, |result| match result {
+            .read(fh.0, offset, size as usize, direct, |result| match result {
                 Ok(bytes) => reply.data(bytes),
                 Err(error) => reply.error(error),
             });

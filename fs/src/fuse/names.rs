@@ -3,6 +3,7 @@
 //! Inode numbers are LavaFS's own and are never reused, so the kernel's generation is always 0 and
 //! no count of its references is kept: what it asks about and is gone is ENOENT.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -10,10 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::{
-    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, LavaFs, Ownership,
+    Attributes, BLOCK_SIZE, CreateOptions, Error, FileKind, FileSystem, Ino, LavaFs, Ownership,
     RenameMode, SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
 };
 use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use parking_lot::Mutex;
 
 use super::errno::{Answer, answer};
 use super::handles::{Entry, OpenFile};
@@ -22,6 +24,27 @@ use super::view;
 
 /// Prefix of the extended attributes that programs may set.
 const USER_ATTRIBUTES: &[u8] = b"user.";
+
+/// Directories that were removed, as they were then: whoever has one open, or is in it, can still
+/// ask about it, until the kernel forgets it.
+#[derive(Debug, Default)]
+pub(super) struct Removed(Mutex<HashMap<INodeNo, FileAttr>>);
+
+impl Removed {
+    fn insert(&self, attr: FileAttr) {
+        self.0
+            .lock()
+            .insert(attr.ino, FileAttr { nlink: 0, ..attr });
+    }
+
+    fn get(&self, ino: INodeNo) -> Option<FileAttr> {
+        self.0.lock().get(&ino).copied()
+    }
+
+    pub(super) fn forget(&self, ino: INodeNo) {
+        self.0.lock().remove(&ino);
+    }
+}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +81,13 @@ impl Mount {
     pub(super) fn attributes(&self, ino: INodeNo) -> Answer<FileAttr> {
         self.follow();
         self.drain_ino(Ino(ino.0));
-        let attributes = answer("stat", ino.0, self.fs.attributes(Ino(ino.0)))?;
-        Ok(file_attr(&attributes))
+        let found = self.fs.attributes(Ino(ino.0));
+        if found.as_ref().is_err_and(Error::is_not_found)
+            && let Some(attr) = self.removed.get(ino)
+        {
+            return Ok(attr);
+        }
+        Ok(file_attr(&answer("stat", ino.0, found)?))
     }
 
     /// See setattr. The size is changed through the file, the rest through the inode.
@@ -209,7 +237,10 @@ impl Mount {
 
     pub(super) fn rmdir(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
         self.writable()?;
-        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))
+        let before = self.lookup(dir, name);
+        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))?;
+        self.removed.insert(before?);
+        Ok(())
     }
 
     pub(super) fn rename(
@@ -419,7 +450,7 @@ fn to_time(ns: i64) -> SystemTime {
 /// A time that the kernel sent, in nanoseconds since 1970 UTC. Times before 1970 reach us from
 /// fuser 0.18 with their nanoseconds counted in the wrong direction: seconds -2 and 0.8 s, which is
 /// 1.2 s before 1970, arrive as 2.8 s before it.
-fn from_kernel(time: TimeOrNow) -> i64 {
+pub(super) fn from_kernel(time: TimeOrNow) -> i64 {
     let time = match time {
         TimeOrNow::SpecificTime(time) => time,
         TimeOrNow::Now => SystemTime::now(),

@@ -19,12 +19,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::device::AlignedBuf;
-use crate::{BLOCK_SIZE, FileRef, FileSize, FileSystem, Ino, LavaFs};
-use fuser::Errno;
+use crate::{
+    BLOCK_SIZE, Error, FileRef, FileSize, FileSystem, Ino, LavaFs, SetAttributes, align_up,
+};
+use fuser::{Errno, TimeOrNow};
 
 use super::behind::Writers;
 use super::errno::{Answer, answer, errno};
 use super::handles::{Files, Listings, OpenFile};
+use super::names::{Removed, from_kernel};
 use super::view::Follower;
 
 /// Most zeros that one truncation appends, in bytes.
@@ -57,6 +60,7 @@ pub(super) struct Mount {
     pub(super) fs: LavaFs,
     pub(super) files: Files,
     pub(super) listings: Listings,
+    pub(super) removed: Removed,
     size_free: bool,
     /// Changes are refused.
     read_only: bool,
@@ -92,6 +96,7 @@ impl Mount {
             fs,
             files: Files::default(),
             listings: Listings::default(),
+            removed: Removed::default(),
             size_free,
             read_only: false,
             live: false,
@@ -208,13 +213,16 @@ impl Mount {
         file.behind.failure()
     }
 
-    /// Reads, and gives what was read to `reply`. A failure is logged with the file's path and the
-    /// offset, because the program only learns EIO.
+    /// Reads, and gives what was read to `reply`. Where a part cannot be read, `direct` readers get
+    /// what lies before it; to the kernel's cache a short answer would be the end of the file, so it
+    /// gets EIO, and asks again page by page. A failure is logged with the file's path and the
+    /// offset of the first block that cannot be read, because the program only learns EIO.
     pub(super) fn read(
         &self,
         handle: u64,
         offset: u64,
         len: usize,
+        direct: bool,
         reply: impl FnOnce(Answer<&[u8]>),
     ) {
         let file = match self.files.get(handle) {
@@ -225,9 +233,14 @@ impl Mount {
         with_buffer(len, |buf| match file.file.read_at(offset, buf) {
             Ok(read) => reply(Ok(&buf[..read])),
             Err(error) => {
-                let path = self.path_of(file.ino);
-                tracing::error!(path, offset, len, %error, "a read failed");
-                reply(Err(errno(&error)));
+                let (good, error) = read_blocks(&file.file, offset, buf, error);
+                let (path, at) = (self.path_of(file.ino), offset + good as u64);
+                tracing::error!(path, offset = at, %error, "a read failed");
+                if direct && good > 0 {
+                    reply(Ok(&buf[..good]));
+                } else {
+                    reply(Err(errno(&error)));
+                }
             }
         });
     }
@@ -281,7 +294,15 @@ impl Mount {
         settle(file)?;
         let present = file.file.size().lower();
         if size == present {
-            return Ok(());
+            let touch = SetAttributes {
+                modified_ns: Some(from_kernel(TimeOrNow::Now)),
+                ..SetAttributes::default()
+            };
+            return answer(
+                "truncate",
+                file.ino.0,
+                self.fs.set_attributes(file.ino, &touch),
+            );
         }
         file.unsynced.store(true, Ordering::Release);
         if size < present {
@@ -360,6 +381,24 @@ impl Mount {
         }
         format!("unlinked inode {ino}")
     }
+}
+
+/// Reads what failed as a whole block by block, up to the first that fails by itself. Returns how many
+/// bytes are good, and that block's error.
+fn read_blocks(file: &FileRef, offset: u64, buf: &mut [u8], whole: Error) -> (usize, Error) {
+    let mut good = 0;
+    while good < buf.len() {
+        let at = offset + good as u64;
+        let part = (align_up(at + 1, BLOCK_SIZE) - at).min((buf.len() - good) as u64) as usize;
+        match file.read_at(at, &mut buf[good..good + part]) {
+            Ok(read) => good += read,
+            Err(error) => return (good, error),
+        }
+        if file.size().lower() <= offset + good as u64 {
+            break;
+        }
+    }
+    (good, whole)
 }
 
 /// Ends an uncertain size. The caller holds `writing`.
