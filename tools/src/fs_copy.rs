@@ -171,11 +171,11 @@ fn get(
     progress: &Progress,
 ) -> Outcome<()> {
     match item.kind {
-        FileKind::Directory => Ok(fs::create_dir(&item.to).context(|| item.to.display())?),
+        FileKind::Directory => fs::create_dir(&item.to).context(|| item.to.display()),
         FileKind::Symlink => {
             let lava = lava.ok_or_else(links_refused)?;
             let target = lava.read_link(lava.resolve(&item.from)?)?;
-            Ok(symlink(target, &item.to).context(|| item.to.display())?)
+            symlink(target, &item.to).context(|| item.to.display())
         }
         FileKind::File => {
             let mut out = KernelFile::create(&item.to).context(|| item.to.display())?;
@@ -264,7 +264,7 @@ fn keep_outside(lava: &LavaFs, item: &Item) -> Outcome<()> {
         file.set_permissions(Permissions::from_mode(attributes.mode & 0o7777))?;
         file.set_modified(time(attributes.modified_ns))
     };
-    Ok(kept().context(|| item.to.display())?)
+    kept().context(|| item.to.display())
 }
 
 /// Gives the filesystem's copy mode, owner and time of change.

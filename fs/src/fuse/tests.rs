@@ -135,7 +135,7 @@ fn after_a_failed_write_programs_learn_that_the_filesystem_is_read_only() {
     assert_eq!(mount.fsync(handle, false), Err(Errno::EROFS));
     assert_eq!(mount.write(handle, 3, b"d", 0), Err(Errno::EROFS));
     mount.read(handle, 0, 3, false, |bytes| {
-        assert_eq!(bytes, Ok(&b"abc"[..]))
+        assert_eq!(bytes, Ok(&b"abc"[..]));
     });
 }
 
