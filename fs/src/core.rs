@@ -1,7 +1,8 @@
 //! What all parts of a mounted filesystem share: device, tables, allocator, journal, open files.
 //!
 //! Lock order: the discard in flight (held across it), `open` (which files are open), `tables`, an
-//! inode's state, then one of the leaves `alloc` and the journal's queue. Only the first is held
+//! inode's state (several at once only with the tables locked alone), then one of the leaves
+//! `alloc` and the journal's queue. Only the first is held
 //! across device I/O (and what a refresh of a read-only mount says, `view.rs`). A commit is called
 //! with none of them held.
 
@@ -27,7 +28,7 @@ use crate::vfs::Space;
 use crate::view::View;
 
 /// Encoded length that no extent operation exceeds.
-const EXTENT_OP_LEN_MAX: u64 = 48;
+pub(crate) const EXTENT_OP_LEN_MAX: u64 = 48;
 
 /// The shared state of a mounted filesystem.
 #[derive(Debug)]
@@ -209,8 +210,8 @@ impl Core {
     }
 
     /// Gives a file a further extent of up to `wanted` blocks, at least one. The first `missing`
-    /// of them may come out of the caller's reservation `reserved`; the rest only from what
-    /// nobody has reserved. Returns the journal ticket.
+    /// of them may come out of the caller's reservation `reserved`, which has the journal's promise
+    /// too; the rest only from what nobody has reserved. Returns the journal ticket.
     pub(crate) fn allocate(
         &self,
         inode: &Inode,
@@ -219,7 +220,11 @@ impl Core {
         last: Option<Run>,
         reserved: &mut u64,
     ) -> Result<u64> {
-        self.admit_extent()?;
+        if *reserved > 0 {
+            self.journal()?.admit_promised(EXTENT_OP_LEN_MAX)?;
+        } else {
+            self.admit_extent()?;
+        }
         let after = last.map(|run| run.start + run.blocks);
         let mut no_discard = None;
         loop {

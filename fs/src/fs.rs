@@ -257,7 +257,7 @@ impl LavaFs {
 }
 
 /// The names in a path. `.` and further slashes are nothing; `..` is refused.
-fn names(path: &Path) -> Result<Vec<&OsStr>> {
+pub(crate) fn names(path: &Path) -> Result<Vec<&OsStr>> {
     let mut names = Vec::new();
     for component in path.components() {
         match component {
@@ -272,7 +272,7 @@ fn names(path: &Path) -> Result<Vec<&OsStr>> {
 }
 
 /// Gives a path error about one name the whole path.
-fn at_path(error: Error, path: &Path) -> Error {
+pub(crate) fn at_path(error: Error, path: &Path) -> Error {
     match error {
         Error::Path { kind, .. } => Error::path(path, kind),
         other => other,
@@ -436,7 +436,7 @@ impl Drop for LockGuard {
 }
 
 /// The process's user and group, for what the path-based API makes.
-fn process_ownership(mode: u32) -> Ownership {
+pub(crate) fn process_ownership(mode: u32) -> Ownership {
     let (uid, gid) = (
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),

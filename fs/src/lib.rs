@@ -21,6 +21,8 @@ mod fragmentation;
 mod fs;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod host_fs;
 mod meta;
 mod mkfs;
@@ -41,7 +43,7 @@ pub use host_fs::HostFs;
 pub use mkfs::{known_contents, mkfs};
 pub use namespace::{
     Attributes, LINKS_MAX, NAME_LEN_MAX, Ownership, RenameMode, SetAttributes, TARGET_LEN_MAX,
-    XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX,
+    Transaction, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX,
 };
 pub use options::{DEVICE_SIZE_MIN, DISCARD_RATE_MIN, MkfsOptions, MountOptions};
 pub use types::{BLOCK_SIZE, FileSize, Generation, Ino, align_down, align_up};

@@ -1,14 +1,15 @@
 //! What went wrong in production with other filesystems of this kind, one test each. Pitfalls that
 //! are tested where the mechanism is: expansion and superblock epochs in `expand.rs`, discards in
-//! `discard.rs`, journal growth in `lava_fs.rs`, allocation under `src/alloc`, direct I/O under
-//! `src/device`.
+//! `discard.rs`, journal growth in `lava_fs.rs`, appends that wait for a checkpoint (zenfs#61) in
+//! `checkpoint_beside_appends.rs`, a full journal in `journal_full.rs`, allocation under
+//! `src/alloc`, direct I/O under `src/device`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
+use lavafs::device::{BlockDevice, Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
     MkfsOptions, MountOptions, check, mkfs,
@@ -294,4 +295,25 @@ fn a_create_whose_checkpoint_would_not_fit_is_refused() {
         mount(&device).list(Path::new("/")).unwrap().len(),
         names - names / 2 + 1
     );
+}
+
+/// Twelve minutes to load a filesystem (spdk#3864): a mount reads its metadata a fixed number of
+/// times in large pieces, and nothing for each file.
+#[test]
+fn a_mount_reads_its_metadata_in_few_large_pieces() {
+    let device = device(256 * MIB);
+    let fs = mount(&device);
+    for name in 0..20_000 {
+        create(&fs, &format!("/{name}")).append(&[1]).unwrap();
+    }
+    fs.unmount().unwrap();
+    let before = device.counters();
+    let fs = mount(&device);
+    let spent = device.counters() - before;
+    assert_eq!(fs.inode_count(), 20_001);
+    // The checkpoint, its second reading when the mount has written a new one, and what is read ahead of
+    // the records that are not there.
+    let metadata = 20_000 * 100;
+    assert!(spent.read_bytes < 2 * metadata + 20 * MIB, "{spent:?}");
+    assert!(spent.read_ios < 60, "{spent:?}");
 }

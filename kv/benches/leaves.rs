@@ -1,7 +1,7 @@
 //! Speed of the storage leaves, each alone: memtable, filter, blocks, tables, merge.
 //!
 //! `cargo bench -p lavakv --bench leaves [-- NAME]` prints one line per measurement whose name
-//! begins with NAME (filter, memtable, table or merge, and on): the best of three rounds. Tables
+//! begins with NAME (filter, memtable, table, merge or blob, and on): the best of three rounds. Tables
 //! lie in a temporary directory and are read through the block cache.
 
 use std::hint::black_box;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lavafs::{CreateOptions, FileSystem, HostFs};
+use lavakv::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader};
 use lavakv::cache::BlockCache;
 use lavakv::iter::{InternalIterator, MergingIterator};
 use lavakv::key::{InternalKey, LookupKey, MAX_SEQ, ValueKind};
@@ -285,6 +286,58 @@ fn merges(fs: &HostFs) {
     }
 }
 
+/// Lookups in the indexes of blob files, and reads of values of 512 bytes.
+fn blobs(fs: &HostFs) {
+    for (number, records) in [(300, 16_000_u64), (301, 100_000)] {
+        let path = format!("/{number:06}.blob");
+        let file = fs
+            .create(Path::new(&path), &CreateOptions::default())
+            .expect("a fresh directory");
+        let internal_key = |record: u64| {
+            let mut key = [b'0'; 36];
+            key[..8].copy_from_slice(&(record * 40 + record % 37).to_be_bytes());
+            InternalKey::new(&key, record, ValueKind::BlobReference)
+        };
+        let mut state = number;
+        let mut builder = BlobFileBuilder::create(file, number, BlobFileOptions::default())
+            .expect("the options are in range");
+        for record in 0..records {
+            let value = vec![7; 450 + random(&mut state) as usize % 64];
+            builder
+                .add(internal_key(record).as_bytes(), &value)
+                .expect("the disk has room");
+        }
+        builder.finish().expect("the disk has room");
+        let file = fs.open(Path::new(&path)).expect("just built");
+        let reader = BlobFileReader::open(file, number).expect("just built");
+        let per_key = reader.index().memory() as f64 / records as f64;
+        measure(
+            &format!("blob locate, {records} records, {per_key:.3} B/key"),
+            || {
+                let keys: Vec<_> = (0..100_000)
+                    .map(|_| internal_key(random(&mut state) % records))
+                    .collect();
+                timed(100_000, || {
+                    for key in &keys {
+                        black_box(reader.locate(key.as_bytes()));
+                    }
+                })
+            },
+        );
+        measure(
+            &format!("blob get from the disk, {records} records"),
+            || {
+                timed(20_000, || {
+                    for _ in 0..20_000 {
+                        let key = internal_key(random(&mut state) % records);
+                        black_box(reader.get(key.as_bytes()).expect("readable"));
+                    }
+                })
+            },
+        );
+    }
+}
+
 fn hashes() {
     measure("filter hash of a 16-byte key", || {
         timed(5_000_000, || {
@@ -310,5 +363,8 @@ fn main() {
     }
     if is_wanted("merge") {
         merges(&fs);
+    }
+    if is_wanted("blob") {
+        blobs(&fs);
     }
 }

@@ -15,6 +15,7 @@
 use crate::codec::{Decoder, put_varint};
 use crate::error::{Error, Result};
 use crate::key::{SeqNo, ValueKind};
+use crate::protection;
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = 65_535;
@@ -43,6 +44,10 @@ pub struct WriteBatch {
     data: Vec<u8>,
     /// The first change that was over a limit; [`crate::Db::write`] reports it.
     refused: Option<String>,
+    /// The column families it changes, each once.
+    cfs: Vec<CfId>,
+    /// A checksum for each change, in a protected batch.
+    checksums: Option<Vec<u64>>,
 }
 
 /// One decoded change.
@@ -77,6 +82,18 @@ impl WriteBatch {
         WriteBatch {
             data,
             refused: None,
+            cfs: Vec::new(),
+            checksums: None,
+        }
+    }
+
+    /// An empty batch each of whose changes gets a checksum as it is added, to be checked when the
+    /// batch is written: what changes its memory in between is found. See
+    /// [`crate::Options::protection_bytes_per_key`].
+    pub fn with_protection() -> Self {
+        WriteBatch {
+            checksums: Some(Vec::new()),
+            ..WriteBatch::new()
         }
     }
 
@@ -92,6 +109,15 @@ impl WriteBatch {
         self.delete_cf(CfId::DEFAULT, key);
     }
 
+    /// Ends `key` in the default column family, where it was put at most once since it last ended.
+    ///
+    /// Cheaper than a deletion: the first merge that meets both the put and this drops the two
+    /// together. After two puts the older one may come back, and what deletions and single deletions
+    /// of one key do together is not promised either.
+    pub fn single_delete(&mut self, key: &[u8]) {
+        self.single_delete_cf(CfId::DEFAULT, key);
+    }
+
     /// Sets `key` to `value` in column family `cf`.
     pub fn put_cf(&mut self, cf: CfId, key: &[u8], value: &[u8]) {
         self.push(cf, ValueKind::Value, key, Some(value));
@@ -100,6 +126,11 @@ impl WriteBatch {
     /// Removes `key` from column family `cf`.
     pub fn delete_cf(&mut self, cf: CfId, key: &[u8]) {
         self.push(cf, ValueKind::Delete, key, None);
+    }
+
+    /// As [`WriteBatch::single_delete`], in column family `cf`.
+    pub fn single_delete_cf(&mut self, cf: CfId, key: &[u8]) {
+        self.push(cf, ValueKind::SingleDelete, key, None);
     }
 
     /// Number of changes.
@@ -122,6 +153,10 @@ impl WriteBatch {
         self.data.truncate(BATCH_HEADER_LEN);
         self.data.fill(0);
         self.refused = None;
+        self.cfs.clear();
+        if let Some(checksums) = &mut self.checksums {
+            checksums.clear();
+        }
     }
 
     /// The changes in order.
@@ -152,6 +187,13 @@ impl WriteBatch {
             put_varint(&mut self.data, value.len() as u64);
             self.data.extend_from_slice(value);
         }
+        if self.cfs.last() != Some(&cf) && !self.cfs.contains(&cf) {
+            self.cfs.push(cf);
+        }
+        if let Some(checksums) = &mut self.checksums {
+            let entry = protection::of_entry(kind, key, value.unwrap_or_default());
+            checksums.push(protection::in_batch(entry, cf));
+        }
         let count = self.count() + 1;
         self.data[8..12].copy_from_slice(&count.to_le_bytes());
     }
@@ -161,6 +203,41 @@ impl WriteBatch {
         match &self.refused {
             Some(what) => Err(Error::invalid_argument(what.clone())),
             None => Ok(()),
+        }
+    }
+
+    /// The column families that it changes.
+    pub(crate) fn cfs(&self) -> &[CfId] {
+        &self.cfs
+    }
+
+    /// Gives each change its checksum, if it has none.
+    pub(crate) fn protect(&mut self) {
+        if self.checksums.is_none() {
+            let of = |entry: BatchEntry<'_>| protection::in_batch(entry.checksum(), entry.cf);
+            self.checksums = Some(self.iter().map(of).collect());
+        }
+    }
+
+    /// Checks the checksums of a protected batch.
+    pub(crate) fn check_protection(&self) -> Result<()> {
+        let Some(checksums) = &self.checksums else {
+            return Ok(());
+        };
+        let bad = |detail| Error::corrupt("write batch in memory", 0_u64, detail);
+        let mut entries = BatchReader::new(&self.data).map_err(bad)?;
+        for checksum in checksums {
+            let entry = entries
+                .next()
+                .unwrap_or(Err("entry missing"))
+                .map_err(bad)?;
+            if protection::in_batch(entry.checksum(), entry.cf) != *checksum {
+                return Err(bad("an entry has changed since it was added"));
+            }
+        }
+        match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(bad("entries beyond those added")),
         }
     }
 
@@ -177,6 +254,13 @@ impl WriteBatch {
     /// The encoded batch.
     pub(crate) fn data(&self) -> &[u8] {
         &self.data
+    }
+}
+
+impl BatchEntry<'_> {
+    /// The checksum of kind, key and value.
+    pub(crate) fn checksum(&self) -> u64 {
+        protection::of_entry(self.kind, self.key, self.value)
     }
 }
 
@@ -218,8 +302,8 @@ impl<'a> BatchReader<'a> {
         let key = self.decoder.bytes(MAX_KEY_LEN)?;
         let value = match kind {
             ValueKind::Value => self.decoder.bytes(MAX_VALUE_LEN)?,
-            ValueKind::Delete => &[],
-            _ => return None,
+            ValueKind::Delete | ValueKind::SingleDelete => &[],
+            ValueKind::BlobReference => return None,
         };
         Some(BatchEntry {
             cf,
@@ -288,10 +372,35 @@ mod tests {
     }
 
     #[test]
+    fn any_flipped_bit_of_a_protected_batch_is_found_before_it_is_written() {
+        let mut batch = WriteBatch::with_protection();
+        batch.put(b"key", b"value");
+        batch.delete_cf(CfId(3), b"other");
+        batch.check_protection().unwrap();
+        let mut late = WriteBatch::new();
+        late.put(b"key", b"value");
+        late.delete_cf(CfId(3), b"other");
+        late.protect();
+        assert_eq!(late.checksums, batch.checksums);
+        for at in 8..batch.data.len() {
+            for bit in 0..8 {
+                let mut bad = batch.clone();
+                bad.data[at] ^= 1 << bit;
+                let error = bad.check_protection().unwrap_err();
+                assert!(error.is_corrupt(), "byte {at}, bit {bit}");
+            }
+        }
+        assert_eq!(batch.cfs(), [CfId(0), CfId(3)]);
+        batch.clear();
+        assert!(batch.check_protection().is_ok() && batch.cfs().is_empty());
+    }
+
+    #[test]
     fn every_cut_and_every_flipped_byte_decodes_or_errors_but_never_panics() {
         let mut batch = WriteBatch::new();
         batch.put(b"key", b"value");
         batch.delete(b"other");
+        batch.single_delete(b"once");
         let whole = batch.data().to_vec();
         for cut in 0..whole.len() {
             let outcome = BatchReader::new(&whole[..cut])

@@ -116,6 +116,7 @@ pub struct BlockCache {
 }
 
 /// Memory beside the cache that is charged to its budget until this is dropped.
+#[derive(Debug)]
 pub struct Reservation {
     cache: Arc<BlockCache>,
     bytes: usize,
@@ -183,6 +184,21 @@ impl BlockCache {
     fn shard_capacity(&self) -> usize {
         let reserved = self.reserved.load(Ordering::Relaxed);
         (self.capacity - reserved.min(self.capacity / 4 * 3)) / self.shards.len()
+    }
+
+    /// Lets blocks go until all shards are within the budget that reservations leave.
+    pub fn make_room(&self) {
+        let capacity = self.shard_capacity();
+        for shard in &self.shards {
+            let mut evicted = Vec::new();
+            let mut shard = shard.lock();
+            shard.capacity = capacity;
+            while shard.charged > capacity {
+                shard.evict_one(&mut evicted);
+            }
+            // Blocks are freed after the lock is.
+            drop(shard);
+        }
     }
 
     /// A number for a table that no other table of this cache has.

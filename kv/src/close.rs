@@ -62,6 +62,10 @@ impl Engine {
         if self.state.lock().closing {
             return Ok(());
         }
+        if self.read_only {
+            self.stop();
+            return Ok(());
+        }
         let unlogged = {
             let state = self.state.lock();
             state.cfs.values().any(|cf| {
@@ -94,7 +98,7 @@ impl Engine {
             .values()
             .map(|cf| {
                 let nothing = View {
-                    mem: Mem::new(0, 0),
+                    mem: Mem::new(0, 0, None, false),
                     imms: Vec::new(),
                     version: Arc::new(Version::empty(self.options.num_levels)),
                 };

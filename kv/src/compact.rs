@@ -1,14 +1,17 @@
 //! Running compactions: a choice of the picker becomes tables and a change of the version.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Choice, CompactionContext, PickerOptions, Retention, TableOutputs, VersionFilter,
-    pick_range,
+    self, Action, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
+    VersionFilter, pick_range, split,
 };
-use crate::engine::{Engine, read_only};
+use crate::engine::{ColumnFamily, Engine, State, read_only};
+use crate::env::Priority;
 use crate::error::Result;
+use crate::flush::OUTPUT_BUFFERS;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::scheduler;
@@ -26,7 +29,9 @@ impl Engine {
         choice: &Choice,
         version: &Version,
     ) -> Result<()> {
-        let outcome = if choice.is_trivial_move() {
+        let outcome = if choice.action == Action::Drop {
+            self.drop_tables(cf, choice)
+        } else if choice.is_trivial_move() {
             self.move_tables(cf, choice)
         } else {
             self.merge_tables(cf, choice, version)
@@ -44,19 +49,42 @@ impl Engine {
         }
     }
 
+    fn drop_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
+        self.install_outputs(cf, choice, &TableOutputs::default())?;
+        self.tickers.dropped_bytes.add(choice.bytes());
+        Ok(())
+    }
+
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
-        let moved = choice.files().map(|(_, file)| file.meta.clone()).collect();
-        self.install_outputs(cf, choice, moved)?;
+        let moved = TableOutputs::of_tables(choice.files().map(|(_, file)| file.meta.clone()));
+        self.install_outputs(cf, choice, &moved)?;
         self.tickers.trivial_moves.add(1);
         Ok(())
     }
 
     fn merge_tables(self: &Arc<Self>, cf: CfId, choice: &Choice, version: &Version) -> Result<()> {
-        let outputs = self
-            .histograms
-            .time(Timed::Compaction, || self.merge_inputs(choice, version))?;
-        let bytes = outputs.bytes();
-        if let Err(error) = self.install_outputs(cf, choice, outputs.tables.clone()) {
+        let mut job = self.begin_job(cf, choice.bytes(), choice.output_level);
+        self.tell(|listener| listener.on_compaction_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.merge_and_install(cf, choice, version);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_compaction_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// Merges the inputs and installs the result; returns what was made.
+    fn merge_and_install(
+        self: &Arc<Self>,
+        cf: CfId,
+        choice: &Choice,
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
+        let family = self.cf(cf)?;
+        let outputs = self.histograms.time(Timed::Compaction, || {
+            self.merge_inputs(choice, version, &family)
+        })?;
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
+        if let Err(error) = self.install_outputs(cf, choice, &outputs) {
             if self.cf(cf).is_err() {
                 outputs.discard(&self.fs, &self.dir);
             }
@@ -66,10 +94,63 @@ impl Engine {
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
-        Ok(())
+        self.tickers.blob_write_bytes.add(blob_bytes);
+        if choice.action == Action::Migrate {
+            self.tickers.migration_bytes.add(choice.bytes());
+        }
+        Ok(outputs.tables)
     }
 
-    fn merge_inputs(self: &Arc<Self>, choice: &Choice, version: &Version) -> Result<TableOutputs> {
+    /// Merges in parts, each on a thread of its own, the first on this one. On an error nothing of
+    /// any part is left.
+    fn merge_inputs(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        family: &ColumnFamily,
+    ) -> Result<TableOutputs> {
+        let bytes_min = family.options.target_file_size_base;
+        let mut parts = split(choice, family.options.max_subcompactions, bytes_min).into_iter();
+        let first = parts.next().expect("a compaction has a part");
+        let mut outcomes = Vec::new();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = parts
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, family, part)))
+                .collect();
+            outcomes.push(self.merge_part(choice, version, family, first));
+            for other in others {
+                match other.join() {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        let mut whole = TableOutputs::default();
+        let mut failure = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(part) => whole.join(part),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            None => Ok(whole),
+            Some(error) => {
+                whole.discard(&self.fs, &self.dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn merge_part(
+        self: &Arc<Self>,
+        choice: &Choice,
+        version: &Version,
+        family: &ColumnFamily,
+        part: Part,
+    ) -> Result<TableOutputs> {
+        let options = &family.options;
+        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -89,25 +170,30 @@ impl Engine {
                 Box::new(run) as Box<dyn InternalIterator>
             })
             .collect();
-        let older = &version.levels[choice.output_level + 1..];
+        let resolve = |number| version.blobs.resolve_number(number);
+        let older = choice.older_runs(version);
+        let created = choice.files().map(|(_, file)| file.meta.created).max();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
-            target_file_size: self.options.target_file_size_base,
-            expected_size: self
-                .options
+            table_options: family.named(options.table_options(
+                version,
+                choice.output_level,
+                choice.run_entries(version),
+                0,
+            )),
+            part,
+            created: created.unwrap_or(0),
+            target_file_size: options.target_file_size_base,
+            expected_size: options
                 .target_file_size_base
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
-            is_oldest: &|key| {
-                !older
-                    .iter()
-                    .flat_map(|level| &level.runs)
-                    .any(|run| run.file_for(key).is_some())
-            },
+            pace: &|bytes| self.pace(bytes, Priority::Low),
+            is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
+            separation: self.separation(options, choice.bytes(), &resolve),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -116,19 +202,25 @@ impl Engine {
         self: &Arc<Self>,
         cf: CfId,
         choice: &Choice,
-        outputs: Vec<SstMeta>,
+        outputs: &TableOutputs,
     ) -> Result<()> {
         let removed = choice
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
             .collect();
-        let level = choice.output_level as u32;
+        let (level, run) = (choice.output_level as u32, choice.output_run);
+        let added = outputs.tables.iter().cloned();
         let edit = CfEdit {
             removed,
-            added: outputs.into_iter().map(|meta| (level, 0, meta)).collect(),
+            added: added.map(|meta| (level, run, meta)).collect(),
+            blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        self.change_cf(cf, |_, _| edit, |_| {})
+        let edit = |_: &State, cf: &ColumnFamily| CfEdit {
+            heirs: outputs.forgotten_names(&cf.view().version.blobs),
+            ..edit
+        };
+        self.change_cf(cf, edit, |_| {})
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.
@@ -138,9 +230,9 @@ impl Engine {
         cf: CfId,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
+        let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..self.options.num_levels - 1)
-            .try_for_each(|level| self.compact_level(cf, level, range));
+        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -153,7 +245,7 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.options);
+        let options = PickerOptions::of(&self.cf(id)?.options);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
@@ -166,13 +258,6 @@ impl Engine {
                 .cloned()
                 .ok_or_else(|| crate::engine::no_such_cf(id))?;
             let version = Arc::clone(&cf.view().version);
-            // Data above the base level's first table goes no deeper than the data already is.
-            let deeper = version.levels[level + 1..]
-                .iter()
-                .any(|level| level.file_count() > 0);
-            if level > 0 && !deeper {
-                return Ok(());
-            }
             let busy: Vec<_> = state
                 .compacting
                 .iter()

@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::dict::DecoderDictionary;
+use zstd::zstd_safe::DCtx;
 
 use crate::error::{Error, Result};
 use crate::sstable::varint;
@@ -55,6 +57,17 @@ impl BlockCompressor {
         })
     }
 
+    /// Compresses with zstd and a dictionary, which decompression must be given too.
+    pub(crate) fn with_dictionary(level: i32, dictionary: &[u8]) -> Result<Self> {
+        let context = Compressor::with_dictionary(level, dictionary).map_err(|error| {
+            Error::invalid_argument(format!("zstd level {level} with a dictionary: {error}"))
+        })?;
+        Ok(BlockCompressor {
+            context: Some(context),
+            buf: Vec::new(),
+        })
+    }
+
     /// False where nothing is ever compressed.
     pub(crate) fn is_active(&self) -> bool {
         self.context.is_some()
@@ -78,17 +91,13 @@ impl BlockCompressor {
 
 thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static DICTIONARY_CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
 /// The contents of a block compressed with zstd, or what is wrong with it.
 pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
-    let mut at = 0;
-    let len = varint::get(stored, &mut at).ok_or("compressed block without a length")?;
-    let frame = &stored[at..];
-    if len > (frame.len() as u64).saturating_mul(MAX_RATIO) + RATIO_SLACK {
-        return Err("compressed block with an impossible length");
-    }
-    let mut raw = Vec::with_capacity(len as usize);
+    let (len, frame) = compressed_parts(stored)?;
+    let mut raw = Vec::with_capacity(len);
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let context = match slot {
             Some(context) => context,
@@ -97,12 +106,47 @@ pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
         let written = context
             .decompress_to_buffer(frame, &mut raw)
             .map_err(|_| "compressed block does not decompress")?;
-        if written as u64 != len {
+        if written != len {
             return Err("compressed block of another length than it says");
         }
         Ok(())
     })?;
     Ok(raw)
+}
+
+/// Like [`decompress`], of a block compressed with a dictionary.
+pub(crate) fn decompress_with(
+    stored: &[u8],
+    dictionary: &DecoderDictionary<'static>,
+) -> Result<Vec<u8>, &'static str> {
+    let (len, frame) = compressed_parts(stored)?;
+    let mut raw: Vec<u8> = Vec::with_capacity(len);
+    DICTIONARY_CONTEXT.with_borrow_mut(|slot| {
+        let context = match slot {
+            Some(context) => context,
+            None => slot.insert(DCtx::try_create().ok_or("no memory for zstd")?),
+        };
+        let written = context
+            .decompress_using_ddict(&mut raw, frame, dictionary.as_ddict())
+            .map_err(|_| "compressed block does not decompress")?;
+        if written != len {
+            return Err("compressed block of another length than it says");
+        }
+        Ok(())
+    })?;
+    Ok(raw)
+}
+
+/// The length that the contents have, and the frame. A length that no frame of that size can
+/// have is refused.
+fn compressed_parts(stored: &[u8]) -> Result<(usize, &[u8]), &'static str> {
+    let mut at = 0;
+    let len = varint::get(stored, &mut at).ok_or("compressed block without a length")?;
+    let frame = &stored[at..];
+    if len > (frame.len() as u64).saturating_mul(MAX_RATIO) + RATIO_SLACK {
+        return Err("compressed block with an impossible length");
+    }
+    Ok((len as usize, frame))
 }
 
 #[cfg(test)]

@@ -14,12 +14,18 @@ use crate::batch::{CfId, WriteBatch};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::garbage::GarbageReport;
 use crate::histogram::{HistogramValues, Timed};
 use crate::iter::DbIterator;
 use crate::metrics::TickerValues;
 use crate::options::{Options, ReadOptions, WriteOptions};
+use crate::pinned::PinnedSlice;
+use crate::prometheus;
 use crate::properties::{self, Stats};
+use crate::read_only;
 use crate::recovery;
+use crate::repair::{self, RepairReport};
+use crate::scheduler;
 use crate::snapshot::Snapshot;
 use crate::verify::{self, VerifyReport};
 use crate::write::WriteItem;
@@ -55,6 +61,31 @@ impl Db {
         Ok(Db {
             handle: Arc::new(Handle { engine }),
         })
+    }
+
+    /// Opens the database in directory `dir` of `fs` for reading alone. Nothing is changed on disk,
+    /// the directory's lock is not taken, and so another process or handle may have it
+    /// open: what is shown is the state of the moment of this call, logged writes included, and
+    /// stays so. Background work does not run; every change fails with [`Error::ReadOnly`].
+    ///
+    /// # Errors
+    /// As [`Db::open`]; [`Error::Busy`] where the owner replaces files faster than they are opened.
+    pub fn open_read_only(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Db> {
+        let engine = read_only::open(&fs, dir, &options)?;
+        Ok(Db {
+            handle: Arc::new(Handle { engine }),
+        })
+    }
+
+    /// Makes a database that is damaged open again, with everything that its files still
+    /// hold: rebuilds the manifest if it is lost, leaves out tables and ends of logs that fail their
+    /// checksums, and sets damaged files aside under the suffix `.damaged`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the database is open, [`Error::InvalidArgument`] where there is none,
+    /// [`Error::Unsupported`] for a newer format and for values in blob files.
+    pub fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<RepairReport> {
+        repair::repair(fs, dir, options)
     }
 
     /// Removes the database in `dir` with all its files, and the directory if nothing else is in it.
@@ -117,6 +148,17 @@ impl Db {
         self.write(batch, options)
     }
 
+    /// Ends `key`, which was put at most once since it last ended: see
+    /// [`WriteBatch::single_delete`].
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn single_delete(&self, key: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + 16);
+        batch.single_delete(key);
+        self.write(batch, options)
+    }
+
     /// Applies `batch` atomically: readers see all of it or nothing, and so does recovery. With
     /// [`WriteOptions::sync`] it is durable on return.
     ///
@@ -125,7 +167,7 @@ impl Db {
     /// [`Error::Fs`] where the log cannot be written (with no space left, later writes succeed
     /// again when there is some), [`Error::ReadOnly`] after a hard failure. A batch whose sync
     /// failed is not applied, but may be there after a reopen.
-    pub fn write(&self, batch: WriteBatch, options: &WriteOptions) -> Result<()> {
+    pub fn write(&self, mut batch: WriteBatch, options: &WriteOptions) -> Result<()> {
         batch.check()?;
         if batch.data_size() > crate::batch::MAX_BATCH_LEN {
             return Err(Error::invalid_argument(format!(
@@ -145,6 +187,9 @@ impl Db {
             };
         }
         let engine = self.engine();
+        if engine.options.protection_bytes_per_key > 0 {
+            batch.protect();
+        }
         engine.histograms.time(Timed::Write, || {
             engine.submit(WriteItem::Write(batch, *options))
         })
@@ -167,6 +212,23 @@ impl Db {
         engine
             .histograms
             .time(Timed::Get, || engine.get(cf, key, options))
+    }
+
+    /// The value of `key` in a column family, not copied: it keeps the block or memtable that it
+    /// lies in.
+    ///
+    /// # Errors
+    /// As [`Db::get_cf`].
+    pub fn get_pinned(
+        &self,
+        cf: CfId,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> Result<Option<PinnedSlice>> {
+        let engine = self.engine();
+        engine
+            .histograms
+            .time(Timed::Get, || engine.get_pinned(cf, key, options))
     }
 
     /// The values of `keys`, in their order, as of one moment. Blocks that must be read are read
@@ -245,7 +307,25 @@ impl Db {
     /// # Errors
     /// [`Error::InvalidArgument`] where the name is taken, empty or over 255 bytes.
     pub fn create_cf(&self, name: &str) -> Result<CfId> {
-        self.engine().create_cf(name)
+        let engine = self.engine();
+        engine.create_cf(name, engine.options.for_cf(name).clone())
+    }
+
+    /// Makes a column family with options of its own, which are stored; when the database is
+    /// opened again they come from [`Options::cf_options`].
+    ///
+    /// # Errors
+    /// As [`Db::create_cf`], and [`Error::InvalidArgument`] for an option out of range.
+    pub fn create_cf_with(&self, name: &str, options: Options) -> Result<CfId> {
+        self.engine().create_cf(name, options)
+    }
+
+    /// The options in force of a column family.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an unknown column family.
+    pub fn cf_options(&self, cf: CfId) -> Result<Options> {
+        Ok((*self.engine().cf(cf)?.options).clone())
     }
 
     /// Drops a column family with all its data.
@@ -298,6 +378,21 @@ impl Db {
         properties::property(self.engine(), name)
     }
 
+    /// Counters, sizes and histograms in the text format that Prometheus scrapes (version 0.0.4).
+    /// Every line carries the label `db`, the database's directory.
+    pub fn metrics_text(&self) -> String {
+        prometheus::text(self.engine())
+    }
+
+    /// Clears a hard error of background work, which then goes on; no error where there is none.
+    ///
+    /// # Errors
+    /// The error itself, where it cannot be cleared: after a failure of the log, corruption or a
+    /// panic the database must be opened again.
+    pub fn resume(&self) -> Result<()> {
+        scheduler::resume(self.engine())
+    }
+
     /// Reads every file and checks everything that can be checked: checksums, key order, levels,
     /// and that manifest and directory agree. Reads only; writers go on meanwhile.
     ///
@@ -305,6 +400,15 @@ impl Db {
     /// The first disagreement.
     pub fn verify(&self) -> Result<VerifyReport> {
         verify::verify(self.engine())
+    }
+
+    /// Reads every record of every blob file, and checks that what tables account for is what they
+    /// refer to: the garbage of each file, and that every reference has its value.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub fn verify_garbage(&self) -> Result<GarbageReport> {
+        self.engine().verify_garbage()
     }
 
     /// Makes everything written durable, ends background work and unlocks the directory. Other

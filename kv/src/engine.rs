@@ -25,19 +25,24 @@ use crate::batch::CfId;
 use crate::cache::BlockCache;
 use crate::compaction::InFlight;
 use crate::env::Env;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Histograms;
 use crate::key::SeqNo;
+use crate::ledger::MemoryLedger;
+use crate::listener::{FileEvent, FileKind};
 use crate::memtable::MemTable;
 use crate::metrics::Tickers;
 use crate::options::Options;
 use crate::snapshot::SnapshotList;
-use crate::sstable::{OpenOptions, Table};
+use crate::sstable::{OpenOptions, Table, TableOptions};
 use crate::stall::Stall;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::wal::WalWriter;
 use crate::write::WriteItem;
+
+/// Transient failures in a row, other than for want of space, after which one is taken for hard.
+const RETRIES_MAX: u32 = 20;
 
 /// A memtable and what recovery must know of it.
 #[derive(Debug)]
@@ -50,9 +55,14 @@ pub(crate) struct Mem {
 }
 
 impl Mem {
-    pub(crate) fn new(id: u64, log_number: FileNumber) -> Arc<Mem> {
+    pub(crate) fn new(
+        id: u64,
+        log_number: FileNumber,
+        ledger: Option<Arc<MemoryLedger>>,
+        protected: bool,
+    ) -> Arc<Mem> {
         Arc::new(Mem {
-            table: MemTable::new(id),
+            table: MemTable::with(id, ledger, protected),
             log_number: AtomicU64::new(log_number),
             unlogged: AtomicBool::new(false),
         })
@@ -90,6 +100,8 @@ pub(crate) struct View {
 pub(crate) struct ColumnFamily {
     pub(crate) id: CfId,
     pub(crate) name: String,
+    /// Of these only what concerns a family.
+    pub(crate) options: Arc<Options>,
     view: RwLock<Arc<View>>,
     /// As recorded in the manifest: logs below hold nothing unflushed of it.
     pub(crate) log_number: AtomicU64,
@@ -97,14 +109,29 @@ pub(crate) struct ColumnFamily {
 }
 
 impl ColumnFamily {
-    pub(crate) fn new(id: CfId, name: String, view: View, log_number: FileNumber) -> Arc<Self> {
+    pub(crate) fn new(
+        id: CfId,
+        name: String,
+        view: View,
+        log_number: FileNumber,
+        options: Arc<Options>,
+    ) -> Arc<Self> {
         Arc::new(ColumnFamily {
             id,
             name,
+            options,
             view: RwLock::new(Arc::new(view)),
             log_number: AtomicU64::new(log_number),
             dropped: AtomicBool::new(false),
         })
+    }
+
+    /// What a builder of its tables is told, with the family's name.
+    pub(crate) fn named(&self, options: TableOptions) -> TableOptions {
+        TableOptions {
+            column_family: Some((self.id.0, self.name.clone())),
+            ..options
+        }
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
@@ -123,6 +150,8 @@ pub(crate) struct BackgroundError {
     pub(crate) error: Error,
     /// Ends by itself when space returns.
     pub(crate) transient: bool,
+    /// May be cleared by the caller: background work failed, and the log did not.
+    pub(crate) resumable: bool,
 }
 
 /// What background work and writers share. See the module's lock order.
@@ -142,6 +171,8 @@ pub(crate) struct State {
     pub(crate) manual_compactions: usize,
     pub(crate) error: Option<BackgroundError>,
     pub(crate) resuming: bool,
+    /// Transient failures since background work last succeeded.
+    pub(crate) retries: u32,
     pub(crate) closing: bool,
     pub(crate) stall: Stall,
 }
@@ -173,6 +204,10 @@ pub(crate) struct Engine {
     pub(crate) default_cf: OnceLock<Arc<ColumnFamily>>,
     /// Reads are refused too: the database is poisoned or closed.
     pub(crate) unreadable: AtomicBool,
+    /// Number of the newest options file. Held while one is written; only `state` is taken then.
+    pub(crate) options_file: Mutex<Option<FileNumber>>,
+    /// Opened for reading alone.
+    pub(crate) read_only: bool,
 }
 
 impl Engine {
@@ -188,7 +223,23 @@ impl Engine {
 
     /// An empty memtable whose entries will be in logs of `log_number` and above.
     pub(crate) fn new_mem(&self, log_number: FileNumber) -> Arc<Mem> {
-        Mem::new(self.next_mem.fetch_add(1, Ordering::Relaxed), log_number)
+        let id = self.next_mem.fetch_add(1, Ordering::Relaxed);
+        let protected = self.options.protection_bytes_per_key > 0;
+        Mem::new(id, log_number, self.env.ledger().cloned(), protected)
+    }
+
+    /// The column family with the largest active memtable, and its bytes; none without entries.
+    pub(crate) fn largest_memtable(&self) -> Option<(usize, CfId)> {
+        let state = self.state.lock();
+        let of = |cf: &Arc<ColumnFamily>| {
+            let table = &cf.view().mem.table;
+            (!table.is_empty()).then(|| (table.approximate_memory(), cf.id))
+        };
+        state
+            .cfs
+            .values()
+            .filter_map(of)
+            .max_by_key(|(bytes, _)| *bytes)
     }
 
     /// Bytes of a new log. On a small device a part of the free space: a log that is taken at
@@ -235,8 +286,9 @@ impl Engine {
 
     /// Records a failure of background work or of the log. The first hard one stays.
     pub(crate) fn fail(self: &Arc<Self>, error: Error) {
-        let transient = is_transient(&error);
+        let severity = error.severity();
         let mut state = self.state.lock();
+        let transient = severity == Severity::Transient && state.retries < RETRIES_MAX;
         if state.closing || state.error.as_ref().is_some_and(|known| !known.transient) {
             return;
         }
@@ -244,13 +296,19 @@ impl Engine {
         if matches!(error, Error::Poisoned { .. }) {
             self.unreadable.store(true, Ordering::Release);
         }
-        state.error = Some(BackgroundError { error, transient });
+        state.retries += u32::from(transient);
+        state.error = Some(BackgroundError {
+            resumable: severity <= Severity::Hard && !matches!(error, Error::ReadOnly { .. }),
+            error: error.clone(),
+            transient,
+        });
         let resume = transient && !state.resuming;
         state.resuming |= resume;
         drop(state);
         self.changed.notify_all();
+        self.tell(|listener| listener.on_background_error(&error, severity));
         if resume {
-            crate::scheduler::resume_when_space_returns(self);
+            crate::scheduler::resume_later(self);
         }
     }
 
@@ -261,7 +319,19 @@ impl Engine {
             && !error.is_not_found()
         {
             tracing::warn!(path = %path.display(), %error, "obsolete file not removed");
+            return;
         }
+        let kind = match name {
+            FileName::Wal(_) => FileKind::Wal,
+            FileName::Table(_) => FileKind::Table,
+            _ => return,
+        };
+        let event = FileEvent {
+            kind,
+            path,
+            bytes: None,
+        };
+        self.tell(|listener| listener.on_file_deleted(&event));
     }
 
     pub(crate) fn table_path(&self, number: FileNumber) -> PathBuf {
@@ -287,11 +357,6 @@ impl TableOpener for Engine {
 
 pub(crate) fn table_path(dir: &Path, number: FileNumber) -> PathBuf {
     dir.join(FileName::Table(number).to_string())
-}
-
-/// True for failures that end when space returns.
-fn is_transient(error: &Error) -> bool {
-    matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }))
 }
 
 pub(crate) fn no_such_cf(id: CfId) -> Error {

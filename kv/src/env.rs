@@ -1,4 +1,5 @@
-//! `Env`: the background threads, shared by any number of databases in a process.
+//! `Env`: the background threads, the rate limiter and the memory ledger, shared by any number of
+//! databases in a process.
 //!
 //! Two priorities with a queue each: flushes (`High`), because writers wait for them, and
 //! compactions (`Low`). A thread of the high pool runs high tasks only, so a long compaction
@@ -15,6 +16,9 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::ledger::MemoryLedger;
+use crate::rate_limiter::RateLimiter;
+
 /// Which queue a task waits in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Priority {
@@ -26,10 +30,37 @@ pub enum Priority {
 
 type Task = Box<dyn FnOnce() + Send>;
 
-/// Threads for background work.
+/// Threads, bandwidth and memory that databases share.
 #[derive(Debug)]
 pub struct Env {
     shared: Arc<Shared>,
+    limiter: RateLimiter,
+    ledger: Option<Arc<MemoryLedger>>,
+}
+
+/// What an [`Env`] is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EnvOptions {
+    /// Threads for flushes at most, at least 1. Default 1.
+    pub flush_threads: usize,
+    /// Threads for compactions at most, at least 1. Default 1.
+    pub compaction_threads: usize,
+    /// Bytes a second that flushes and compactions write at most; 0: no limit. Default 0.
+    pub rate_bytes_per_s: u64,
+    /// Bytes of memory for memtables, cached blocks, pinned indexes and filters, and buffers
+    /// of background work together; at least 1 MiB, or 0 for no common limit. Default 0.
+    pub memory_limit: usize,
+}
+
+impl Default for EnvOptions {
+    fn default() -> Self {
+        EnvOptions {
+            flush_threads: 1,
+            compaction_threads: 1,
+            rate_bytes_per_s: 0,
+            memory_limit: 0,
+        }
+    }
 }
 
 struct Shared {
@@ -65,16 +96,39 @@ impl std::fmt::Debug for Shared {
 impl Env {
     /// An environment with at most `high` flush and `low` compaction threads, each at least 1.
     pub fn new(high: usize, low: usize) -> Arc<Env> {
+        Env::with_options(EnvOptions {
+            flush_threads: high,
+            compaction_threads: low,
+            ..EnvOptions::default()
+        })
+    }
+
+    /// An environment with these limits. With a memory limit its databases share one block cache,
+    /// that of the ledger.
+    pub fn with_options(options: EnvOptions) -> Arc<Env> {
+        let limit = options.memory_limit;
         Arc::new(Env {
             shared: Arc::new(Shared {
                 queues: Mutex::new(Queues {
-                    high_limit: high.max(1),
-                    low_limit: low.max(1),
+                    high_limit: options.flush_threads.max(1),
+                    low_limit: options.compaction_threads.max(1),
                     ..Queues::default()
                 }),
                 wake: Condvar::new(),
             }),
+            limiter: RateLimiter::new(options.rate_bytes_per_s),
+            ledger: (limit > 0).then(|| MemoryLedger::new(limit.max(1 << 20))),
         })
+    }
+
+    /// The limit of what background work writes.
+    pub fn rate_limiter(&self) -> &RateLimiter {
+        &self.limiter
+    }
+
+    /// The memory ledger, if there is a common limit.
+    pub fn ledger(&self) -> Option<&Arc<MemoryLedger>> {
+        self.ledger.as_ref()
     }
 
     /// The process's own environment, used by databases whose options name none: one flush

@@ -3,6 +3,7 @@
 //! Cheap to clone, because one failed write is reported to every operation that waited for it.
 //! A key that does not exist is not an error: reads return an `Option`.
 
+use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -58,7 +59,33 @@ pub enum Error {
     },
 }
 
+/// How bad an error is: what a caller, and the engine itself, can do about it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Severity {
+    /// Ends by itself: background work is tried again when space returns or after a pause.
+    Transient,
+    /// The database takes no writes until it is resumed or opened again; reads go on.
+    Hard,
+    /// Bytes disagree with their format: named with file and offset, and never served.
+    Corruption,
+    /// The state in memory cannot be trusted: nothing is served until the database is opened again.
+    Fatal,
+}
+
 impl Error {
+    /// How bad this is.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Error::Poisoned { .. } => Severity::Fatal,
+            _ if self.is_corrupt() => Severity::Corruption,
+            Error::Fs(lavafs::Error::NoSpace { .. }) => Severity::Transient,
+            Error::Fs(lavafs::Error::Io { source, .. }) if passes(source.kind()) => {
+                Severity::Transient
+            }
+            _ => Severity::Hard,
+        }
+    }
+
     /// A disagreement between the bytes of `file` at `offset` and its format.
     pub fn corrupt(
         file: impl Into<String>,
@@ -84,5 +111,43 @@ impl Error {
             Error::Fs(source) => source.is_corrupt(),
             _ => false,
         }
+    }
+}
+
+/// True for failures of the system that another attempt may not meet.
+fn passes(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::Interrupted
+            | Kind::WouldBlock
+            | Kind::TimedOut
+            | Kind::OutOfMemory
+            | Kind::ResourceBusy
+            | Kind::StorageFull
+            | Kind::QuotaExceeded
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_error_has_its_severity() {
+        let io = |code| {
+            let source = io::Error::from_raw_os_error(code);
+            Error::Fs(lavafs::Error::io("write", "the disk", 0, source)).severity()
+        };
+        assert_eq!(io(libc::EAGAIN), Severity::Transient);
+        assert_eq!(io(libc::ENOSPC), Severity::Transient);
+        assert_eq!(io(libc::EIO), Severity::Hard);
+        assert_eq!(
+            Error::corrupt("a", 1_u64, "b").severity(),
+            Severity::Corruption
+        );
+        let reason = Arc::from("a bug");
+        assert_eq!(Error::Poisoned { reason }.severity(), Severity::Fatal);
+        assert!(Severity::Transient < Severity::Hard);
     }
 }

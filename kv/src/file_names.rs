@@ -1,6 +1,6 @@
 //! The names of a database's files, and how small files are read and replaced.
 //!
-//! `NNNNNN.wal` write-ahead log, `NNNNNN.sst` table, `MANIFEST-NNNNNN` history of versions,
+//! `NNNNNN.wal` write-ahead log, `NNNNNN.sst` table, `NNNNNN.blob` blob file, `MANIFEST-NNNNNN` history of versions,
 //! `OPTIONS-NNNNNN` stored options, `CURRENT` the name of the manifest in force, `LOCK` the
 //! advisory lock, `NAME.tmp` a file that was not yet renamed into place. One counter numbers all files and no number
 //! is given twice.
@@ -26,6 +26,7 @@ pub(crate) const LOCK: &str = "LOCK";
 pub(crate) enum FileName {
     Wal(FileNumber),
     Table(FileNumber),
+    Blob(FileNumber),
     Manifest(FileNumber),
     Options(FileNumber),
     Current,
@@ -39,6 +40,7 @@ impl fmt::Display for FileName {
         match self {
             FileName::Wal(number) => write!(f, "{number:06}.wal"),
             FileName::Table(number) => write!(f, "{number:06}.sst"),
+            FileName::Blob(number) => write!(f, "{number:06}.blob"),
             FileName::Manifest(number) => write!(f, "MANIFEST-{number:06}"),
             FileName::Options(number) => write!(f, "OPTIONS-{number:06}"),
             FileName::Current => f.write_str(CURRENT),
@@ -72,6 +74,7 @@ impl FileName {
         match kind {
             "wal" => number(digits).map(FileName::Wal),
             "sst" => number(digits).map(FileName::Table),
+            "blob" => number(digits).map(FileName::Blob),
             _ => None,
         }
     }
@@ -81,6 +84,7 @@ impl FileName {
         match self {
             FileName::Wal(number)
             | FileName::Table(number)
+            | FileName::Blob(number)
             | FileName::Manifest(number)
             | FileName::Options(number) => Some(number),
             _ => None,
@@ -128,6 +132,7 @@ mod tests {
         for name in [
             FileName::Wal(7),
             FileName::Table(12_345_678),
+            FileName::Blob(8),
             FileName::Manifest(1),
             FileName::Options(2),
             FileName::Current,

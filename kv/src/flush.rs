@@ -1,41 +1,100 @@
 //! Flushes: the immutable memtables of a column family become one run of level 0.
 //!
+//! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
 //! manifest holds the table, the logs below the next memtable's hold nothing of this family.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
-use crate::compaction::{self, CompactionContext, Retention, TableOutputs, VersionFilter};
-use crate::engine::{Engine, Mem};
+use crate::compaction::{
+    self, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
+};
+use crate::engine::{ColumnFamily, Engine, Mem};
+use crate::env::Priority;
 use crate::error::Result;
+use crate::file_names::FileNumber;
 use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::version::CfEdit;
+use crate::ledger::{Charge, MemoryKind};
+use crate::listener::{FileEvent, FileKind, JobEvent};
+use crate::options::Options;
+use crate::scheduler;
+use crate::version::{CfEdit, SstMeta, Version};
+
+/// Bytes of the buffers of a table that is being written, about: a block and what of the file is
+/// not written yet.
+pub(crate) const OUTPUT_BUFFERS: usize = 256 << 10;
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
-    pub(crate) fn write_mems(&self, mems: &[Arc<Mem>]) -> Result<TableOutputs> {
+    /// `version` is the one that the table is for.
+    pub(crate) fn write_mems(
+        &self,
+        cf: &ColumnFamily,
+        mems: &[Arc<Mem>],
+        version: &Version,
+    ) -> Result<TableOutputs> {
+        let _buffers = self.charge_io(OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
         let children = mems
             .iter()
-            .map(|mem| Box::new(mem.table.iter()) as Box<dyn InternalIterator>)
+            .map(|mem| Box::new(mem.table.checked_iter()) as Box<dyn InternalIterator>)
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let entries = mems.iter().map(|mem| mem.table.entries()).sum();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: self.options.table_options(),
+            table_options: cf.named(cf.options.table_options(version, 0, entries, entries)),
+            part: (None, None),
             target_file_size: u64::MAX,
-            expected_size: (memory as u64).min(self.fs.space().free / 4),
+            created: scheduler::now(),
+            expected_size: match cf.options.min_blob_size {
+                0 => (memory as u64).min(self.fs.space().free / 4),
+                // What is separated is not known yet.
+                _ => 0,
+            },
             new_number: &|| self.new_file_number(),
             keep_going: &|| self.keep_going(),
+            pace: &|bytes| self.pace(bytes, Priority::High),
             is_oldest: &|_| false,
+            separation: self.separation(&cf.options, memory as u64, &|_| None),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    /// Waits until background work may write so many more bytes.
+    pub(crate) fn pace(&self, bytes: u64, priority: Priority) -> Result<()> {
+        let limiter = self.env.rate_limiter();
+        limiter.request(bytes, priority, || self.keep_going())
+    }
+
+    /// Charges buffers of background work to the ledger, if there is one.
+    pub(crate) fn charge_io(&self, bytes: usize) -> Option<Charge> {
+        let ledger = self.env.ledger()?;
+        Some(ledger.charge(MemoryKind::Io, bytes))
+    }
+
+    /// How a merge of about `input_bytes` separates values.
+    pub(crate) fn separation<'a>(
+        &self,
+        options: &Options,
+        input_bytes: u64,
+        resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+    ) -> Separation<'a> {
+        let expected = options.blob_file_size.min(input_bytes);
+        Separation {
+            min_blob_size: options.min_blob_size,
+            blob_file_size: options.blob_file_size,
+            expected_size: expected.min(self.fs.space().free / 4),
+            options: options.blob_file_options(),
+            resolve,
+        }
     }
 
     /// Flushes what waits in `cf`. Runs on a background thread.
@@ -43,15 +102,73 @@ impl Engine {
         let Ok(cf) = self.cf(id) else {
             return Ok(());
         };
-        let mems = cf.view().imms.clone();
+        let view = cf.view();
+        let (mems, version) = (view.imms.clone(), Arc::clone(&view.version));
+        drop(view);
         if mems.is_empty() {
             return Ok(());
         }
+        let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let mut job = self.begin_job(id, memory as u64, 0);
+        self.tell(|listener| listener.on_flush_begin(&job));
+        let begin = Instant::now();
+        let outcome = self.flush_mems(&cf, &mems, &version);
+        self.end_job(&mut job, begin, &outcome);
+        self.tell(|listener| listener.on_flush_end(&job));
+        outcome.map(|_| ())
+    }
+
+    /// The event of a job that begins.
+    pub(crate) fn begin_job(&self, cf: CfId, input_bytes: u64, output_level: usize) -> JobEvent {
+        JobEvent {
+            cf,
+            input_bytes,
+            output_files: 0,
+            output_bytes: 0,
+            output_level,
+            elapsed: Duration::ZERO,
+            error: None,
+        }
+    }
+
+    /// Completes a job's event, and tells of the tables it made.
+    pub(crate) fn end_job(
+        &self,
+        job: &mut JobEvent,
+        begin: Instant,
+        outcome: &Result<Vec<SstMeta>>,
+    ) {
+        job.elapsed = begin.elapsed();
+        match outcome {
+            Err(error) => job.error = Some(error.clone()),
+            Ok(tables) => {
+                job.output_files = tables.len() as u64;
+                job.output_bytes = tables.iter().map(|table| table.file_size).sum();
+                for table in tables {
+                    let file = FileEvent {
+                        kind: FileKind::Table,
+                        path: self.table_path(table.number),
+                        bytes: Some(table.file_size),
+                    };
+                    self.tell(|listener| listener.on_file_created(&file));
+                }
+            }
+        }
+    }
+
+    /// Writes memtables into a table and installs it; returns what was made.
+    fn flush_mems(
+        self: &Arc<Self>,
+        cf: &ColumnFamily,
+        mems: &[Arc<Mem>],
+        version: &Version,
+    ) -> Result<Vec<SstMeta>> {
+        let id = cf.id;
         let outputs = self
             .histograms
-            .time(Timed::Flush, || self.write_mems(&mems))?;
+            .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
         let flushed = mems.len();
-        let bytes = outputs.bytes();
+        let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         let installed = self.change_cf(
             id,
             |_, cf| {
@@ -68,6 +185,7 @@ impl Engine {
                         .iter()
                         .map(|meta| (0, meta.number, meta.clone()))
                         .collect(),
+                    blobs: outputs.blobs.clone(),
                     ..CfEdit::default()
                 }
             },
@@ -79,11 +197,12 @@ impl Engine {
         if installed.is_err() && self.cf(id).is_err() {
             // Dropped meanwhile: nothing was recorded.
             outputs.discard(&self.fs, &self.dir);
-            return Ok(());
+            return Ok(Vec::new());
         }
         installed?;
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
-        Ok(())
+        self.tickers.blob_write_bytes.add(blob_bytes);
+        Ok(outputs.tables)
     }
 }

@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
 use crate::compaction::{PickerOptions, score};
+use crate::compaction_options::CompactionStyle;
 use crate::engine::{ColumnFamily, Engine, State, View, no_such_cf};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
+use crate::options::Options;
 use crate::stall::Stall;
 use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};
 
@@ -36,8 +38,9 @@ impl Engine {
             (cf, version, record)
         };
         self.record(&mut versions, &record)?;
-        let old = {
+        let (old, stall) = {
             let mut state = self.state.lock();
+            let before = state.stall;
             for (other, change) in &record.cfs {
                 if let (Some(other), Some(number)) = (state.cfs.get(other), change.log_number) {
                     other.log_number.fetch_max(number, Ordering::AcqRel);
@@ -49,12 +52,15 @@ impl Engine {
             update(&mut view);
             let old = cf.set_view(view, &state);
             self.recompute_stall(&mut state);
-            old
+            (old, (before, state.stall))
         };
         self.changed.notify_all();
         drop(old);
-        self.remove_obsolete_logs();
         drop(versions);
+        self.remove_obsolete_logs();
+        if stall.0 != stall.1 {
+            self.tell(|listener| listener.on_stall_changed(stall.0, stall.1));
+        }
         Ok(())
     }
 
@@ -85,10 +91,17 @@ impl Engine {
                 .version
                 .files()
                 .map(|(level, run, file)| (level as u32, run, file.meta.clone()));
+            let blobs = &view.version.blobs;
             let change = CfEdit {
                 created: Some(cf.name.clone()),
                 log_number: Some(cf.log_number.load(Ordering::Acquire)),
                 added: added.collect(),
+                blobs: blobs
+                    .files()
+                    .values()
+                    .map(|live| live.file.meta.clone())
+                    .collect(),
+                heirs: blobs.ancestors(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(cf.id, change);
@@ -132,13 +145,16 @@ impl Engine {
 
     /// Sets how fast writers may go from the backlog of all column families.
     pub(crate) fn recompute_stall(&self, state: &mut State) {
-        let options = PickerOptions::of(&self.options);
         let stall = state.cfs.values().fold(Stall::None, |stall, cf| {
             let version = &cf.view().version;
-            let pending = score(version, &options).pending_bytes;
+            let pending = score(version, &PickerOptions::of(&cf.options)).pending_bytes;
             stall.stricter(Stall::of(
-                &self.options,
-                version.levels[0].runs.len(),
+                &cf.options,
+                match cf.options.compaction.style {
+                    // A FIFO's runs are its data, not a backlog.
+                    CompactionStyle::Fifo => 0,
+                    _ => version.levels[0].runs.len(),
+                },
                 pending,
             ))
         });
@@ -146,7 +162,8 @@ impl Engine {
     }
 
     /// Makes a column family. Durable on return.
-    pub(crate) fn create_cf(self: &Arc<Self>, name: &str) -> Result<CfId> {
+    pub(crate) fn create_cf(self: &Arc<Self>, name: &str, options: Options) -> Result<CfId> {
+        options.validate()?;
         if name.is_empty() || name.len() > 255 {
             return Err(Error::invalid_argument(
                 "a column family's name has 1 to 255 bytes",
@@ -177,10 +194,12 @@ impl Engine {
         let view = View {
             mem: self.new_mem(log_number),
             imms: Vec::new(),
-            version: Arc::new(Version::empty(self.options.num_levels)),
+            version: Arc::new(Version::empty(options.num_levels)),
         };
-        let cf = ColumnFamily::new(id, name.to_owned(), view, log_number);
+        let cf = ColumnFamily::new(id, name.to_owned(), view, log_number, Arc::new(options));
         self.state.lock().cfs.insert(id, cf);
+        drop(versions);
+        self.store_options()?;
         Ok(id)
     }
 
@@ -208,14 +227,13 @@ impl Engine {
                 .remove(&id)
                 .expect("only this lock's holder drops");
             cf.dropped.store(true, Ordering::Release);
-            for (_, _, file) in cf.view().version.files() {
-                file.mark_obsolete();
-            }
+            mark_removed(&cf.view().version, &Version::empty(0));
             self.recompute_stall(&mut state);
             cf
         };
         self.changed.notify_all();
         drop(cf);
+        drop(versions);
         self.remove_obsolete_logs();
         Ok(())
     }
@@ -228,6 +246,14 @@ fn mark_removed(old: &Version, new: &Version) {
     for (_, _, file) in old.files() {
         if !kept.contains(&file.meta.number) {
             file.mark_obsolete();
+        }
+    }
+    if Arc::ptr_eq(&old.blobs, &new.blobs) {
+        return;
+    }
+    for (number, live) in old.blobs.files() {
+        if !new.blobs.files().contains_key(number) {
+            live.file.mark_obsolete();
         }
     }
 }

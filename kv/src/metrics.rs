@@ -24,6 +24,11 @@ macro_rules! tickers {
         }
 
         impl TickerValues {
+            /// Every counter with its name and what it counts.
+            pub(crate) fn described(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name),)+]
+            }
+
             /// Every counter with its name.
             pub fn named(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)+]
@@ -39,6 +44,8 @@ tickers! {
     bytes_written,
     /// Groups of batches committed.
     write_groups,
+    /// Groups that several threads inserted into the memtables.
+    shared_inserts,
     /// Bytes appended to write-ahead logs, framing not included.
     wal_bytes,
     /// Syncs of write-ahead logs.
@@ -53,6 +60,8 @@ tickers! {
     bytes_read,
     /// Lookups answered by a memtable.
     memtable_hits,
+    /// Reads of separated values; records next to each other are one read.
+    blob_reads,
     /// Iterators made.
     iterators,
     /// Memtables flushed.
@@ -67,6 +76,12 @@ tickers! {
     compaction_read_bytes,
     /// Bytes of tables written by compactions.
     compaction_write_bytes,
+    /// Bytes of tables read to merge runs that a change of policy left.
+    migration_bytes,
+    /// Bytes of tables dropped unread by FIFO compaction.
+    dropped_bytes,
+    /// Bytes of blob files written by flushes and compactions.
+    blob_write_bytes,
 }
 
 /// One counter.

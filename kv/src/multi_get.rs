@@ -4,7 +4,8 @@
 //! new to old, that its filter does not rule out; all blocks that these tables need and that are
 //! not in the cache are read in one submission; then each key looks into its block. A key that is
 //! there is settled in its first round but for false positives of filters, so most calls submit
-//! once, whatever the number of levels.
+//! once, whatever the number of levels. Values in blob files are read after the rounds, in one
+//! submission more.
 
 use std::sync::Arc;
 
@@ -13,8 +14,9 @@ use lavafs::{FileRef, ReadRequest};
 use crate::batch::CfId;
 use crate::engine::{Engine, View};
 use crate::error::Result;
-use crate::key::LookupKey;
+use crate::key::{LookupKey, ValueKind};
 use crate::options::ReadOptions;
+use crate::read::separated;
 use crate::sstable::{Block, BlockPlace, Table, filter_hash};
 use crate::version::Run;
 
@@ -62,7 +64,7 @@ impl Engine {
         for (at, key) in keys.iter().enumerate() {
             let lookup = LookupKey::new(key, sequence);
             match self.get_in_memtables(&view, &lookup) {
-                Some(found) => results[at] = found,
+                Some(found) => results[at] = found.map(|value| value.to_vec()),
                 None => pending.push(Pending {
                     at,
                     hash: filter_hash(key),
@@ -85,6 +87,8 @@ impl Engine {
         results: &mut [Option<Vec<u8>>],
     ) -> Result<()> {
         let levels = &view.version.levels;
+        let mut separated_at = Vec::new();
+        let mut wanted = Vec::new();
         let runs: Vec<&Run> = levels.iter().flat_map(|level| &level.runs).collect();
         while !pending.is_empty() {
             let mut candidates = Vec::with_capacity(pending.len());
@@ -101,12 +105,23 @@ impl Engine {
                 } = candidate;
                 let block = block.expect("every candidate's block was loaded");
                 match table.find_in(block, &place, &key.lookup, key.hash)? {
+                    Some(hit) if hit.kind == ValueKind::BlobReference => {
+                        wanted.push(separated(key.lookup.user_key(), &hit)?);
+                        separated_at.push(key.at);
+                    }
                     Some(hit) => {
                         results[key.at] = (!hit.kind.is_delete()).then(|| hit.value.to_vec());
                     }
                     None => pending.push(key),
                 }
             }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let values = self.separated_values(&view.version, &wanted)?;
+        for (at, value) in separated_at.into_iter().zip(values) {
+            results[at] = Some(value);
         }
         Ok(())
     }

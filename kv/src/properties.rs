@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::compaction::{PickerOptions, score};
 use crate::engine::Engine;
+use crate::garbage::BlobStats;
 use crate::metrics::TickerValues;
 use crate::stall::Stall;
 
@@ -46,15 +47,68 @@ pub struct Stats {
     pub writes_stopped: bool,
     /// Bytes per second that writers are slowed to; 0 at full speed.
     pub delayed_write_rate: u64,
+    /// Blob files and their garbage.
+    pub blobs: BlobStats,
     /// The counters.
     pub tickers: TickerValues,
 }
 
+impl Stats {
+    /// Every figure of the moment with its name and what it is.
+    pub(crate) fn gauges(&self) -> [(&'static str, &'static str, u64); 11] {
+        [
+            ("table_entries", "Entries in tables.", self.table_entries),
+            (
+                "table_deletions",
+                "Deletions in tables.",
+                self.table_deletions,
+            ),
+            ("memtable_bytes", "Bytes of memtables.", self.memtable_bytes),
+            (
+                "memtable_entries",
+                "Entries in memtables.",
+                self.memtable_entries,
+            ),
+            (
+                "immutable_memtables",
+                "Memtables that wait for their flush.",
+                self.immutable_memtables,
+            ),
+            (
+                "pending_compaction_bytes",
+                "Bytes that compaction has to rewrite, estimated.",
+                self.pending_compaction_bytes,
+            ),
+            (
+                "running_compactions",
+                "Compactions running.",
+                self.running_compactions,
+            ),
+            (
+                "last_sequence",
+                "Sequence number of the last write.",
+                self.last_sequence,
+            ),
+            ("snapshots", "Snapshots held.", self.snapshots),
+            (
+                "writes_stopped",
+                "1 where writers wait for compaction.",
+                u64::from(self.writes_stopped),
+            ),
+            (
+                "delayed_write_rate",
+                "Bytes per second that writers are slowed to; 0 at full speed.",
+                self.delayed_write_rate,
+            ),
+        ]
+    }
+}
+
 pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
-    let options = PickerOptions::of(&engine.options);
     let state = engine.state.lock();
+    let levels = state.cfs.values().map(|cf| cf.view().version.levels.len());
     let mut stats = Stats {
-        levels: vec![LevelStats::default(); engine.options.num_levels],
+        levels: vec![LevelStats::default(); levels.max().unwrap_or(0)],
         running_compactions: state.compacting.len() as u64,
         last_sequence: engine.last_sequence(),
         snapshots: engine.snapshots.sequences().len() as u64,
@@ -77,12 +131,14 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
                 stats.table_deletions += file.meta.deletions;
             }
         }
+        stats.blobs.add(&view.version);
         for mem in std::iter::once(&view.mem).chain(&view.imms) {
             stats.memtable_bytes += mem.table.approximate_memory() as u64;
             stats.memtable_entries += mem.table.entries();
         }
         stats.immutable_memtables += view.imms.len() as u64;
-        stats.pending_compaction_bytes += score(&view.version, &options).pending_bytes;
+        stats.pending_compaction_bytes +=
+            score(&view.version, &PickerOptions::of(&cf.options)).pending_bytes;
     }
     stats
 }
@@ -105,6 +161,9 @@ pub(crate) fn property(engine: &Arc<Engine>, name: &str) -> Option<String> {
         }
         "estimate-pending-compaction-bytes" => stats.pending_compaction_bytes,
         "total-sst-files-size" => stats.levels.iter().map(|level| level.bytes).sum(),
+        "num-blob-files" => stats.blobs.files,
+        "total-blob-file-size" | "live-blob-file-size" => stats.blobs.file_bytes,
+        "live-blob-file-garbage-size" => stats.blobs.garbage_bytes,
         "num-running-compactions" => stats.running_compactions,
         "num-snapshots" => stats.snapshots,
         "actual-delayed-write-rate" => stats.delayed_write_rate,
@@ -133,6 +192,12 @@ impl fmt::Display for Stats {
             ("memtable_entries", self.memtable_entries),
             ("pending_compaction_bytes", self.pending_compaction_bytes),
             ("last_sequence", self.last_sequence),
+            ("blob_files", self.blobs.files),
+            ("blob_file_bytes", self.blobs.file_bytes),
+            ("blob_value_bytes", self.blobs.value_bytes),
+            ("blob_garbage_bytes", self.blobs.garbage_bytes),
+            ("blob_shadowed_bytes_estimate", self.blobs.shadowed_bytes),
+            ("blob_ancestors", self.blobs.ancestors),
         ];
         for (name, value) in figures.into_iter().chain(self.tickers.named()) {
             writeln!(f, "{name} {value}")?;

@@ -9,10 +9,13 @@ use std::sync::atomic::Ordering;
 use crate::batch::CfId;
 use crate::engine::{Engine, View, closing, no_such_cf};
 use crate::error::{Error, Result};
-use crate::iter::{DbIterator, InternalIterator, RunIterator};
-use crate::key::{LookupKey, SeqNo, ValueKind};
+use crate::iter::{DbIterator, InternalIterator, Origin, RunIterator, VisibleIterator};
+use crate::key::{LookupKey, SeqNo, ValueKind, append_internal};
 use crate::options::ReadOptions;
-use crate::sstable::{TableReadOptions, filter_hash};
+use crate::pinned::PinnedSlice;
+use crate::reference::BlobReference;
+use crate::sstable::{TableHit, TableReadOptions, filter_hash};
+use crate::values::SeparatedValue;
 use crate::version::{TableOpener, Version};
 
 impl Engine {
@@ -48,6 +51,17 @@ impl Engine {
         key: &[u8],
         options: &ReadOptions,
     ) -> Result<Option<Vec<u8>>> {
+        let found = self.get_pinned(cf, key, options)?;
+        Ok(found.map(|value| value.to_vec()))
+    }
+
+    /// The value of `key`, not copied.
+    pub(crate) fn get_pinned(
+        &self,
+        cf: CfId,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> Result<Option<PinnedSlice>> {
         let (view, sequence) = self.read_view(cf, options)?;
         let found = self.get_in(&view, &LookupKey::new(key, sequence))?;
         self.count_read(found.as_deref());
@@ -62,7 +76,7 @@ impl Engine {
         }
     }
 
-    fn get_in(&self, view: &View, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {
+    fn get_in(&self, view: &View, lookup: &LookupKey) -> Result<Option<PinnedSlice>> {
         match self.get_in_memtables(view, lookup) {
             Some(found) => Ok(found),
             None => self.get_in_version(&view.version, lookup),
@@ -74,16 +88,16 @@ impl Engine {
         &self,
         view: &View,
         lookup: &LookupKey,
-    ) -> Option<Option<Vec<u8>>> {
+    ) -> Option<Option<PinnedSlice>> {
         let mems = std::iter::once(&view.mem).chain(&view.imms);
-        let (_, kind, value) = mems
+        let (kind, entry) = mems
             .into_iter()
-            .find_map(|mem| mem.table.get_lookup(lookup))?;
+            .find_map(|mem| mem.table.get_pinned(lookup))?;
         self.tickers.memtable_hits.add(1);
-        Some((!kind.is_delete()).then(|| value.to_vec()))
+        Some((!kind.is_delete()).then(|| entry.into()))
     }
 
-    fn get_in_version(&self, version: &Version, lookup: &LookupKey) -> Result<Option<Vec<u8>>> {
+    fn get_in_version(&self, version: &Version, lookup: &LookupKey) -> Result<Option<PinnedSlice>> {
         let hash = filter_hash(lookup.user_key());
         for run in version.levels.iter().flat_map(|level| &level.runs) {
             let Some(file) = run.file_for(lookup.user_key()) else {
@@ -92,10 +106,15 @@ impl Engine {
             let Some(hit) = file.table(self)?.get(lookup, hash)? else {
                 continue;
             };
-            return Ok(match hit.kind {
-                ValueKind::Value => Some(hit.value.to_vec()),
-                _ => None,
-            });
+            return match hit.kind {
+                ValueKind::Value => Ok(Some(hit.value.into())),
+                ValueKind::BlobReference => {
+                    let wanted = separated(lookup.user_key(), &hit)?;
+                    let value = self.separated_value(version, &wanted)?;
+                    Ok(Some(value.into()))
+                }
+                ValueKind::Delete | ValueKind::SingleDelete => Ok(None),
+            };
         }
         Ok(None)
     }
@@ -108,7 +127,7 @@ impl Engine {
         for mem in std::iter::once(&view.mem).chain(&view.imms) {
             children.push(Box::new(mem.table.iter()));
         }
-        let bounds = (options.lower_bound.clone(), options.upper_bound.clone());
+        let bounds = options.bounds();
         for run in view.version.levels.iter().flat_map(|level| &level.runs) {
             let files = run.overlapping(bounds.0.as_deref(), bounds.1.as_deref());
             if files.is_empty() {
@@ -123,7 +142,21 @@ impl Engine {
             let run = RunIterator::new(files.to_vec(), opener, table_options);
             children.push(Box::new(run));
         }
-        let snapshot = options.snapshot.clone();
-        Ok(DbIterator::new(children, sequence, bounds, view, snapshot))
+        let walk = VisibleIterator::new(children, sequence, bounds);
+        let origin = Origin {
+            engine: Arc::clone(self),
+            view,
+            snapshot: options.snapshot.clone(),
+            lazy_values: options.lazy_values,
+        };
+        Ok(DbIterator::new(walk, origin))
     }
+}
+
+/// What must be known of a table's entry to read its value.
+pub(crate) fn separated(user_key: &[u8], hit: &TableHit) -> Result<SeparatedValue> {
+    let mut key = Vec::with_capacity(user_key.len() + 8);
+    append_internal(&mut key, user_key, hit.seq, hit.kind as u8);
+    let reference = BlobReference::of_entry(&hit.value)?;
+    Ok(SeparatedValue { key, reference })
 }

@@ -30,7 +30,7 @@ use crate::file_names::{self, FileName, FileNumber, LOCK};
 use crate::histogram::Histograms;
 use crate::key::{MAX_SEQ, SeqNo};
 use crate::metrics::Tickers;
-use crate::options::{Options, WalRecoveryMode};
+use crate::options::{self, Options, WalRecoveryMode};
 use crate::scheduler;
 use crate::snapshot::SnapshotList;
 use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
@@ -42,7 +42,10 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     let (lock, recovered) = find(&fs, dir, &options)?;
     let is_new = recovered.is_none();
     let recovered = recovered.unwrap_or_default();
-    let engine = engine_for(fs, dir, options, lock, &recovered)?;
+    let engine = engine_for(fs, dir, options, Some(lock), &recovered)?;
+    if let Some(ledger) = engine.env.ledger() {
+        ledger.join(&engine);
+    }
     engine.install_recovered(&recovered, is_new)?;
     engine.replay_logs(&recovered)?;
     engine.switch_to_new_manifest()?;
@@ -82,7 +85,9 @@ fn find(
         fs.create_dir_all(dir)?;
     }
     let lock = lock_dir(fs, dir)?;
-    if !exists {
+    if exists {
+        refuse_newer(fs, dir)?;
+    } else {
         refuse_damaged(fs, dir)?;
     }
     Ok((lock, Recovered::read(fs, dir)?))
@@ -105,35 +110,56 @@ pub(crate) fn lock_dir(fs: &FileSystemRef, dir: &Path) -> Result<FileLock> {
     })
 }
 
-/// A directory without `CURRENT` that holds tables is a damaged database, not an empty one: a
-/// crash while a database is made leaves a log, but never a table.
+/// Options are not needed to open, but their format tells of a newer database before any file of it
+/// is touched. A damaged options file is no reason to refuse: it only informs.
+fn refuse_newer(fs: &FileSystemRef, dir: &Path) -> Result<()> {
+    match Options::find(fs, dir) {
+        Err(error @ Error::Unsupported { .. }) => Err(error),
+        Err(error) if !error.is_corrupt() => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "the stored options do not read back");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// A directory without `CURRENT` that holds tables or blob files is a damaged database, not an empty one: a
+/// crash while a database is made leaves a log, but never one of these.
 fn refuse_damaged(fs: &FileSystemRef, dir: &Path) -> Result<()> {
     for entry in fs.list(dir)? {
-        if let Some(FileName::Table(_)) = FileName::parse(&entry.name) {
+        if let Some(FileName::Table(_) | FileName::Blob(_)) = FileName::parse(&entry.name) {
             return Err(Error::corrupt(
                 dir.join(&entry.name).display().to_string(),
                 0_u64,
-                "a table in a directory without CURRENT",
+                "data in a directory without CURRENT",
             ));
         }
     }
     Ok(())
 }
 
-fn engine_for(
+/// An engine without column families. Without a lock it is one for reading alone.
+pub(crate) fn engine_for(
     fs: FileSystemRef,
     dir: &Path,
     options: Options,
-    lock: FileLock,
+    lock: Option<FileLock>,
     recovered: &Recovered,
 ) -> Result<Arc<Engine>> {
     let env = options.env.clone().unwrap_or_else(Env::shared);
     env.raise_limits(options.max_flushes(), options.max_compactions());
-    let cache = options
-        .block_cache
-        .clone()
-        .unwrap_or_else(|| BlockCache::new(options.block_cache_size));
+    let cache = match (&options.block_cache, env.ledger()) {
+        (None, None) => BlockCache::new(options.block_cache_size),
+        (Some(cache), None) => Arc::clone(cache),
+        (None, Some(ledger)) => Arc::clone(ledger.cache()),
+        (Some(_), Some(_)) => {
+            let what = "options need no block_cache where env has a memory limit";
+            return Err(Error::invalid_argument(what));
+        }
+    };
     let remover = ObsoleteFiles::new(fs.clone(), dir.to_path_buf(), Arc::clone(&env));
+    remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.
     let on_disk = fs
         .list(dir)?
@@ -166,19 +192,20 @@ fn engine_for(
         versions: Mutex::new(versions),
         state: Mutex::new(State::default()),
         changed: Condvar::new(),
-        lock: Mutex::new(Some(lock)),
+        read_only: lock.is_none(),
+        lock: Mutex::new(lock),
         default_cf: OnceLock::new(),
         unreadable: AtomicBool::new(false),
+        options_file: Mutex::new(None),
     }))
 }
 
 impl Engine {
     /// Makes the column families that the manifest describes; the default one if there is none.
-    fn install_recovered(&self, recovered: &Recovered, is_new: bool) -> Result<()> {
-        let levels = self.options.num_levels;
+    pub(crate) fn install_recovered(&self, recovered: &Recovered, is_new: bool) -> Result<()> {
         let mut cfs = BTreeMap::new();
         for (&id, cf) in &recovered.cfs {
-            let version = cf.version(levels, &self.remover)?;
+            let version = cf.version(self.options.for_cf(&cf.name).num_levels, &self.remover)?;
             cfs.insert(
                 id,
                 self.make_cf(id, cf.name.clone(), version, cf.log_number),
@@ -186,7 +213,7 @@ impl Engine {
         }
         if is_new {
             let id = CfId::DEFAULT;
-            let version = Version::empty(levels);
+            let version = Version::empty(self.options.for_cf("default").num_levels);
             cfs.insert(id, self.make_cf(id, "default".to_owned(), version, 0));
         }
         let mut state = self.state.lock();
@@ -207,7 +234,8 @@ impl Engine {
             imms: Vec::new(),
             version: Arc::new(version),
         };
-        ColumnFamily::new(id, name, view, log_number)
+        let options = Arc::new(self.options.for_cf(&name).clone());
+        ColumnFamily::new(id, name, view, log_number, options)
     }
 
     fn logs_on_disk(&self) -> Result<Vec<FileNumber>> {
@@ -224,7 +252,7 @@ impl Engine {
     }
 
     /// Replays what the column families need into memtables, and those that fill up into tables.
-    fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
+    pub(crate) fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
         let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
         let Some(needed) = needed else {
             return Ok(());
@@ -232,11 +260,11 @@ impl Engine {
         let mode = self.options.wal_recovery_mode;
         let mut torn: Option<(String, u64)> = None;
         let mut replayed: SeqNo = 0;
-        for number in self
-            .logs_on_disk()?
-            .into_iter()
-            .filter(|&log| log >= needed)
-        {
+        let logs = self.logs_on_disk()?;
+        if self.read_only && !logs.contains(&needed) {
+            self.refuse_flushed_logs(needed)?;
+        }
+        for number in logs.into_iter().filter(|&log| log >= needed) {
             let mut too_late = false;
             let end = wal::replay(&self.fs, &self.dir, number, mode, |batch| {
                 if torn.is_some() {
@@ -296,7 +324,11 @@ impl Engine {
         self.published
             .fetch_max(last.saturating_sub(1), Ordering::AcqRel);
         for cf in cfs.values() {
-            if cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size {
+            if cf.view().mem.table.approximate_memory() >= cf.options.write_buffer_size {
+                if self.read_only {
+                    self.keep_in_memory(cf);
+                    continue;
+                }
                 self.write_recovered(cf)?;
             }
         }
@@ -309,10 +341,11 @@ impl Engine {
         if view.mem.table.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(std::slice::from_ref(&view.mem))?;
+        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem), &view.version)?;
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),
+            blobs: outputs.blobs,
             ..CfEdit::default()
         };
         let version = view.version.apply(&edit, &self.remover)?;
@@ -347,10 +380,27 @@ impl Engine {
         Ok(())
     }
 
-    fn store_options(&self) -> Result<()> {
-        let name = FileName::Options(self.new_file_number()).to_string();
-        let text = self.options.to_text();
-        file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())
+    /// Stores the options in force, those of each column family included, in a new file. Durable
+    /// on return. The file before is removed.
+    pub(crate) fn store_options(&self) -> Result<()> {
+        let mut stored = self.options_file.lock();
+        let number = self.new_file_number();
+        let mut options = self.options.clone();
+        for cf in self.state.lock().cfs.values() {
+            options
+                .cf_options
+                .insert(cf.name.clone(), (*cf.options).clone());
+        }
+        let name = FileName::Options(number).to_string();
+        let mut text = options.to_text();
+        for cf in self.state.lock().cfs.values() {
+            text.push_str(&options::family_line(cf.id, &cf.name));
+        }
+        file_names::replace_file(&self.fs, &self.dir, &name, text.as_bytes())?;
+        if let Some(before) = stored.replace(number) {
+            self.remove_file(FileName::Options(before));
+        }
+        Ok(())
     }
 
     /// Removes the database's files that nothing needs. Foreign files are left alone.
@@ -362,14 +412,12 @@ impl Engine {
             .values()
             .flat_map(|cf| {
                 let view = cf.view();
-                let numbers: Vec<_> = view
-                    .version
-                    .files()
-                    .map(|(_, _, file)| file.meta.number)
-                    .collect();
-                numbers
+                let tables = view.version.files();
+                let tables = tables.map(|(_, _, file)| FileName::Table(file.meta.number));
+                let blobs = view.version.blobs.files().keys();
+                let names: Vec<_> = tables.chain(blobs.map(|&n| FileName::Blob(n))).collect();
+                names
             })
-            .map(FileName::Table)
             .collect();
         live.extend(state.logs.keys().map(|&number| FileName::Wal(number)));
         drop(state);

@@ -4,22 +4,27 @@
 //! immutable memtables, and compaction tasks up to the limit while one is due. Each task ends by
 //! calling it again, so work goes on until nothing is due.
 //!
-//! A task that fails for want of space sets a transient error: nothing is scheduled until a
-//! thread of its own sees free space again and clears it. Any other failure is hard. A panic poisons the
-//! database: its state in memory cannot be trusted.
+//! A task that fails for want of space, or with an error of the system that may pass, sets a
+//! transient error: nothing is scheduled until a thread of its own sees free space again, or a pause that
+//! doubles is over, and clears it. Any other failure is hard; [`resume`] clears it on request.
+//! A panic poisons the database: its state in memory cannot be trusted.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::MutexGuard;
 
 use crate::batch::CfId;
 use crate::compaction::{Choice, PickerOptions, pick};
-use crate::engine::{Engine, State};
+use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
+use crate::options::Options;
 
-/// How often free space is looked at after it ran out.
+/// How often free space is looked at after it ran out, and the first pause after other transient
+/// errors.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Queues what is due.
@@ -44,7 +49,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
             outcome
         });
     }
-    if engine.options.disable_auto_compactions || state.manual_compactions > 0 {
+    if state.manual_compactions > 0 {
         return;
     }
     if state.compaction_tasks < engine.options.max_compactions()
@@ -61,8 +66,11 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
 
 /// The compaction that is due, if one is.
 fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
-    let options = PickerOptions::of(&engine.options);
     state.cfs.values().find_map(|cf| {
+        if cf.options.disable_auto_compactions {
+            return None;
+        }
+        let options = picker_options(engine, &cf.options);
         let busy: Vec<_> = state
             .compacting
             .iter()
@@ -72,6 +80,25 @@ fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
         let choice = pick(&cf.view().version, &options, &busy)?;
         Some((cf.id, choice))
     })
+}
+
+/// What the pickers need, as of now.
+fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
+    let written = engine.tickers.flush_bytes.get() as i64;
+    let migrated = engine.tickers.migration_bytes.get() as i64;
+    let held = engine.snapshots.sequences().first().copied();
+    PickerOptions {
+        migration_credit: written - migrated,
+        now: now(),
+        oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
+        ..PickerOptions::of(options)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn compact_once(engine: &Arc<Engine>) -> Result<()> {
@@ -105,7 +132,7 @@ fn spawn(
     engine.env.clone().schedule(priority, move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| task(&engine)));
         match outcome {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => engine.state.lock().retries = 0,
             Ok(Err(error)) => engine.fail(error),
             Err(panic) => engine.fail(Error::Poisoned {
                 reason: Arc::from(format!(
@@ -130,37 +157,73 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Starts the thread that waits for free space, clears the error and schedules again.
-pub(crate) fn resume_when_space_returns(engine: &Arc<Engine>) {
+/// Clears an error that may be cleared, and schedules again.
+pub(crate) fn resume(engine: &Arc<Engine>) -> Result<()> {
+    let state = engine.state.lock();
+    if state.closing {
+        return Err(closing());
+    }
+    match &state.error {
+        None => return Ok(()),
+        Some(known) if !known.resumable => return Err(read_only(&known.error)),
+        Some(_) => {}
+    }
+    clear_error(engine, state);
+    Ok(())
+}
+
+/// Clears the error, schedules again and tells everybody.
+fn clear_error(engine: &Arc<Engine>, mut state: MutexGuard<'_, State>) {
+    state.error = None;
+    schedule(engine, &mut state);
+    drop(state);
+    engine.changed.notify_all();
+    engine.tell(|listener| listener.on_resumed());
+}
+
+/// Starts the thread that waits for the cause to pass, clears the error and schedules again.
+pub(crate) fn resume_later(engine: &Arc<Engine>) {
     let waiting = Arc::clone(engine);
     let spawned = std::thread::Builder::new()
         .name("lavakv-resume".to_owned())
-        .spawn(move || wait_for_space(&waiting));
+        .spawn(move || wait_to_resume(&waiting));
     if let Err(error) = spawned {
         engine.state.lock().resuming = false;
-        tracing::error!(%error, "no thread to wait for free space; reopen to resume");
+        tracing::error!(%error, "no thread to resume background work; resume or reopen");
     }
 }
 
-fn wait_for_space(engine: &Arc<Engine>) {
+fn wait_to_resume(engine: &Arc<Engine>) {
     let mut state = engine.state.lock();
+    let pause = RESUME_INTERVAL * 2_u32.pow(state.retries.saturating_sub(1).min(5));
+    let until = Instant::now() + pause;
     loop {
         engine.changed.wait_for(&mut state, RESUME_INTERVAL);
-        let hard = state.error.as_ref().is_some_and(|known| !known.transient);
-        if state.closing || hard {
-            state.resuming = false;
+        let waits = state.error.as_ref().is_some_and(|known| known.transient);
+        if state.closing || !waits {
             break;
         }
-        let needed = (engine.options.write_buffer_size as u64).min(8 << 20);
-        if parking_lot::MutexGuard::unlocked(&mut state, || engine.fs.space().free) < needed {
+        if space_ran_out(&state) {
+            // Not a failing device: it may take for ever.
+            state.retries = 0;
+            let needed = (engine.options.write_buffer_size as u64).min(8 << 20);
+            let free = MutexGuard::unlocked(&mut state, || engine.fs.space().free);
+            if free < needed {
+                continue;
+            }
+        } else if Instant::now() < until {
             continue;
         }
-        state.error = None;
         state.resuming = false;
-        tracing::info!(dir = %engine.dir.display(), "space has returned; resuming");
-        schedule(engine, &mut state);
-        break;
+        tracing::info!(dir = %engine.dir.display(), "resuming after a transient error");
+        return clear_error(engine, state);
     }
+    state.resuming = false;
     drop(state);
     engine.changed.notify_all();
+}
+
+fn space_ran_out(state: &State) -> bool {
+    let error = state.error.as_ref().map(|known| &known.error);
+    matches!(error, Some(Error::Fs(lavafs::Error::NoSpace { .. })))
 }

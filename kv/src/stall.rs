@@ -8,7 +8,7 @@ use crate::options::Options;
 
 /// How fast writers may go.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub(crate) enum Stall {
+pub enum Stall {
     /// At full speed.
     #[default]
     None,

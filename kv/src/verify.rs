@@ -2,7 +2,7 @@
 //!
 //! Checked: every block and file checksum of every table; that a table's keys ascend, are within
 //! the range the manifest gives it, and as many as it says; that runs of a level do not overlap
-//! within themselves; that every file the manifest names is there with its size; that the manifest
+//! within themselves; every blob file, and that it holds what the manifest says; that every file the manifest names is there with its size; that the manifest
 //! in force reads back as the structure in memory; that closed logs replay.
 //!
 //! It works on one version that it holds, so that writers, flushes and compactions may go on.
@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::file_names::FileName;
 use crate::options::WalRecoveryMode;
-use crate::version::{Recovered, SstFile};
+use crate::version::{BlobFile, BlobMeta, BlobSet, LiveBlob, Recovered, SstFile};
 use crate::wal;
 
 /// What was checked.
@@ -26,6 +27,10 @@ pub struct VerifyReport {
     pub table_bytes: u64,
     /// Entries in tables, deletions and hidden versions included.
     pub entries: u64,
+    /// Blob files.
+    pub blobs: u64,
+    /// Bytes of blob files.
+    pub blob_bytes: u64,
     /// Write-ahead logs.
     pub logs: u64,
 }
@@ -55,6 +60,11 @@ pub(crate) fn verify(engine: &Arc<Engine>) -> Result<VerifyReport> {
             report.entries += verify_table(engine, file)?;
             report.tables += 1;
             report.table_bytes += file.meta.file_size;
+        }
+        for live in view.version.blobs.files().values() {
+            verify_blob(engine, live)?;
+            report.blobs += 1;
+            report.blob_bytes += live.file.meta.file_size;
         }
     }
     // The last log is being written to, so its end is not final.
@@ -97,7 +107,9 @@ fn compare_with_manifest(engine: &Arc<Engine>) -> Result<()> {
                     .get(&file.meta.number)
                     .is_some_and(|known| *known == (level as u32, run, file.meta.clone()))
             });
-            known && count == tables.len()
+            known
+                && count == tables.len()
+                && same_blobs(&view.version.blobs, recovered.cfs[&cf.id].blobs())
         });
     if same {
         return Ok(());
@@ -109,6 +121,14 @@ fn compare_with_manifest(engine: &Arc<Engine>) -> Result<()> {
     Err(Error::corrupt(name, 0_u64, detail))
 }
 
+fn same_blobs(memory: &BlobSet<Arc<BlobFile>>, recorded: &BlobSet<BlobMeta>) -> bool {
+    let in_memory = memory.files().values();
+    let in_memory = in_memory.map(|live| (&live.file.meta, live.used));
+    let recorded_files = recorded.files().values();
+    in_memory.eq(recorded_files.map(|live| (&live.file, live.used)))
+        && memory.ancestors() == recorded.ancestors()
+}
+
 /// Checks one table against itself and the manifest; returns its number of entries.
 fn verify_table(engine: &Arc<Engine>, file: &SstFile) -> Result<u64> {
     let meta = &file.meta;
@@ -117,7 +137,7 @@ fn verify_table(engine: &Arc<Engine>, file: &SstFile) -> Result<u64> {
     let checksum = table.verify()?;
     let path = engine.table_path(meta.number).display().to_string();
     let properties = table.properties();
-    let facts: [(bool, &str); 5] = [
+    let facts: [(bool, &str); 6] = [
         (checksum == meta.checksum, "checksum of the whole file"),
         (properties.smallest == meta.smallest, "first key"),
         (properties.largest == meta.largest, "last key"),
@@ -130,6 +150,10 @@ fn verify_table(engine: &Arc<Engine>, file: &SstFile) -> Result<u64> {
                 == (meta.smallest_seq, meta.largest_seq),
             "range of sequence numbers",
         ),
+        (
+            properties.blob_refs == meta.blob_refs,
+            "list of references to blob files",
+        ),
     ];
     match facts.iter().find(|(same, _)| !same) {
         Some((_, fact)) => {
@@ -138,4 +162,32 @@ fn verify_table(engine: &Arc<Engine>, file: &SstFile) -> Result<u64> {
         }
         None => Ok(meta.entries),
     }
+}
+
+/// Checks one blob file against itself, the manifest and what refers to it.
+fn verify_blob(engine: &Arc<Engine>, live: &LiveBlob<Arc<BlobFile>>) -> Result<()> {
+    let meta = &live.file.meta;
+    let reader = live.file.reader(&**engine)?;
+    reader.verify()?;
+    let properties = reader.properties();
+    let facts = [
+        (properties.checksum == meta.checksum, "checksum"),
+        (properties.records == meta.records, "number of records"),
+        (
+            properties.raw_value_bytes == meta.value_bytes,
+            "bytes of values",
+        ),
+        (properties.smallest == meta.smallest, "first key"),
+        (properties.largest == meta.largest, "last key"),
+    ];
+    let name = FileName::Blob(meta.number).to_string();
+    if let Some((_, fact)) = facts.iter().find(|(same, _)| !same) {
+        let detail = format!("the {fact} is not the manifest's");
+        return Err(Error::corrupt(name, 0_u64, detail));
+    }
+    if live.used.references > meta.records || live.used.value_bytes > meta.value_bytes {
+        let detail = "tables refer to more than the file holds";
+        return Err(Error::corrupt(name, 0_u64, detail));
+    }
+    Ok(())
 }

@@ -3,7 +3,8 @@
 //! Writers queue; one of them leads and commits everything that has queued (group commit, no
 //! timer). The leader makes room (stalls, full memtables), gives sequence numbers, appends one
 //! group to the log, syncs once if any of its writers asked for it, inserts into the memtables and
-//! publishes. Batches are never re-encoded: their bytes go to the log as they are.
+//! publishes. Batches are never re-encoded: their bytes go to the log as they are, and are decoded
+//! once, when they are inserted. Of a large group the waiting writers insert a part each.
 //!
 //! A failed append gives the log up: it is cut back to its last good group and the next write
 //! begins a new one. If that fails too, or a sync failed, the database turns read-only: what is
@@ -14,11 +15,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use lavalog::{Crew, Task};
+
 use crate::batch::{CfId, WriteBatch};
 use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
-use crate::error::{Error, Result};
-use crate::file_names::FileNumber;
+use crate::error::{Error, Result, Severity};
+use crate::file_names::{FileName, FileNumber};
 use crate::histogram::Timed;
+use crate::ledger;
+use crate::listener::{FileEvent, FileKind};
 use crate::options::WriteOptions;
 use crate::scheduler;
 use crate::stall::Stall;
@@ -26,6 +31,14 @@ use crate::wal::{WAL_GROUP_BYTES, WalWriter};
 
 /// Longest sleep of a slowed leader at a time.
 const DELAY_MAX: Duration = Duration::from_millis(100);
+
+/// Bytes of a group from which waiting writers insert a part of it: waking them has its price.
+const SHARED_BYTES_MIN: usize = 32 << 10;
+
+/// Threads at most that insert one group.
+const HANDS_MAX: usize = 16;
+
+type WriteCrew<'a> = Crew<'a, Result<()>, Error>;
 
 /// What a caller asks of the leader.
 #[derive(Debug)]
@@ -41,11 +54,12 @@ pub(crate) enum WriteItem {
 impl Engine {
     /// Queues `item` and returns its result.
     pub(crate) fn submit(self: &Arc<Self>, item: WriteItem) -> Result<()> {
-        self.writers.submit(item, |items| Ok(self.lead(items)))?
+        self.writers
+            .submit_with(item, |items, crew| Ok(self.lead(items, crew)))?
     }
 
     /// Does `items` in order; one result each. Runs on one thread at a time.
-    fn lead(self: &Arc<Self>, items: Vec<WriteItem>) -> Vec<Result<()>> {
+    fn lead(self: &Arc<Self>, items: Vec<WriteItem>, crew: &WriteCrew<'_>) -> Vec<Result<()>> {
         let mut log = self.log.lock();
         let mut results = Vec::with_capacity(items.len());
         let mut group: Vec<(WriteBatch, WriteOptions)> = Vec::new();
@@ -54,23 +68,23 @@ impl Engine {
             match item {
                 WriteItem::Write(batch, options) => {
                     if bytes + batch.data_size() > WAL_GROUP_BYTES {
-                        self.commit(&mut log, &mut group, &mut results);
+                        self.commit(&mut log, &mut group, &mut results, crew);
                         bytes = 0;
                     }
                     bytes += batch.data_size();
                     group.push((batch, options));
                 }
                 WriteItem::Seal(cf) => {
-                    self.commit(&mut log, &mut group, &mut results);
+                    self.commit(&mut log, &mut group, &mut results, crew);
                     results.push(self.seal(&mut log, cf));
                 }
                 WriteItem::SyncLog => {
-                    self.commit(&mut log, &mut group, &mut results);
+                    self.commit(&mut log, &mut group, &mut results, crew);
                     results.push(self.sync_log(&mut log));
                 }
             }
         }
-        self.commit(&mut log, &mut group, &mut results);
+        self.commit(&mut log, &mut group, &mut results, crew);
         results
     }
 
@@ -80,6 +94,7 @@ impl Engine {
         log: &mut Option<WalWriter>,
         group: &mut Vec<(WriteBatch, WriteOptions)>,
         results: &mut Vec<Result<()>>,
+        crew: &WriteCrew<'_>,
     ) {
         if group.is_empty() {
             return;
@@ -88,7 +103,7 @@ impl Engine {
         let count = group.len();
         let outcome = self
             .make_room(log, bytes)
-            .and_then(|()| self.commit_group(log, group));
+            .and_then(|()| self.commit_group(log, group, crew));
         match outcome {
             Ok(each) => results.extend(each),
             Err(error) => results.extend((0..count).map(|_| Err(error.clone()))),
@@ -99,15 +114,16 @@ impl Engine {
     fn commit_group(
         self: &Arc<Self>,
         log: &mut Option<WalWriter>,
-        group: &mut [(WriteBatch, WriteOptions)],
+        group: &mut Vec<(WriteBatch, WriteOptions)>,
+        crew: &WriteCrew<'_>,
     ) -> Result<Vec<Result<()>>> {
         let mems = self.mems_for(group);
         let mut results = Vec::with_capacity(group.len());
         let mut sequence = self.last_sequence() + 1;
         for (batch, _) in group.iter_mut() {
-            let known = match batch.iter().find(|entry| !mems.contains_key(&entry.cf)) {
-                Some(entry) => Err(no_such_cf(entry.cf)),
-                None => Ok(()),
+            let known = match batch.cfs().iter().find(|cf| !mems.contains_key(cf)) {
+                Some(cf) => Err(no_such_cf(*cf)),
+                None => batch.check_protection(),
             };
             if known.is_ok() {
                 batch.set_sequence(sequence);
@@ -115,14 +131,14 @@ impl Engine {
             }
             results.push(known);
         }
-        let accepted: Vec<&(WriteBatch, WriteOptions)> = group
-            .iter()
+        let accepted: Vec<(WriteBatch, WriteOptions)> = std::mem::take(group)
+            .into_iter()
             .zip(&results)
             .filter_map(|(write, result)| result.is_ok().then_some(write))
             .collect();
         self.append_to_log(log, &accepted)?;
-        for (batch, options) in &accepted {
-            apply_to_mems(batch, *options, &mems);
+        let accepted = self.apply(accepted, mems, crew);
+        for (batch, _) in accepted.iter() {
             self.tickers.keys_written.add(u64::from(batch.count()));
             self.tickers.bytes_written.add(batch.data_size() as u64);
         }
@@ -131,13 +147,45 @@ impl Engine {
         Ok(results)
     }
 
+    /// Inserts batches that were logged into the memtables. The waiting writers of a large group
+    /// help: each inserts a part, into skiplists that take inserts of several threads at once.
+    fn apply(
+        &self,
+        writes: Vec<(WriteBatch, WriteOptions)>,
+        mems: BTreeMap<CfId, Arc<Mem>>,
+        crew: &WriteCrew<'_>,
+    ) -> Arc<Vec<(WriteBatch, WriteOptions)>> {
+        let writes = Arc::new(writes);
+        let bytes: usize = writes.iter().map(|(batch, _)| batch.data_size()).sum();
+        let hands = writes.len().min(crew.len() + 1).min(HANDS_MAX);
+        let alone = !self.options.allow_concurrent_memtable_write;
+        if alone || hands < 2 || bytes < SHARED_BYTES_MIN {
+            for (batch, options) in writes.iter() {
+                apply_to_mems(batch, *options, &mems);
+            }
+            return writes;
+        }
+        let mems = Arc::new(mems);
+        let part = |hand: usize| -> Task {
+            let (writes, mems) = (Arc::clone(&writes), Arc::clone(&mems));
+            Box::new(move || {
+                for (batch, options) in writes.iter().skip(hand).step_by(hands) {
+                    apply_to_mems(batch, *options, &mems);
+                }
+            })
+        };
+        crew.share((0..hands).map(part).collect());
+        self.tickers.shared_inserts.add(1);
+        writes
+    }
+
     /// The memtables that the group writes to.
     fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> BTreeMap<CfId, Arc<Mem>> {
         let state = self.state.lock();
         let mut mems = BTreeMap::new();
-        for entry in group.iter().flat_map(|(batch, _)| batch.iter()) {
-            if let std::collections::btree_map::Entry::Vacant(slot) = mems.entry(entry.cf)
-                && let Some(cf) = state.cfs.get(&entry.cf)
+        for id in group.iter().flat_map(|(batch, _)| batch.cfs()) {
+            if let std::collections::btree_map::Entry::Vacant(slot) = mems.entry(*id)
+                && let Some(cf) = state.cfs.get(id)
             {
                 slot.insert(Arc::clone(&cf.view().mem));
             }
@@ -148,7 +196,7 @@ impl Engine {
     fn append_to_log(
         self: &Arc<Self>,
         log: &mut Option<WalWriter>,
-        writes: &[&(WriteBatch, WriteOptions)],
+        writes: &[(WriteBatch, WriteOptions)],
     ) -> Result<()> {
         let logged: Vec<&WriteBatch> = writes
             .iter()
@@ -190,13 +238,13 @@ impl Engine {
 
     /// After a failed append: gives the log up. Returns the error to tell the writers.
     fn log_failed(self: &Arc<Self>, log: &mut Option<WalWriter>, error: Error) -> Error {
-        let no_space = matches!(error, Error::Fs(lavafs::Error::NoSpace { .. }));
+        let passes = error.severity() == Severity::Transient;
         let wal = log.as_mut().expect("the log just failed");
         if !wal.failed() {
             return error;
         }
         let cut = wal.cut_back();
-        if !no_space || cut.is_err() {
+        if !passes || cut.is_err() {
             self.harden(error.clone());
         }
         error
@@ -235,9 +283,13 @@ impl Engine {
                 continue;
             }
             let Some(full) = self.full_cf(&state) else {
+                drop(state);
+                if self.waits_for_memory(begin) {
+                    continue;
+                }
                 break;
             };
-            if full.view().imms.len() + 1 >= self.options.max_write_buffer_number {
+            if full.view().imms.len() + 1 >= full.options.max_write_buffer_number {
                 self.wait_for_change(&mut state)?;
                 continue;
             }
@@ -251,10 +303,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Under memory pressure of all databases of the environment: waits a moment, and returns
+    /// true where the group, which began to wait at `begin`, must look again.
+    fn waits_for_memory(&self, begin: Instant) -> bool {
+        let pressing = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let Some(ledger) = pressing else { return false };
+        ledger.relieve();
+        if begin.elapsed() >= ledger::WAIT_MAX {
+            return false;
+        }
+        ledger.wait_for_memory(Duration::from_millis(10));
+        true
+    }
+
+    /// Makes the memtable of `cf` immutable for the sake of other databases; false where that
+    /// fails or brings nothing.
+    pub(crate) fn seal_for_memory(self: &Arc<Self>, cf: CfId) -> bool {
+        self.submit(WriteItem::Seal(cf)).is_ok()
+    }
+
     /// A column family whose memtable must be sealed before more is written.
     fn full_cf(&self, state: &State) -> Option<Arc<ColumnFamily>> {
+        let ledger = self
+            .env
+            .ledger()
+            .filter(|ledger| ledger.is_under_pressure());
+        let share = ledger.map_or(usize::MAX, |ledger| ledger.fair_share());
         let is_full = |cf: &&Arc<ColumnFamily>| {
-            cf.view().mem.table.approximate_memory() >= self.options.write_buffer_size
+            let table = &cf.view().mem.table;
+            let memory = table.approximate_memory();
+            memory >= cf.options.write_buffer_size || (memory > share && !table.is_empty())
         };
         if let Some(cf) = state.cfs.values().find(is_full) {
             return Some(Arc::clone(cf));
@@ -316,6 +397,12 @@ impl Engine {
             self.state.lock().logs.insert(old_number, size);
         }
         *log = Some(next);
+        let event = FileEvent {
+            kind: FileKind::Wal,
+            path: self.dir.join(FileName::Wal(number).to_string()),
+            bytes: Some(0),
+        };
+        self.tell(|listener| listener.on_file_created(&event));
         let mut state = self.state.lock();
         state.logs.insert(number, 0);
         for cf in state.cfs.values() {

@@ -28,9 +28,11 @@ const SECOND: &str = "second";
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Flushes and compactions all the time.
+/// Flushes and compactions all the time; a part of the values is separated.
 fn options() -> Options {
     Options {
+        min_blob_size: 60,
+        blob_file_size: 6000,
         write_buffer_size: 4096,
         max_write_buffer_number: 3,
         target_file_size_base: 4096,
@@ -174,6 +176,8 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, at: usize, place: &s
     let db = Db::open(mount(device), Path::new(AT), options())
         .unwrap_or_else(|error| panic!("{place}: {error}"));
     db.verify()
+        .unwrap_or_else(|error| panic!("{place}: {error}"));
+    db.verify_garbage()
         .unwrap_or_else(|error| panic!("{place}: {error}"));
     assert!(
         db.cf(SECOND).is_some() || at < history.opened_at,

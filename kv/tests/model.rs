@@ -13,7 +13,10 @@ use std::path::Path;
 
 use common::{Rng, WatchFs, host, image, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Db, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
+use lavakv::{
+    CompactionOptions, CompactionStyle, Compression, Db, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteOptions,
+};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -60,6 +63,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
         options.lower_bound = Some(low.clone());
         options.upper_bound = Some(high.clone());
     }
+    options.lazy_values = rng.below(4) == 0;
     let expected: Vec<(&Vec<u8>, &Vec<u8>)> = map
         .iter()
         .filter(|(key, _)| !bounded || (**key >= low && **key < high))
@@ -68,7 +72,9 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     let mut found = Vec::new();
     iter.seek_to_first();
     while iter.valid() {
-        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        let len = iter.value_len();
+        found.push((iter.key().to_vec(), iter.load_value().unwrap().to_vec()));
+        assert_eq!(found.last().unwrap().1.len(), len);
         iter.next();
     }
     iter.status().unwrap();
@@ -82,7 +88,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     found.clear();
     iter.seek_to_last();
     while iter.valid() {
-        found.push((iter.key().to_vec(), iter.value().to_vec()));
+        found.push((iter.key().to_vec(), iter.load_value().unwrap().to_vec()));
         iter.prev();
     }
     iter.status().unwrap();
@@ -110,6 +116,7 @@ fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     for _ in 0..30 {
         assert_eq!(iter.valid(), at.is_some());
         let Some(index) = at else { break };
+        iter.load_value().unwrap();
         assert_eq!(
             (iter.key(), iter.value()),
             (&expected[index].0[..], &expected[index].1[..])
@@ -178,11 +185,62 @@ fn check(world: &World, rng: &mut Rng) {
     }
 }
 
+/// `options` with another threshold of separation.
+fn separating(options: &Options, rng: &mut Rng) -> Options {
+    Options {
+        min_blob_size: [0, 1, 30, 100, 512][rng.below(5) as usize],
+        blob_file_size: 4096 << rng.below(4),
+        ..options.clone()
+    }
+}
+
+/// Draws a merge policy.
+fn draw_policy(options: &mut Options, rng: &mut Rng) {
+    let styles = [
+        CompactionStyle::Level,
+        CompactionStyle::Universal,
+        CompactionStyle::Fifo,
+        CompactionStyle::Tiered,
+        CompactionStyle::LazyLevel,
+        CompactionStyle::Fluid,
+        CompactionStyle::Bush,
+    ];
+    options.compaction = CompactionOptions {
+        style: styles[rng.below(styles.len() as u64) as usize],
+        fluid_runs: 1 + rng.below(5) as usize,
+        fluid_last_runs: 1 + rng.below(3) as usize,
+        bush_growth: 1.0 + rng.below(3) as f64 / 2.0,
+        bush_last_ratio: 1.0 + rng.below(5) as f64,
+        universal_size_ratio: rng.below(100),
+        universal_max_size_amplification_percent: 50 + rng.below(200),
+        // Nothing may be dropped, or the model would not know.
+        fifo_max_table_files_size: u64::MAX,
+        tombstone_ratio: rng.below(3) as f64 / 4.0,
+        ..CompactionOptions::default()
+    };
+    options.max_subcompactions = 1 + rng.below(4) as usize;
+    options.compression_per_level = vec![Compression::None; rng.below(2) as usize];
+    options.level0_file_num_compaction_trigger = 1 + rng.below(4) as usize;
+    println!("{:?}", options.compaction);
+}
+
 fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
+    run_as(fs, options, steps, seed, |_, _| {});
+}
+
+/// `reopened` may change the options each time that the database is opened again.
+fn run_as(
+    fs: FileSystemRef,
+    options: &Options,
+    steps: u64,
+    seed: u64,
+    reopened: impl Fn(&mut Options, &mut Rng),
+) {
     let at = Path::new("/db");
+    let mut options = options.clone();
     let mut rng = Rng(seed);
     let mut world = World {
-        db: Db::open(fs.clone(), at, options.clone()).unwrap(),
+        db: Db::open(fs.clone(), at, separating(&options, &mut rng)).unwrap(),
         map: Map::new(),
         snapshots: Vec::new(),
     };
@@ -207,6 +265,8 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
             198 => {
                 world.snapshots.clear();
                 world.db.close().unwrap();
+                options = separating(&options, &mut rng);
+                reopened(&mut options, &mut rng);
                 world.db = Db::open(fs.clone(), at, options.clone()).unwrap();
             }
             199 => {
@@ -218,7 +278,7 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
                 world.db = {
                     let World { db, .. } = world;
                     drop(db);
-                    Db::open(fs.clone(), at, options.clone()).unwrap()
+                    Db::open(fs.clone(), at, separating(&options, &mut rng)).unwrap()
                 };
             }
             _ => {}
@@ -227,8 +287,8 @@ fn run(fs: FileSystemRef, options: &Options, steps: u64, seed: u64) {
     world.db.wait_for_background_work().unwrap();
     check_iteration(&world.db, &world.map, ReadOptions::default(), &mut rng);
     world.db.verify().unwrap();
-    let compacted = world.db.tickers();
-    assert!(compacted.keys_written > 0);
+    world.db.verify_garbage().unwrap();
+    assert!(world.db.stats().last_sequence > 0);
 }
 
 #[test]
@@ -263,6 +323,59 @@ fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
         ..tiny()
     };
     run(host(dir.path()), &options, 2000, seed() ^ 1);
+}
+
+/// Options drawn at random, all of them small.
+fn random_options(rng: &mut Rng) -> Options {
+    let slowdown = 4 + rng.below(20) as usize;
+    let coin = |rng: &mut Rng| rng.below(2) == 0;
+    Options {
+        write_buffer_size: 4096 << rng.below(6),
+        max_write_buffer_number: 2 + rng.below(4) as usize,
+        level0_file_num_compaction_trigger: 1 + rng.below(4) as usize,
+        level0_slowdown_writes_trigger: slowdown,
+        level0_stop_writes_trigger: slowdown + rng.below(10) as usize,
+        target_file_size_base: 4096 << rng.below(5),
+        max_bytes_for_level_base: 8192 << rng.below(6),
+        max_bytes_for_level_multiplier: 2.0 + rng.below(9) as f64,
+        num_levels: 2 + rng.below(7) as usize,
+        level_compaction_dynamic_level_bytes: coin(rng),
+        max_background_jobs: 1 + rng.below(6) as usize,
+        delayed_write_rate: 4 << 20,
+        max_total_wal_size: rng.below(2) * (64 << 10),
+        max_manifest_file_size: 1000 << rng.below(8),
+        compression: match rng.below(3) {
+            0 => Compression::None,
+            level => Compression::Zstd {
+                level: level as i32,
+            },
+        },
+        block_size: 512 << rng.below(5),
+        bloom_bits_per_key: rng.below(16) as f64,
+        block_cache_size: (rng.below(3) << 16) as usize,
+        cache_index_and_filter_blocks: coin(rng),
+        protection_bytes_per_key: 8 * rng.below(2) as usize,
+        allow_concurrent_memtable_write: coin(rng),
+        histograms: coin(rng),
+        ..tiny()
+    }
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_with_any_options() {
+    let seed = seed();
+    for round in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let options = random_options(&mut Rng(seed ^ round << 32));
+        println!("round {round}: {options:?}");
+        run(host(dir.path()), &options, 600, seed ^ round);
+    }
+}
+
+#[test]
+fn the_engine_is_an_ordered_map_whatever_the_policy_and_however_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    run_as(host(dir.path()), &tiny(), 6000, seed() ^ 4, draw_policy);
 }
 
 #[test]

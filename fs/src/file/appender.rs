@@ -24,77 +24,44 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use crate::alloc::Run;
-use crate::background::Work;
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
 use crate::disk::WriteTicket;
 use crate::error::{Error, Result};
 use crate::file::handle::OpenFile;
-use crate::format::op::Op;
-use crate::meta::journal::DataState;
-use crate::types::{BLOCK_SIZE, FileSize, align_down, align_up};
+use crate::file::tail::{BUFFER_LEN_MAX, Tail};
+use crate::types::{BLOCK_SIZE, align_down, align_up};
 use crate::vfs::TailPolicy;
-
-/// Largest tail buffer in bytes.
-const BUFFER_LEN_MAX: usize = 256 << 10;
-const BUFFER_LEN_MIN: usize = 4 << 10;
 
 /// Appends of at least this many aligned bytes skip the buffer.
 const DIRECT_LEN_MIN: usize = 64 << 10;
 
 /// Most bytes that one size record covers by checksum. Bounds what recovery reads.
-const CHECKED_LEN_MAX: u64 = 64 << 10;
-
-/// Extents grow by doubling between these bounds, in blocks: 1 MiB to 64 MiB.
-const GROWTH_BLOCKS_MIN: u64 = 256;
-const GROWTH_BLOCKS_MAX: u64 = 16384;
-
-/// First extent in blocks of a file that is synced while it is small: 64 KiB.
-const GROWTH_BLOCKS_FIRST: u64 = 16;
-
-/// Blocks reserved at a time for buffered bytes.
-const RESERVE_BLOCKS: u64 = 64;
+pub(super) const CHECKED_LEN_MAX: u64 = 64 << 10;
 
 /// Appending state of one open file.
 #[derive(Debug)]
 pub(crate) struct Appender {
     /// Bytes of the tail, from its start, that are on the device already.
-    synced_end: u64,
+    pub(super) synced_end: u64,
     /// The last volatile write.
-    last_write: WriteTicket,
+    pub(super) last_write: WriteTicket,
     /// Journal ticket without which nothing of this file survives: its creation.
-    created_ticket: u64,
+    pub(super) created_ticket: u64,
     /// Journal ticket of the last cut; see [`OpenFile::write_runs`].
-    cut_ticket: u64,
+    pub(super) cut_ticket: u64,
     /// Journal tickets of extents, as (file block where the extent begins, ticket).
-    extent_tickets: Vec<(u64, u64)>,
+    pub(super) extent_tickets: Vec<(u64, u64)>,
     /// Bytes appended since then are covered by `check_crc`, unless they became too many.
-    check_from: u64,
-    check_crc: u32,
-    reserved_blocks: u64,
-    expected_blocks: u64,
+    pub(super) check_from: u64,
+    pub(super) check_crc: u32,
+    pub(super) reserved_blocks: u64,
+    /// Bytes of journal promised for the extents of what is reserved.
+    pub(super) promised: u64,
+    pub(super) expected_blocks: u64,
     /// The file changed since it was opened, so that closing has work to do.
-    dirty: bool,
+    pub(super) dirty: bool,
     /// The last handle was closed: allocate what is needed and no more.
-    closed: bool,
-}
-
-/// How a size record is kept from being believed without its data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Cover {
-    /// By a checksum of the data, if it is short: for a sync, which then needs one flush.
-    Checksum,
-    /// By a flush before the record: for a close, whose record may be written much later.
-    Flush,
-}
-
-/// The end of the file, in memory.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    /// File offset of the buffer's first byte. All bytes below are on the device.
-    pub(crate) start: u64,
-    pub(crate) len: usize,
-    buf: AlignedBuf,
+    pub(super) closed: bool,
 }
 
 impl Appender {
@@ -113,6 +80,7 @@ impl Appender {
             check_from: size,
             check_crc: 0,
             reserved_blocks: 0,
+            promised: 0,
             expected_blocks: expected_size.div_ceil(BLOCK_SIZE),
             dirty: false,
             closed: false,
@@ -133,60 +101,15 @@ impl Appender {
             .max(self.created_ticket)
     }
 
-    fn extend_check(&mut self, at: u64, data: &[u8]) {
+    pub(super) fn extend_check(&mut self, at: u64, data: &[u8]) {
         if at + data.len() as u64 - self.check_from <= CHECKED_LEN_MAX {
             self.check_crc = crc32c::crc32c_append(self.check_crc, data);
         }
     }
 
-    fn restart_check(&mut self, size: u64) {
+    pub(super) fn restart_check(&mut self, size: u64) {
         self.check_from = size;
         self.check_crc = 0;
-    }
-}
-
-impl Tail {
-    pub(super) fn empty_at(start: u64) -> Self {
-        Tail {
-            start,
-            len: 0,
-            buf: AlignedBuf::zeroed(0),
-        }
-    }
-
-    /// The size of the file.
-    pub(crate) fn end(&self) -> u64 {
-        self.start + self.len as u64
-    }
-
-    /// The buffered bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.buf[..self.len]
-    }
-
-    /// Copies as much of `data` as the buffer will ever hold, and returns how much that was.
-    fn fill(&mut self, data: &[u8]) -> usize {
-        let wanted = (self.len + data.len()).min(BUFFER_LEN_MAX);
-        if wanted > self.buf.len() {
-            let grown = wanted
-                .next_power_of_two()
-                .clamp(BUFFER_LEN_MIN, BUFFER_LEN_MAX);
-            let mut buf = AlignedBuf::zeroed(grown);
-            buf[..self.len].copy_from_slice(&self.buf[..self.len]);
-            self.buf = buf;
-        }
-        let part = data.len().min(self.buf.len() - self.len);
-        self.buf[self.len..self.len + part].copy_from_slice(&data[..part]);
-        self.len += part;
-        part
-    }
-
-    /// Drops what lies below file offset `start` from the buffer.
-    fn advance(&mut self, start: u64) {
-        let gone = (start - self.start) as usize;
-        self.buf.copy_within(gone..self.len, 0);
-        self.len -= gone;
-        self.start = start;
     }
 }
 
@@ -244,7 +167,7 @@ impl OpenFile {
     }
 
     /// Takes the appender's lock and waits for appends in flight.
-    fn lock_appender(&self) -> MutexGuard<'_, Appender> {
+    pub(super) fn lock_appender(&self) -> MutexGuard<'_, Appender> {
         let appender = self.appender.lock();
         self.pipeline.drain();
         appender
@@ -270,267 +193,8 @@ impl OpenFile {
         appender.restart_check(end);
     }
 
-    /// See [`crate::File::fdatasync`].
-    pub(super) fn fdatasync(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
-        self.core.disk.check_writable()?;
-        self.pad_if_sealed(&mut appender)?;
-        let flushed = self.core.disk.is_flushed(appender.last_write);
-        let durability = if flushed {
-            Durability::Durable
-        } else {
-            Durability::Volatile
-        };
-        self.write_out(&mut appender, durability)?;
-        self.core.disk.flush_through(appender.last_write)?;
-        let size = self.tail.read().end();
-        let ticket = self.note_inexact(size).max(appender.ticket_for(size));
-        self.core.commit(ticket)?;
-        appender
-            .extent_tickets
-            .retain(|&(_, ticket)| ticket > self.core.durable_ticket());
-        appender.restart_check(size);
-        let mut state = self.inode.state.write();
-        state.size = size;
-        state.durable_size = state.durable_size.max(size);
-        drop(state);
-        self.ask_for_extent(size);
-        Ok(())
-    }
-
-    /// Where the journal says that the file is exactly as long as before the last appends, enqueues
-    /// that it may be longer; after a crash the bytes synced since would not be looked for.
-    pub(super) fn note_inexact(&self, size: u64) -> u64 {
-        let needed = |exact: bool, durable: u64| exact && durable < size;
-        {
-            let state = self.inode.state.read();
-            if !needed(state.exact, state.durable_size) {
-                return 0;
-            }
-        }
-        let mut state = self.inode.state.write();
-        state.exact = false;
-        let op = Op::SetSize {
-            ino: self.inode.ino,
-            exact: false,
-            size: state.durable_size,
-            modified_ns: state.modified_ns,
-            check_from: state.durable_size,
-            check_crc: 0,
-        };
-        self.core.enqueue_unchecked(&op)
-    }
-
-    /// See [`crate::File::fsync`].
-    pub(super) fn fsync(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
-        self.core.disk.check_writable()?;
-        if self.uncertain.load(Ordering::Acquire) {
-            self.core.commit_all()?;
-            return self.core.disk.flush_through(appender.last_write);
-        }
-        self.pad_if_sealed(&mut appender)?;
-        self.write_out(&mut appender, Durability::Volatile)?;
-        let size = self.tail.read().end();
-        let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
-        self.core.commit(ticket)?;
-        appender
-            .extent_tickets
-            .retain(|&(_, ticket)| ticket > self.core.durable_ticket());
-        self.ask_for_extent(size);
-        Ok(())
-    }
-
-    /// Enqueues that the file is exactly `size` long, all bytes of it being on the device. Returns
-    /// the ticket of that, or of all that is queued where the journal knows the size already.
-    fn enqueue_size(&self, appender: &mut Appender, size: u64, cover: Cover) -> u64 {
-        let mut state = self.inode.state.write();
-        state.size = size;
-        if state.exact && state.durable_size == size && !appender.dirty {
-            return self.core.last_ticket();
-        }
-        if appender.dirty {
-            state.modified_ns = self.modified_ns.load(Ordering::Acquire);
-            state.changed_ns = state
-                .changed_ns
-                .max(self.changed_ns.load(Ordering::Acquire));
-        }
-        let unflushed = !self.core.disk.is_flushed(appender.last_write);
-        let checked =
-            unflushed && cover == Cover::Checksum && size - appender.check_from <= CHECKED_LEN_MAX;
-        let op = Op::SetSize {
-            ino: self.inode.ino,
-            exact: true,
-            size,
-            modified_ns: state.modified_ns,
-            check_from: if checked { appender.check_from } else { size },
-            check_crc: if checked { appender.check_crc } else { 0 },
-        };
-        let data = match (unflushed, checked) {
-            (false, _) => DataState::Durable,
-            (true, true) => DataState::Checked,
-            (true, false) => DataState::FlushBefore(appender.last_write),
-        };
-        state.exact = true;
-        state.durable_size = size;
-        appender.dirty = false;
-        appender.restart_check(size);
-        self.core.enqueue(&op, data)
-    }
-
-    /// See [`crate::File::settle`].
-    pub(super) fn settle(&self, size: u64) -> Result<()> {
-        let mut appender = self.lock_appender();
-        self.core.disk.check_writable()?;
-        let known = self.size();
-        match known {
-            FileSize::Exact(present) if size == present => return Ok(()),
-            FileSize::Exact(present) if size < present => {
-                self.write_out(&mut appender, Durability::Volatile)?;
-                let _gate = self.gate.write();
-                self.cut(&mut appender, size, None);
-                return self.core.commit(appender.created_ticket);
-            }
-            FileSize::Between { lower, upper } if (lower..=upper).contains(&size) => {}
-            _ => {
-                let what = format!("cannot settle a size of {known:?} at {size}");
-                return Err(Error::Invalid { what });
-            }
-        }
-        *self.tail.write() = Tail::empty_at(size);
-        *appender = Appender::new(size, 0, appender.created_ticket);
-        appender.dirty = true;
-        self.note_change(self.core.now_ns());
-        let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
-        self.uncertain.store(false, Ordering::Release);
-        self.core.commit(ticket)
-    }
-
-    /// See [`crate::File::truncate`].
-    pub(super) fn truncate(&self, size: u64) -> Result<()> {
-        let mut appender = self.lock_appender();
-        self.core.disk.check_writable()?;
-        let present = self.size().lower();
-        if size > present {
-            let what = format!("cannot extend a file of {present} bytes to {size} by truncation");
-            return Err(Error::Invalid { what });
-        }
-        if size == present && !self.uncertain.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let generation = self.core.new_id()?;
-        if size > self.tail.read().start {
-            self.write_out(&mut appender, Durability::Volatile)?;
-        }
-        let _gate = self.gate.write();
-        self.cut(&mut appender, size, Some(generation));
-        self.uncertain.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    /// Cuts the file to `size` in memory and enqueues it.
-    fn cut(&self, appender: &mut Appender, size: u64, generation: Option<u64>) {
-        let now_ns = self.core.now_ns();
-        self.note_change(now_ns);
-        let mut ops = Vec::new();
-        let mut freed = Vec::new();
-        let mut state = self.inode.state.write();
-        if let Some(generation) = generation {
-            state.generation = generation;
-            Op::SetInode(state.record(self.inode.ino)).encode(&mut ops);
-        }
-        let (count, last_blocks) = state.extents.prefix(size.div_ceil(BLOCK_SIZE));
-        let keep = Op::KeepExtents {
-            ino: self.inode.ino,
-            count: count as u64,
-            last_blocks,
-        };
-        let set_size = Op::SetSize {
-            ino: self.inode.ino,
-            exact: true,
-            size,
-            modified_ns: now_ns,
-            check_from: size,
-            check_crc: 0,
-        };
-        for op in [keep, set_size] {
-            state.apply(&op, &mut freed);
-            op.encode(&mut ops);
-        }
-        state.size = size;
-        state.changed_ns = now_ns;
-        let ticket = self
-            .core
-            .enqueue_encoded(&ops, DataState::FlushBefore(appender.last_write));
-        drop(state);
-        self.core.quarantine(freed, ticket);
-        let mut tail = self.tail.write();
-        *tail = Tail::empty_at(size);
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
-        appender.synced_end = size;
-        appender.extent_tickets.clear();
-        appender.created_ticket = ticket;
-        appender.cut_ticket = ticket;
-        appender.dirty = false;
-        appender.restart_check(size);
-    }
-
-    /// Writes buffered bytes out, gives surplus space back and enqueues the size.
-    pub(crate) fn write_back(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
-        if self.uncertain.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        appender.closed = true;
-        self.write_out(&mut appender, Durability::Volatile)?;
-        let size = self.tail.read().end();
-        let inexact = {
-            let state = self.inode.state.read();
-            !(state.exact && state.durable_size == size)
-        };
-        if appender.dirty || inexact {
-            self.enqueue_size(&mut appender, size, Cover::Flush);
-        }
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
-        self.trim(size);
-        let mut tail = self.tail.write();
-        *tail = Tail::empty_at(tail.end());
-        appender.synced_end = size;
-        Ok(())
-    }
-
-    /// Forgets buffered bytes of a file that is about to be removed.
-    pub(crate) fn discard_tail(&self) {
-        let mut appender = self.appender.lock();
-        appender.closed = true;
-        self.core
-            .unreserve(std::mem::take(&mut appender.reserved_blocks));
-    }
-
-    /// Gives back the extents beyond `size`.
-    fn trim(&self, size: u64) {
-        let blocks = size.div_ceil(BLOCK_SIZE);
-        let mut state = self.inode.state.write();
-        if state.extents.blocks() <= blocks {
-            return;
-        }
-        let (count, last_blocks) = state.extents.prefix(blocks);
-        let op = Op::KeepExtents {
-            ino: self.inode.ino,
-            count: count as u64,
-            last_blocks,
-        };
-        let mut freed = Vec::new();
-        state.apply(&op, &mut freed);
-        let ticket = self.core.enqueue_unchecked(&op);
-        drop(state);
-        self.core.quarantine(freed, ticket);
-    }
-
     /// Extends a sealed file with zeros to the next logical block.
-    fn pad_if_sealed(&self, appender: &mut Appender) -> Result<()> {
+    pub(super) fn pad_if_sealed(&self, appender: &mut Appender) -> Result<()> {
         if self.policy != TailPolicy::Seal || self.uncertain.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -546,7 +210,7 @@ impl OpenFile {
     }
 
     /// Loads the last partial block into the buffer, so that it can be written again as a whole.
-    fn align_tail(&self, appender: &mut Appender) -> Result<()> {
+    pub(super) fn align_tail(&self, appender: &mut Appender) -> Result<()> {
         let unit = self.core.disk.unit();
         let size = {
             let tail = self.tail.read();
@@ -567,7 +231,7 @@ impl OpenFile {
 
     /// Writes the buffered bytes that are not on the device; whole logical blocks then leave the
     /// buffer, a partial one stays.
-    fn write_out(&self, appender: &mut Appender, durability: Durability) -> Result<()> {
+    pub(super) fn write_out(&self, appender: &mut Appender, durability: Durability) -> Result<()> {
         let unit = self.core.disk.unit();
         let (start, end) = {
             let tail = self.tail.read();
@@ -640,114 +304,5 @@ impl OpenFile {
         let ticket = self.core.disk.write(&writes, durability)?;
         appender.last_write = appender.last_write.max(ticket);
         Ok(())
-    }
-
-    /// Sets space aside for a file of `end` bytes.
-    pub(super) fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
-        let allocated = self.inode.state.read().extents.blocks();
-        let covered = allocated + appender.reserved_blocks;
-        let needed = end.div_ceil(BLOCK_SIZE).saturating_sub(covered);
-        if needed == 0 {
-            return Ok(());
-        }
-        let generous = needed.max(RESERVE_BLOCKS);
-        if self.core.reserve(generous) {
-            appender.reserved_blocks += generous;
-            return Ok(());
-        }
-        self.core.reserve_or_reclaim(needed)?;
-        appender.reserved_blocks += needed;
-        Ok(())
-    }
-
-    /// Allocates for a file that is expected to reach `size` bytes.
-    pub(crate) fn allocate_expected(&self, size: u64) -> Result<()> {
-        let mut appender = self.appender.lock();
-        self.reserve(&mut appender, size)?;
-        self.allocate_to(&mut appender, size)
-    }
-
-    /// Makes sure that extents cover the file to `end` bytes.
-    pub(super) fn allocate_to(&self, appender: &mut Appender, end: u64) -> Result<()> {
-        let needed = end.div_ceil(BLOCK_SIZE);
-        loop {
-            let (blocks, last) = {
-                let state = self.inode.state.read();
-                (state.extents.blocks(), state.extents.last())
-            };
-            if blocks >= needed {
-                return Ok(());
-            }
-            let missing = needed - blocks;
-            let wanted = missing.max(self.growth(appender, blocks, needed));
-            let reserved = &mut appender.reserved_blocks;
-            let ticket = self
-                .core
-                .allocate(&self.inode, missing, wanted, last, reserved)?;
-            appender.extent_tickets.push((blocks, ticket));
-        }
-    }
-
-    /// How many blocks the next extent of a file of `blocks` blocks should have.
-    fn growth(&self, appender: &Appender, blocks: u64, needed: u64) -> u64 {
-        if appender.closed {
-            return 0;
-        }
-        if appender.expected_blocks > blocks {
-            return appender.expected_blocks - blocks;
-        }
-        if blocks == 0 && needed < GROWTH_BLOCKS_FIRST {
-            return GROWTH_BLOCKS_FIRST;
-        }
-        let least = if blocks < GROWTH_BLOCKS_FIRST {
-            GROWTH_BLOCKS_FIRST
-        } else {
-            blocks
-        };
-        let least = if needed >= GROWTH_BLOCKS_MIN / 4 {
-            least.max(GROWTH_BLOCKS_MIN)
-        } else {
-            least
-        };
-        least.min(GROWTH_BLOCKS_MAX)
-    }
-
-    /// Allocates the next extent before it is needed, and makes it durable, so that no sync has to
-    /// wait for the journal. For the background thread.
-    pub(crate) fn allocate_ahead(&self) -> Result<()> {
-        self.ahead_asked.store(false, Ordering::Release);
-        self.core.admit_extent()?;
-        let mut appender = self.appender.lock();
-        if appender.closed || !self.wants_extent(self.tail.read().end()) {
-            return Ok(());
-        }
-        let (blocks, last) = {
-            let state = self.inode.state.read();
-            (state.extents.blocks(), state.extents.last())
-        };
-        let wanted = blocks.clamp(GROWTH_BLOCKS_FIRST, GROWTH_BLOCKS_MAX);
-        let Some(ticket) = self.core.allocate_ahead(&self.inode, wanted, last) else {
-            return Ok(());
-        };
-        appender.extent_tickets.push((blocks, ticket));
-        drop(appender);
-        self.core.commit(ticket)
-    }
-
-    /// Asks the background thread for the next extent, if the last one fills up.
-    pub(super) fn ask_for_extent(&self, size: u64) {
-        if self.wants_extent(size) && !self.ahead_asked.swap(true, Ordering::AcqRel) {
-            self.core.ask(Work::Extent(self.inode.ino));
-        }
-    }
-
-    /// True where less than half of the last extent is left behind `size`.
-    fn wants_extent(&self, size: u64) -> bool {
-        let state = self.inode.state.read();
-        let Some(Run { blocks, .. }) = state.extents.last() else {
-            return false;
-        };
-        let left = (state.extents.blocks() * BLOCK_SIZE).saturating_sub(size);
-        left < blocks.min(GROWTH_BLOCKS_MAX) * BLOCK_SIZE / 2
     }
 }

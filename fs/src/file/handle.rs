@@ -18,8 +18,9 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::core::Core;
 use crate::error::Result;
-use crate::file::appender::{Appender, Tail};
+use crate::file::appender::Appender;
 use crate::file::pipeline::Pipeline;
+use crate::file::tail::Tail;
 use crate::meta::inode::Inode;
 use crate::types::{FileSize, Generation, Ino};
 use crate::vfs::{File, TailPolicy};

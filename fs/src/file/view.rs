@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::RwLockWriteGuard;
 
-use crate::file::appender::Tail;
 use crate::file::handle::OpenFile;
+use crate::file::tail::Tail;
 use crate::types::FileSize;
 
 impl OpenFile {

@@ -24,6 +24,9 @@ const MAGIC: &[u8; 4] = b"LVJR";
 /// Bytes of the fixed part.
 pub(crate) const RECORD_HEADER_LEN: usize = 48;
 
+/// Offset from which on the crc covers a record.
+pub(crate) const CRC_START: usize = 8;
+
 /// Longest body in bytes. Bounds what recovery allocates for one record, and how far behind a bad
 /// record it must look for a later one.
 pub(crate) const BODY_LEN_MAX: usize = 16 << 20;
@@ -31,7 +34,7 @@ pub(crate) const BODY_LEN_MAX: usize = 16 << 20;
 const _: () = assert!(BODY_LEN_MAX <= u32::MAX as usize);
 
 /// The decoded fixed part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct RecordHeader {
     pub(crate) crc: u32,
     pub(crate) epoch: u64,
@@ -99,6 +102,13 @@ pub(crate) fn verified_body<'a>(
         .then(|| &record[RECORD_HEADER_LEN..])
 }
 
+/// Like [`verified_body`], for who has only the crc of the record's bytes from [`CRC_START`] to its
+/// end.
+pub(crate) fn is_verified_by(crc: u32, header: &RecordHeader, uuid: Uuid) -> bool {
+    let len = RECORD_HEADER_LEN - CRC_START + header.body_len;
+    crc32c::crc32c_combine(seed(uuid), crc, len) == header.crc
+}
+
 fn seed(uuid: Uuid) -> u32 {
     crc32c::crc32c(uuid.as_bytes())
 }
@@ -123,6 +133,9 @@ mod tests {
             Some(&b"operations"[..])
         );
         assert_eq!(verified_body(&bytes, &header, Uuid::from_u128(2)), None);
+        let crc = crc32c::crc32c(&bytes[CRC_START..]);
+        assert!(is_verified_by(crc, &header, uuid));
+        assert!(!is_verified_by(crc ^ 1, &header, uuid));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 0x10;

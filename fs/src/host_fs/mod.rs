@@ -21,6 +21,9 @@
 //!   change it; a kernel filesystem shows no byte of an older file anyway.
 //! - Paths cannot leave the directory by `..`; symbolic links below it are not followed as the
 //!   last component but are not otherwise checked: the directory is trusted.
+//! - A failed write, cut or sync is final for its file, and a failed sync of a directory for
+//!   every later sync; other files can still be changed, since a kernel tells such a failure of one
+//!   file. On LavaFS the whole filesystem turns read-only.
 //! - Unused preallocated space returns at close, or earlier at a sync that has to cut padding.
 //!
 //! Lock order: `Files::open` and `Names` are leaves; a file's locks are told in `file`.

@@ -73,6 +73,9 @@ impl ExtentList {
         }
         let old = self.run(index);
         self.entries[index].start = run.start;
+        if old.blocks == run.blocks {
+            return Some(old);
+        }
         for entry in &mut self.entries[index..] {
             entry.end = entry.end - old.blocks + run.blocks;
         }

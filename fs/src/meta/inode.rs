@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use parking_lot::RwLock;
 
 use crate::alloc::Run;
+use crate::format::codec::Decoder;
 use crate::format::op::{FLAG_EXACT, FLAG_SEAL, InodeRecord, Op};
 use crate::meta::extents::ExtentList;
 use crate::types::{BLOCK_SIZE, FileSize, Ino};
@@ -172,6 +173,15 @@ impl InodeState {
             Op::RemoveInode { .. } | Op::Link { .. } | Op::Unlink { .. } => return false,
         }
         true
+    }
+
+    /// Applies encoded operations on this inode. `None` where they are malformed.
+    pub(crate) fn apply_all(&mut self, bytes: &[u8], freed: &mut Vec<Run>) -> Option<()> {
+        let mut decoder = Decoder::new(bytes);
+        while !decoder.is_empty() {
+            self.apply(&Op::decode(&mut decoder)?, freed);
+        }
+        Some(())
     }
 
     /// Encodes the operations that make this inode anew.

@@ -14,16 +14,18 @@
 //!
 //! Space: the committer asks for a checkpoint when half of the record area is used, and makes one
 //! itself when a record does not fit. Growth that could make the next checkpoint too large is
-//! refused beforehand by [`Journal::admit`]; removal never is.
+//! refused beforehand by [`Journal::admit`]; removal never is. Appended bytes that wait in memory have a
+//! promise of room for their extent, so that the close that writes them out finds it.
 //!
-//! Locks, in order: `checkpointing` (one checkpoint at a time, held across device I/O), `writer` (held
+//! Locks, in order: `transacting` (held across the commits before a large transaction and until it is
+//! enqueued), `checkpointing` (one checkpoint at a time, held across device I/O), `writer` (held
 //! across device I/O), the tables and an inode's state (never held by a caller of `commit`),
 //! `queue` (leaf, never across I/O).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use uuid::Uuid;
 
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
@@ -51,6 +53,8 @@ pub(crate) struct Journal {
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
     checkpointing: Mutex<()>,
+    /// One large enqueuing at a time.
+    transacting: Mutex<()>,
     durable: AtomicU64,
     /// Next inode number or generation to give out.
     next_id: AtomicU64,
@@ -58,6 +62,8 @@ pub(crate) struct Journal {
     id_limit: AtomicU64,
     /// Upper bound of the next checkpoint's length: the last one's, and all operations since.
     checkpoint_len_bound: AtomicU64,
+    /// Bytes of operations to come that [`Journal::promise`] has admitted.
+    promised: AtomicU64,
 }
 
 /// Operations that wait for a record.
@@ -138,10 +144,12 @@ impl Journal {
                 carry: None,
             }),
             checkpointing: Mutex::new(()),
+            transacting: Mutex::new(()),
             durable: AtomicU64::new(0),
             next_id: AtomicU64::new(end.next_id),
             id_limit: AtomicU64::new(end.next_id),
             checkpoint_len_bound: AtomicU64::new(end.ops_len),
+            promised: AtomicU64::new(0),
         }
     }
 
@@ -192,11 +200,37 @@ impl Journal {
     /// Refuses growth by `len` bytes of operations if a checkpoint could then not be written,
     /// and commits what is queued if that has become much. Called before anything is changed.
     pub(crate) fn admit(&self, len: u64) -> Result<()> {
+        let promised = self.promised.load(Ordering::Relaxed);
+        self.admit_below(self.region_len() / 16 * 10, promised + len)
+    }
+
+    /// Refuses like [`Journal::admit`], and keeps room for `len` bytes from whoever asks later, until
+    /// [`Journal::take_back`].
+    pub(crate) fn promise(&self, len: u64) -> Result<()> {
+        self.admit(len)?;
+        self.promised.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends a promise.
+    pub(crate) fn take_back(&self, len: u64) {
+        self.promised.fetch_sub(len, Ordering::Relaxed);
+    }
+
+    /// Admits growth that was promised. There is a little more room than was promised in all, for
+    /// what is cut into more pieces than was thought of.
+    pub(crate) fn admit_promised(&self, len: u64) -> Result<()> {
+        self.admit_below(self.region_len() / 16 * 11, len)
+    }
+
+    fn admit_below(&self, limit: u64, len: u64) -> Result<()> {
         self.drain()?;
-        let limit = self.region_len() / 8 * 5;
         if self.checkpoint_len_bound.load(Ordering::Relaxed) + len <= limit {
             return Ok(());
         }
+        // What is queued while a checkpoint is made counts twice, in the tables and in the record
+        // behind it: that would refuse what fits.
+        self.commit(self.last_ticket())?;
         self.checkpoint()?;
         let bound = self.checkpoint_len_bound.load(Ordering::Relaxed);
         if bound + len <= limit {
@@ -208,11 +242,26 @@ impl Journal {
         })
     }
 
-    /// Commits what is queued if that has become much. Called before a removal, which is never
-    /// refused for want of space but must not let the queue outgrow a region either.
+    /// The most bytes of operations that may be enqueued at once: with as much queued before them
+    /// they still fit behind any checkpoint that [`Journal::admit`] lets grow.
+    pub(crate) fn transaction_len_max(&self) -> u64 {
+        QUEUE_LEN_MAX.min(self.region_len() / 8)
+    }
+
+    /// Commits what is queued, so that up to [`Journal::transaction_len_max`] bytes may be enqueued
+    /// at once while the guard is held.
+    pub(crate) fn begin_transaction(&self) -> Result<MutexGuard<'_, ()>> {
+        let guard = self.transacting.lock();
+        self.drain()?;
+        Ok(guard)
+    }
+
+    /// Commits what is queued if that has become much. Called before a removal, truncation or
+    /// close, which are never refused for want of space but must not let the queue outgrow a
+    /// region either.
     pub(crate) fn drain(&self) -> Result<()> {
         self.disk.check_writable()?;
-        if self.queue.lock().ops.len() as u64 > QUEUE_LEN_MAX.min(self.region_len() / 8) {
+        if self.queue.lock().ops.len() as u64 > self.transaction_len_max() {
             self.commit(self.last_ticket())?;
         }
         Ok(())

@@ -11,7 +11,11 @@
 //!
 //! Nothing is written. Recovery may be repeated any number of times with the same outcome.
 
+mod behind;
 mod follow;
+mod window;
+
+use window::Window;
 
 pub(crate) use follow::{for_each_record, read_on, read_owner, recover_moving};
 
@@ -23,7 +27,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::codec::Decoder;
 use crate::format::op::Op;
-use crate::format::record::{self, BODY_LEN_MAX, RECORD_HEADER_LEN, RecordHeader};
+use crate::format::record::{self, RECORD_HEADER_LEN, RecordHeader};
 use crate::format::region::{HeaderCopy, RegionHeader};
 use crate::format::superblock::Superblock;
 use crate::meta::journal::JournalEnd;
@@ -199,10 +203,11 @@ pub(crate) fn load_checkpoint(
         return Err(Error::corrupt("checkpoint", offset, "its hash is wrong"));
     }
     let mut tables = Tables::default();
+    tables.allow_gaps(superblock.total_blocks);
     let mut freed = Vec::new();
     tables
         .apply_all(bytes, &mut freed)
-        .ok_or_else(|| Error::corrupt("checkpoint", offset, "it holds an unknown operation"))?;
+        .ok_or_else(|| Error::corrupt("checkpoint", offset, "it holds an impossible operation"))?;
     Ok(tables)
 }
 
@@ -312,38 +317,12 @@ impl<'a> Replay<'a> {
 
     fn malformed(&self) -> Error {
         let offset = self.superblock.region_start(self.region) * BLOCK_SIZE + self.position;
-        Error::corrupt("journal record", offset, "it holds an unknown operation")
+        Error::corrupt("journal record", offset, "it holds an impossible operation")
     }
 
     /// Applies the last record; see [`apply_checked`].
     fn apply_last(&self, tables: &mut Tables, ops: &[u8]) -> Result<bool> {
         apply_checked(self.disk, tables, ops).ok_or_else(|| self.malformed())?
-    }
-
-    /// Tells a torn tail from damage: looks for a valid later record of this epoch.
-    fn look_behind(&mut self, window: &mut Window<'_>) -> Result<()> {
-        let unit = self.unit();
-        let farthest = self.position + BODY_LEN_MAX as u64 + BLOCK_SIZE;
-        let mut at = self.position;
-        while at <= farthest {
-            let Some(bytes) = window.at(at, RECORD_HEADER_LEN)? else {
-                break;
-            };
-            if bytes.iter().any(|&byte| byte != 0) && at == self.position {
-                self.torn = record::peek(bytes).is_some_and(|h| h.epoch == self.header.epoch);
-            }
-            if let Some(header) = record::peek(bytes)
-                && header.epoch == self.header.epoch
-                && header.seq > self.seq
-                && let Some(bytes) = window.at(at, RECORD_HEADER_LEN + header.body_len)?
-                && record::verified_body(bytes, &header, self.superblock.uuid).is_some()
-            {
-                self.later = Some(at);
-                break;
-            }
-            at += unit;
-        }
-        Ok(())
     }
 
     fn damage(&self) -> Option<String> {
@@ -385,6 +364,9 @@ pub(crate) fn apply_checked(disk: &Disk, tables: &mut Tables, ops: &[u8]) -> Opt
     let mut all = true;
     while !decoder.is_empty() {
         let op = Op::decode(&mut decoder)?;
+        if !tables.admits(&op) {
+            return None;
+        }
         match data_is_there(disk, tables, &op) {
             Ok(true) => tables.apply(&op, &mut freed),
             Ok(false) => all = false,
@@ -430,51 +412,6 @@ fn data_is_there(disk: &Disk, tables: &Tables, op: &Op<'_>) -> Result<bool> {
         at = end;
     }
     Ok(crc == check_crc)
-}
-
-/// A window on a region's bytes that moves forward.
-struct Window<'a> {
-    disk: &'a Disk,
-    base: u64,
-    /// Bytes of the region that may hold records.
-    area: u64,
-    start: u64,
-    buf: AlignedBuf,
-}
-
-impl<'a> Window<'a> {
-    const LEN: u64 = 1 << 20;
-
-    fn new(disk: &'a Disk, base: u64, area: u64) -> Self {
-        Window {
-            disk,
-            base,
-            area,
-            start: 0,
-            buf: AlignedBuf::zeroed(0),
-        }
-    }
-
-    /// The `len` bytes at `position`; `None` where they would leave the record area.
-    fn at(&mut self, position: u64, len: usize) -> Result<Option<&[u8]>> {
-        let end = position + len as u64;
-        if end > self.area {
-            return Ok(None);
-        }
-        if position < self.start || end > self.start + self.buf.len() as u64 {
-            let start = align_down(position, BLOCK_SIZE);
-            let want = (align_up(end, BLOCK_SIZE) - start)
-                .max(Self::LEN)
-                .min(self.area - start);
-            if self.buf.len() as u64 != want {
-                self.buf = AlignedBuf::zeroed(want as usize);
-            }
-            self.disk.read(self.base + start, &mut self.buf)?;
-            self.start = start;
-        }
-        let from = (position - self.start) as usize;
-        Ok(Some(&self.buf[from..from + len]))
-    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ type Entries = BTreeMap<Box<[u8]>, Ino>;
 pub(crate) struct Tables {
     pub(crate) inodes: BTreeMap<Ino, Arc<Inode>>,
     dirs: HashMap<Ino, Directory>,
+    /// How many extents may yet appear with earlier ones of the same file missing; see
+    /// [`Tables::allow_gaps`].
+    gaps_left: u64,
 }
 
 /// A directory's entries.
@@ -39,6 +42,32 @@ struct Directory {
 }
 
 impl Tables {
+    /// Prepares for a replay of the journal of a device of `blocks` blocks.
+    ///
+    /// While a journal is replayed, a file may get an extent whose predecessors are missing: the
+    /// checkpoint saw the file after it was cut, the record is from before, and the cut
+    /// follows. All extents that are missed like that were there together when the checkpoint
+    /// began, so they are no more than the device has blocks. Whatever goes beyond is no true history, and
+    /// would fill the memory.
+    pub(crate) fn allow_gaps(&mut self, blocks: u64) {
+        self.gaps_left = blocks;
+    }
+
+    /// False for an operation that no true history holds at this point.
+    pub(crate) fn admits(&mut self, op: &Op<'_>) -> bool {
+        let Op::SetExtent { ino, index, .. } = *op else {
+            return true;
+        };
+        let Some(inode) = self.inodes.get(&ino) else {
+            return true;
+        };
+        let len = inode.state.read().extents.len() as u64;
+        let missing = index.saturating_sub(len);
+        let admitted = missing <= self.gaps_left;
+        self.gaps_left -= if admitted { missing } else { 0 };
+        admitted
+    }
+
     /// The operations that make an empty filesystem.
     pub(crate) fn initial(now_ns: i64) -> Vec<u8> {
         let mut out = Vec::new();
@@ -59,11 +88,15 @@ impl Tables {
     }
 
     /// Applies encoded operations; the runs that they free are added to `freed`. `None` where the
-    /// bytes are malformed (operations before that point are applied).
+    /// bytes are malformed or no true history (operations before that point are applied).
     pub(crate) fn apply_all(&mut self, bytes: &[u8], freed: &mut Vec<Run>) -> Option<()> {
         let mut decoder = Decoder::new(bytes);
         while !decoder.is_empty() {
-            self.apply(&Op::decode(&mut decoder)?, freed);
+            let op = Op::decode(&mut decoder)?;
+            if !self.admits(&op) {
+                return None;
+            }
+            self.apply(&op, freed);
         }
         Some(())
     }
@@ -145,12 +178,6 @@ impl Tables {
                 .range::<[u8], _>((lower, Unbounded))
                 .map(|(name, &ino)| (&**name, ino))
         })
-    }
-
-    pub(crate) fn is_empty_directory(&self, dir: Ino) -> bool {
-        self.dirs
-            .get(&dir)
-            .is_some_and(|directory| directory.entries.is_empty())
     }
 
     /// The directory that holds `dir`; the root holds itself.

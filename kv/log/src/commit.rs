@@ -13,9 +13,10 @@
 //! error. Not done here: limits on a group's size. A leader may split its group.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A queue of items that are committed in groups. `T` is an item, `R` the result of one item,
 /// `E` the error of a whole group, which is final.
@@ -53,6 +54,88 @@ enum Turn<R, E> {
     Lead,
     Done(R),
     Poisoned(Poison<E>),
+    /// Do this for the leader and wait again.
+    Work(Work),
+}
+
+/// A part of a group's work.
+pub type Task = Box<dyn FnOnce() + Send>;
+
+/// A task and where its end is told.
+struct Work {
+    task: Task,
+    gate: Arc<Gate>,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
+}
+
+/// Tasks that are not done yet, and whether one of them panicked.
+#[derive(Debug)]
+struct Gate {
+    state: Mutex<(usize, bool)>,
+    opened: Condvar,
+}
+
+impl Work {
+    fn run(self) {
+        let outcome = catch_unwind(AssertUnwindSafe(self.task));
+        let mut state = self.gate.state.lock();
+        state.0 -= 1;
+        state.1 |= outcome.is_err();
+        if state.0 == 0 {
+            self.gate.opened.notify_one();
+        }
+    }
+}
+
+/// The callers of a group beside its leader. They wait for their results, and can do a part of the
+/// group's work meanwhile.
+#[derive(Debug)]
+pub struct Crew<'a, R, E> {
+    followers: &'a [Arc<Waiter<R, E>>],
+}
+
+impl<R, E> Crew<'_, R, E> {
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.followers.len()
+    }
+
+    /// True where the leader is alone.
+    pub fn is_empty(&self) -> bool {
+        self.followers.is_empty()
+    }
+
+    /// Runs all tasks, one on each follower as far as there are followers and the others on this
+    /// thread, and returns when all have ended. What they did is visible to the caller.
+    ///
+    /// # Panics
+    /// If a task panicked.
+    pub fn share(&self, mut tasks: Vec<Task>) {
+        let handed = tasks.len().saturating_sub(1).min(self.followers.len());
+        let gate = Arc::new(Gate {
+            state: Mutex::new((handed, false)),
+            opened: Condvar::new(),
+        });
+        for (waiter, task) in self.followers.iter().zip(tasks.drain(..handed)) {
+            let gate = gate.clone();
+            waiter.tell(Turn::Work(Work { task, gate }));
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| {
+            tasks.into_iter().for_each(|task| task());
+        }));
+        let mut state = gate.state.lock();
+        while state.0 > 0 {
+            gate.opened.wait(&mut state);
+        }
+        let panicked = state.1 || own.is_err();
+        drop(state);
+        assert!(!panicked, "a part of a group's work panicked");
+    }
 }
 
 impl<T, R, E: Clone> Default for GroupCommit<T, R, E> {
@@ -86,6 +169,21 @@ impl<T, R, E: Clone> GroupCommit<T, R, E> {
     where
         F: FnOnce(Vec<T>) -> Result<Vec<R>, E>,
     {
+        self.submit_with(item, |items, _| lead(items))
+    }
+
+    /// As [`GroupCommit::submit`], with a `lead` that can share its work with the group's other
+    /// callers.
+    ///
+    /// # Errors
+    /// As [`GroupCommit::submit`].
+    ///
+    /// # Panics
+    /// As [`GroupCommit::submit`].
+    pub fn submit_with<F>(&self, item: T, lead: F) -> Result<R, E>
+    where
+        F: FnOnce(Vec<T>, &Crew<'_, R, E>) -> Result<Vec<R>, E>,
+    {
         let (items, followers) = {
             let mut queue = self.queue.lock();
             if let Some(poison) = queue.poison.clone() {
@@ -102,7 +200,9 @@ impl<T, R, E: Clone> GroupCommit<T, R, E> {
                     Turn::Done(result) => return Ok(result),
                     Turn::Poisoned(poison) => return poison.into_error(),
                     Turn::Lead => self.take_group(),
-                    Turn::Wait => unreachable!("park returns when the turn has changed"),
+                    Turn::Wait | Turn::Work(_) => {
+                        unreachable!("park returns when there is nothing to do or wait for")
+                    }
                 }
             } else {
                 debug_assert!(queue.waiting.is_empty(), "a waiter without a leader");
@@ -137,7 +237,7 @@ impl<T, R, E: Clone> GroupCommit<T, R, E> {
         lead: F,
     ) -> Result<R, E>
     where
-        F: FnOnce(Vec<T>) -> Result<Vec<R>, E>,
+        F: FnOnce(Vec<T>, &Crew<'_, R, E>) -> Result<Vec<R>, E>,
     {
         let count = items.len();
         debug_assert_eq!(count, followers.len() + 1);
@@ -146,7 +246,10 @@ impl<T, R, E: Clone> GroupCommit<T, R, E> {
             followers: &followers,
             armed: true,
         };
-        let outcome = lead(items);
+        let crew = Crew {
+            followers: &followers,
+        };
+        let outcome = lead(items, &crew);
         if let Ok(results) = &outcome {
             assert_eq!(results.len(), count, "one result for each item of a group");
         }
@@ -220,6 +323,7 @@ impl<R, E> Waiter<R, E> {
         loop {
             match std::mem::replace(&mut *turn, Turn::Wait) {
                 Turn::Wait => self.changed.wait(&mut turn),
+                Turn::Work(work) => MutexGuard::unlocked(&mut turn, || work.run()),
                 told => return told,
             }
         }
@@ -301,6 +405,43 @@ mod tests {
         assert!(groups.into_inner() <= 16_000);
         let queue = commit.queue.lock();
         assert!(!queue.leading && queue.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_group_shares_its_work_and_everybody_gets_his_result_once_it_is_done() {
+        let commit = GroupCommit::<usize, usize, ()>::new();
+        let threads = Arc::new(Mutex::new(std::collections::HashSet::new()));
+        let done = Arc::new(AtomicUsize::new(0));
+        let lead = |items: Vec<usize>, crew: &Crew<'_, usize, ()>| {
+            assert_eq!(crew.len() + 1, items.len());
+            let task = |_| -> Task {
+                let (threads, done) = (threads.clone(), done.clone());
+                Box::new(move || {
+                    threads.lock().insert(std::thread::current().id());
+                    std::thread::sleep(Duration::from_millis(5));
+                    done.fetch_add(1, Ordering::SeqCst);
+                })
+            };
+            crew.share((0..10).map(task).collect());
+            assert_eq!(done.load(Ordering::SeqCst), 10, "all is done on return");
+            Ok(items)
+        };
+        std::thread::scope(|scope| {
+            let first = commit.submit(0, |items| {
+                for item in 1..=5 {
+                    let (commit, lead) = (&commit, &lead);
+                    scope.spawn(move || assert_eq!(commit.submit_with(item, lead), Ok(item)));
+                    wait_until(|| commit.queue.lock().waiting.len() == item);
+                }
+                Ok(items)
+            });
+            assert_eq!(first, Ok(0));
+        });
+        assert_eq!(
+            threads.lock().len(),
+            5,
+            "each caller of the group had a part"
+        );
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub mod commit;
 mod data;
 mod engine;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod group;
 mod index;
 mod meta;
@@ -44,12 +46,16 @@ mod recovery;
 mod scan;
 mod state;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "crashes and faults are the tests'")
+)]
 mod mem_fs;
 #[cfg(test)]
 mod tests;
 
-pub use commit::GroupCommit;
+pub use commit::{Crew, GroupCommit, Task};
 pub use engine::{Appended, LOG_NAME_LEN_MAX, Log, LogEngine, LogId, ReadLevel};
 pub use error::{Error, Result};
 pub use group::{Group, GroupReader, GroupWriter, Position, Tail};

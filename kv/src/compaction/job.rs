@@ -1,59 +1,115 @@
-//! Writing tables: merges sorted input into output tables, for compactions and flushes alike.
+//! Writing tables and blob files: merges sorted input, for compactions and flushes alike.
 //!
-//! Output order: a table is written and synced, then (once, for all of them) its directory; only then
+//! Output order: a file is written and synced, then (once, for all of them) its directory; only then
 //! may the manifest name it. A crash before that leaves files that no version names, and the
 //! next open removes them. On an error the files written so far are removed at once.
 //!
 //! No user key is split between two output tables, so runs have disjoint user-key ranges.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use lavafs::{CreateOptions, FileSystemRef};
 
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
-use crate::key::InternalKeyRef;
+use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, ValueKind};
 use crate::sstable::{TableBuilder, TableOptions, TableSummary};
-use crate::version::SstMeta;
+use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
 
 use super::merge::VersionFilter;
+use super::separation::{BlobWriter, Separation};
+use super::split::Part;
 
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
+
+/// Bytes of output between two requests to the rate limiter.
+const PACE_BYTES: u64 = 64 << 10;
 
 /// Where and how output tables are written.
 pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
     pub(crate) dir: &'a Path,
     pub(crate) table_options: TableOptions,
+    /// What of the input is merged.
+    pub(crate) part: Part,
     /// Bytes at which the next table begins.
     pub(crate) target_file_size: u64,
+    /// When the newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
     /// Bytes that a table may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
     /// Gives a number to a new file.
     pub(crate) new_number: &'a dyn Fn() -> FileNumber,
     /// An error ends the job.
     pub(crate) keep_going: &'a dyn Fn() -> Result<()>,
+    /// Waits until so many more bytes may be written; an error ends the job.
+    pub(crate) pace: &'a dyn Fn(u64) -> Result<()>,
     /// True where no table outside the merge can hold an older version of the key.
     pub(crate) is_oldest: &'a dyn Fn(&[u8]) -> bool,
+    pub(crate) separation: Separation<'a>,
 }
 
-/// Tables written by a job, all durable.
+/// Files written by a job, all durable.
 #[derive(Debug, Default)]
 pub(crate) struct TableOutputs {
     pub(crate) tables: Vec<SstMeta>,
+    pub(crate) blobs: Vec<BlobMeta>,
+    /// A number that references were written with, and one by which the inputs knew the file.
+    renamed: HashMap<FileNumber, FileNumber>,
 }
 
 impl TableOutputs {
+    /// Tables that were there before.
+    pub(crate) fn of_tables(tables: impl Iterator<Item = SstMeta>) -> Self {
+        TableOutputs {
+            tables: tables.collect(),
+            ..TableOutputs::default()
+        }
+    }
+
+    /// Takes in what another part of the same job wrote.
+    pub(crate) fn join(&mut self, part: TableOutputs) {
+        self.tables.extend(part.tables);
+        self.blobs.extend(part.blobs);
+        self.renamed.extend(part.renamed);
+    }
+
+    /// Bytes of the tables.
     pub(crate) fn bytes(&self) -> u64 {
         self.tables.iter().map(|table| table.file_size).sum()
+    }
+
+    /// Bytes of the blob files.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.file_size).sum()
+    }
+
+    /// Numbers that the tables refer to and that `blobs`, which has the job's inputs still, does not
+    /// know any more, with the files they lead to: a collection has replaced them meanwhile.
+    pub(crate) fn forgotten_names(
+        &self,
+        blobs: &BlobSet<Arc<BlobFile>>,
+    ) -> Vec<(FileNumber, FileNumber)> {
+        let forgotten = self.renamed.iter();
+        let forgotten = forgotten.filter(|(number, _)| blobs.resolve_number(**number).is_none());
+        let mut pairs: Vec<_> = forgotten
+            .filter_map(|(&number, &known)| Some((number, blobs.resolve_number(known)?)))
+            .collect();
+        pairs.sort_unstable();
+        pairs
     }
 
     /// Removes the files of a job whose result is not wanted.
     pub(crate) fn discard(&self, fs: &FileSystemRef, dir: &Path) {
         for table in &self.tables {
-            remove_table(fs, dir, table.number);
+            remove_file(fs, dir, FileName::Table(table.number));
+        }
+        for blob in &self.blobs {
+            remove_file(fs, dir, FileName::Blob(blob.number));
         }
     }
 }
@@ -67,17 +123,21 @@ pub(crate) fn run(
     let mut writer = OutputWriter {
         context,
         open: None,
+        blobs: BlobWriter::default(),
         done: TableOutputs::default(),
     };
     let outcome = merge(context, input, filter, &mut writer);
+    writer.done.blobs = std::mem::take(&mut writer.blobs.done);
+    writer.done.renamed = std::mem::take(&mut writer.blobs.renamed);
     match outcome {
         Ok(()) => Ok(writer.done),
         Err(error) => {
             if let Some(open) = writer.open.take() {
                 let number = open.number;
                 drop(open);
-                remove_table(context.fs, context.dir, number);
+                remove_file(context.fs, context.dir, FileName::Table(number));
             }
+            writer.blobs.abandon(context);
             writer.done.discard(context.fs, context.dir);
             Err(error)
         }
@@ -91,7 +151,12 @@ fn merge(
     writer: &mut OutputWriter<'_>,
 ) -> Result<()> {
     let mut seen = 0_u64;
-    input.seek_to_first();
+    match &context.part.0 {
+        Some(first) => input.seek(LookupKey::new(first, MAX_SEQ).internal()),
+        None => input.seek_to_first(),
+    }
+    // A single deletion that is kept unless the put that it ends comes next.
+    let mut held: Option<(Vec<u8>, bool)> = None;
     while input.valid() {
         if seen.is_multiple_of(STOP_CHECK_INTERVAL) {
             (context.keep_going)()?;
@@ -100,14 +165,31 @@ fn merge(
         let key = input.key();
         let entry = InternalKeyRef::decode(key)
             .ok_or_else(|| Error::corrupt("input of a merge", 0_u64, "bad internal key"))?;
+        let end = context.part.1.as_deref();
+        if end.is_some_and(|end| entry.user_key >= end) {
+            break;
+        }
+        if let Some((single, new_key)) = held.take()
+            && !filter.ends(entry)
+        {
+            writer.add(&single, &[], new_key)?;
+        }
         let new_key = !filter.is_same_key(entry.user_key);
         if filter.keep(entry, context.is_oldest) {
-            writer.add(key, input.value(), new_key)?;
+            if entry.kind == ValueKind::SingleDelete {
+                held = Some((key.to_vec(), new_key));
+            } else {
+                writer.add(key, input.value(), new_key)?;
+            }
         }
         input.next();
     }
     input.status()?;
+    if let Some((single, new_key)) = held {
+        writer.add(&single, &[], new_key)?;
+    }
     writer.finish_table()?;
+    writer.blobs.finish(context)?;
     if !writer.done.tables.is_empty() {
         context.fs.sync_dir(context.dir)?;
     }
@@ -117,11 +199,14 @@ fn merge(
 struct OpenTable {
     number: FileNumber,
     builder: TableBuilder,
+    /// Bytes that the rate limiter knows of.
+    paced: u64,
 }
 
 struct OutputWriter<'a> {
     context: &'a CompactionContext<'a>,
     open: Option<OpenTable>,
+    blobs: BlobWriter,
     done: TableOutputs,
 }
 
@@ -139,7 +224,17 @@ impl OutputWriter<'_> {
             self.open = Some(self.begin_table()?);
         }
         let open = self.open.as_mut().expect("opened above");
-        open.builder.add(key, value)
+        match self.blobs.separate(self.context, key, value)? {
+            Some((key, reference)) => open.builder.add(key, reference)?,
+            None => open.builder.add(key, value)?,
+        }
+        let size = open.builder.estimated_size();
+        if size >= open.paced + PACE_BYTES {
+            let bytes = size - open.paced;
+            open.paced = size;
+            (self.context.pace)(bytes)?;
+        }
+        Ok(())
     }
 
     fn begin_table(&self) -> Result<OpenTable> {
@@ -152,18 +247,27 @@ impl OutputWriter<'_> {
         };
         let file = context.fs.create(&path, &options)?;
         let builder = TableBuilder::new(file, context.table_options.clone());
-        Ok(OpenTable { number, builder })
+        Ok(OpenTable {
+            number,
+            builder,
+            paced: 0,
+        })
     }
 
     fn finish_table(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else {
             return Ok(());
         };
-        let OpenTable { number, builder } = open;
+        let OpenTable {
+            number, builder, ..
+        } = open;
         match builder.finish() {
-            Ok(summary) => self.done.tables.push(meta_of(number, summary)),
+            Ok(summary) => self.done.tables.push(SstMeta {
+                created: self.context.created,
+                ..meta_of(number, summary)
+            }),
             Err(error) => {
-                remove_table(self.context.fs, self.context.dir, number);
+                remove_file(self.context.fs, self.context.dir, FileName::Table(number));
                 return Err(error);
             }
         }
@@ -182,14 +286,16 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         checksum: summary.checksum,
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
+        created: 0,
+        blob_refs: summary.blob_refs,
     }
 }
 
-fn remove_table(fs: &FileSystemRef, dir: &Path, number: FileNumber) {
-    let path = dir.join(FileName::Table(number).to_string());
+pub(super) fn remove_file(fs: &FileSystemRef, dir: &Path, name: FileName) {
+    let path = dir.join(name.to_string());
     if let Err(error) = fs.unlink(&path)
         && !error.is_not_found()
     {
-        tracing::warn!(path = %path.display(), %error, "unwanted table not removed");
+        tracing::warn!(path = %path.display(), %error, "unwanted file not removed");
     }
 }

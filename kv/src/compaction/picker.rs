@@ -1,212 +1,123 @@
-//! The leveled picker: from a version to the compaction that helps most. Pure functions.
+//! The pickers: from a version to the compaction that helps most. Pure functions.
 //!
-//! Level 0 merges all its runs into the base level when their number reaches the trigger; any
-//! other level whose size exceeds its target merges one table into the next level, the one with the
-//! least overlap there per byte (RocksDB's kMinOverlappingRatio). With dynamic level sizes the
-//! targets are computed upwards from the size of the last level, so that the levels above hold a fixed share of it
-//! and space amplification stays near 1 + 1/T (Dong et al., CIDR 2017); levels above the base
-//! level stay empty.
+//! Each policy has its file: `leveled` takes a table at a time, `tree` whole levels (tiered,
+//! lazy leveled, fluid, bush: they differ in the shape alone), `universal` neighbouring runs, `fifo`
+//! drops tables. All take any version: a database written under another policy is a valid start.
 //!
-//! Invariants of a choice: no input is in a compaction already; its output range overlaps no
-//! output range in flight at the same level; its inputs in the output level are all the tables
-//! there that overlap the others; for level 0 every run is an input, so nothing older stays above the output.
+//! A change of the policy rewrites nothing by itself. Surplus runs are merged one table at a time
+//! and one compaction at a time, only when nothing else is due, and only as many bytes as
+//! have been flushed since: [`PickerOptions::migration_credit`]. What new data is merged with
+//! takes on the new shape anyway.
 
-use std::collections::HashSet;
+mod fifo;
+mod leveled;
+mod tree;
+mod universal;
+
 use std::sync::Arc;
 
-use crate::file_names::FileNumber;
+use crate::compaction_options::{CompactionOptions, CompactionStyle};
+use crate::key::SeqNo;
 use crate::options::Options;
 use crate::version::{Level, SstFile, Version};
 
-/// What the picker needs of the options.
-#[derive(Clone, Copy, Debug)]
+use super::choice::{Action, Choice, InFlight, Input, into_newest_run, into_run};
+use super::shape::Shape;
+
+/// What the pickers need of the options, and of the moment.
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct PickerOptions {
+    pub(crate) policy: CompactionOptions,
     pub(crate) l0_trigger: usize,
     pub(crate) base_bytes: u64,
     pub(crate) multiplier: f64,
     pub(crate) dynamic: bool,
     pub(crate) target_file_size: u64,
+    /// Bytes that a change of policy may rewrite now; at or below 0 it waits.
+    pub(crate) migration_credit: i64,
+    /// Seconds since 1970.
+    pub(crate) now: u64,
+    /// Deletions up to this sequence number are seen by every reader.
+    pub(crate) oldest_snapshot: SeqNo,
 }
 
 impl PickerOptions {
+    /// Without credit, time and snapshots: enough for scores and shapes.
     pub(crate) fn of(options: &Options) -> Self {
         PickerOptions {
+            policy: options.compaction.clone(),
             l0_trigger: options.level0_file_num_compaction_trigger,
             base_bytes: options.max_bytes_for_level_base,
             multiplier: options.max_bytes_for_level_multiplier,
             dynamic: options.level_compaction_dynamic_level_bytes,
             target_file_size: options.target_file_size_base,
+            migration_credit: 0,
+            now: 0,
+            oldest_snapshot: 0,
         }
     }
 }
 
-/// A compaction that is running.
-#[derive(Clone, Debug)]
-pub(crate) struct InFlight {
-    pub(crate) inputs: HashSet<FileNumber>,
-    pub(crate) output_level: usize,
-    /// Range of user keys, both ends included.
-    pub(crate) smallest: Vec<u8>,
-    pub(crate) largest: Vec<u8>,
-}
-
-/// Tables of one run that a compaction reads.
-#[derive(Clone, Debug)]
-pub(crate) struct Input {
-    pub(crate) level: usize,
-    pub(crate) files: Vec<Arc<SstFile>>,
-}
-
-/// A compaction to do.
-#[derive(Clone, Debug)]
-pub(crate) struct Choice {
-    /// From new to old.
-    pub(crate) inputs: Vec<Input>,
-    pub(crate) output_level: usize,
-}
-
-impl Choice {
-    pub(crate) fn files(&self) -> impl Iterator<Item = (usize, &Arc<SstFile>)> {
-        self.inputs
-            .iter()
-            .flat_map(|input| input.files.iter().map(|file| (input.level, file)))
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files().map(|(_, file)| file.meta.file_size).sum()
-    }
-
-    /// Range of user keys of the inputs.
-    pub(crate) fn range(&self) -> (&[u8], &[u8]) {
-        range_of(self.files().map(|(_, file)| file)).expect("a choice has inputs")
-    }
-
-    /// What others must know while it runs.
-    pub(crate) fn in_flight(&self) -> InFlight {
-        let (smallest, largest) = self.range();
-        InFlight {
-            inputs: self.files().map(|(_, file)| file.meta.number).collect(),
-            output_level: self.output_level,
-            smallest: smallest.to_vec(),
-            largest: largest.to_vec(),
-        }
-    }
-
-    /// True where the one run of inputs can change its level without being read.
-    pub(crate) fn is_trivial_move(&self) -> bool {
-        self.inputs.len() == 1 && self.inputs[0].level != self.output_level
-    }
-
-    fn conflicts(&self, busy: &[InFlight]) -> bool {
-        let (smallest, largest) = self.range();
-        busy.iter().any(|other| {
-            self.files()
-                .any(|(_, file)| other.inputs.contains(&file.meta.number))
-                || (other.output_level == self.output_level
-                    && other.smallest.as_slice() <= largest
-                    && other.largest.as_slice() >= smallest)
-        })
-    }
-}
-
-/// Targets and needs of a version.
+/// Needs of a version.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Score {
-    /// The level that level 0 is merged into.
-    pub(crate) base_level: usize,
-    /// Target bytes of each level; `u64::MAX` for levels that should be empty.
-    pub(crate) targets: Vec<u64>,
+    pub(crate) shape: Shape,
     /// How far each level is beyond its target; from 1 a compaction is due.
     pub(crate) scores: Vec<f64>,
     /// Estimate of the bytes to be rewritten until every level is within its target.
     pub(crate) pending_bytes: u64,
 }
 
-/// Targets and needs of `version`.
+/// Needs of `version`. For policies without levels they are those of level 0 alone.
 pub(crate) fn score(version: &Version, options: &PickerOptions) -> Score {
     let sizes: Vec<u64> = version.levels.iter().map(Level::size).collect();
-    let (base_level, targets) = if options.dynamic {
-        dynamic_targets(&sizes, options)
-    } else {
-        (1, static_targets(sizes.len(), options))
-    };
+    let shape = Shape::of(version, options);
     let mut scores = vec![0.0; sizes.len()];
+    if options.policy.style.is_by_runs() {
+        return Score {
+            shape,
+            scores,
+            pending_bytes: 0,
+        };
+    }
     scores[0] = version.levels[0].runs.len() as f64 / options.l0_trigger as f64;
     for level in 1..sizes.len() - 1 {
         if sizes[level] > 0 {
             // A level above the base level should be empty: any byte is too much.
-            scores[level] = if level < base_level {
+            scores[level] = if level < shape.base_level {
                 f64::MAX
             } else {
-                sizes[level] as f64 / targets[level] as f64
+                sizes[level] as f64 / shape.levels[level].capacity as f64
             };
         }
     }
-    let pending_bytes = pending_bytes(&sizes, &targets, base_level, scores[0] >= 1.0);
+    let pending_bytes = pending_bytes(&sizes, &shape, scores[0] >= 1.0);
     Score {
-        base_level,
-        targets,
+        shape,
         scores,
         pending_bytes,
     }
 }
 
-fn static_targets(levels: usize, options: &PickerOptions) -> Vec<u64> {
-    let mut targets = vec![u64::MAX; levels];
-    let mut target = options.base_bytes as f64;
-    for slot in targets.iter_mut().skip(1) {
-        *slot = target as u64;
-        target *= options.multiplier;
-    }
-    targets
-}
-
-/// Base level and targets that follow from the largest level (RocksDB's
-/// `VersionStorageInfo::CalculateBaseBytes`).
-fn dynamic_targets(sizes: &[u64], options: &PickerOptions) -> (usize, Vec<u64>) {
-    let levels = sizes.len();
-    let last = levels - 1;
-    let mut targets = vec![u64::MAX; levels];
-    let Some(first) = (1..levels).find(|&level| sizes[level] > 0) else {
-        targets[last] = options.base_bytes;
-        return (last, targets);
-    };
-    let largest = sizes[1..].iter().max().copied().unwrap_or(0);
-    let base_max = options.base_bytes as f64;
-    let base_min = base_max / options.multiplier;
-    let mut size = largest as f64;
-    for _ in first..last {
-        size /= options.multiplier;
-    }
-    let mut base_level = first;
-    if size <= base_min {
-        size = base_min + 1.0;
-    } else {
-        while base_level > 1 && size > base_max {
-            base_level -= 1;
-            size /= options.multiplier;
-        }
-        size = size.min(base_max);
-    }
-    for target in targets.iter_mut().skip(base_level) {
-        *target = size.max(base_max) as u64;
-        size *= options.multiplier;
-    }
-    (base_level, targets)
-}
-
-fn pending_bytes(sizes: &[u64], targets: &[u64], base_level: usize, l0_due: bool) -> u64 {
+fn pending_bytes(sizes: &[u64], shape: &Shape, l0_due: bool) -> u64 {
+    let base_level = shape.level_0_target;
     let mut pending = 0_u64;
     let mut incoming = 0_u64;
     if l0_due {
-        pending += sizes[0] + sizes[base_level];
+        pending += sizes[0];
+        if shape.levels[base_level].max_runs == 1 {
+            pending += sizes[base_level];
+        }
         incoming = sizes[0];
     }
     for level in base_level..sizes.len() - 1 {
         let size = sizes[level] + incoming;
-        incoming = size.saturating_sub(targets[level]);
+        incoming = size.saturating_sub(shape.levels[level].capacity);
         if incoming > 0 {
-            let ratio = sizes[level + 1] as f64 / size as f64;
+            let ratio = match shape.levels[level + 1].max_runs {
+                1 => sizes[level + 1] as f64 / size as f64,
+                _ => 0.0,
+            };
             pending += (incoming as f64 * (ratio + 1.0)) as u64;
         }
     }
@@ -219,62 +130,86 @@ pub(crate) fn pick(
     options: &PickerOptions,
     busy: &[InFlight],
 ) -> Option<Choice> {
-    let score = score(version, options);
-    let mut levels: Vec<usize> = (0..version.levels.len() - 1)
+    match options.policy.style {
+        CompactionStyle::Universal => universal::pick(version, options, busy),
+        CompactionStyle::Fifo => fifo::pick(version, options, busy),
+        CompactionStyle::Level => leveled::pick(version, options, busy)
+            .or_else(|| migrate(version, options, busy))
+            .or_else(|| leveled::pick_tombstones(version, options, busy)),
+        _ => tree::pick(version, options, busy).or_else(|| migrate(version, options, busy)),
+    }
+}
+
+/// Levels that are due, the most urgent first.
+fn due_levels(score: &Score) -> Vec<usize> {
+    let mut levels: Vec<usize> = (0..score.scores.len() - 1)
         .filter(|&level| score.scores[level] >= 1.0)
         .collect();
     levels.sort_by(|&a, &b| score.scores[b].total_cmp(&score.scores[a]));
-    levels.into_iter().find_map(|level| match level {
-        0 => pick_level0(version, score.base_level, busy),
-        _ => pick_from_level(version, level, busy),
+    levels
+}
+
+/// All of level 0, from new to old.
+fn level_0(version: &Version) -> Vec<Input> {
+    let runs = version.levels[0].runs.iter();
+    runs.map(|run| Input::whole(0, run)).collect()
+}
+
+/// A step of the way from more runs than the policy has to as many: a table of the second-oldest
+/// run of a level and what it overlaps in the oldest one, the one that drags the least. From the
+/// last level upwards, as that is where runs cost the most space.
+fn migrate(version: &Version, options: &PickerOptions, busy: &[InFlight]) -> Option<Choice> {
+    if options.migration_credit <= 0 || !busy.is_empty() {
+        return None;
+    }
+    let shape = Shape::of(version, options);
+    let mut surplus = (1..version.levels.len())
+        .rev()
+        .filter(|&level| version.levels[level].runs.len() > shape.levels[level].max_runs);
+    let level = surplus.next()?;
+    let [.., source, target] = version.levels[level].runs.as_slice() else {
+        return None;
+    };
+    let ranked = by_overlap(&source.files, |low, high| {
+        overlap(target.overlapping(Some(low), Some(high)))
+    });
+    ranked.into_iter().find_map(|file| {
+        let inputs = vec![Input {
+            level,
+            run: source.id,
+            files: vec![Arc::clone(file)],
+        }];
+        let choice = into_run(inputs, level, Some(target), busy)?;
+        Some(Choice {
+            action: Action::Migrate,
+            ..choice
+        })
     })
 }
 
-fn pick_level0(version: &Version, base_level: usize, busy: &[InFlight]) -> Option<Choice> {
-    let runs = &version.levels[0].runs;
-    let inputs: Vec<Input> = runs
-        .iter()
-        .map(|run| Input {
-            level: 0,
-            files: run.files.clone(),
-        })
-        .collect();
-    complete(version, inputs, base_level, busy)
+fn overlap(files: &[Arc<SstFile>]) -> u64 {
+    files.iter().map(|file| file.meta.file_size).sum()
 }
 
-/// Of the level's tables the one that drags the least from the next level, per byte.
-fn pick_from_level(version: &Version, level: usize, busy: &[InFlight]) -> Option<Choice> {
-    let next = &version.levels[level + 1];
-    // The oldest run of a level moves first, or it would end up above older data.
-    let run = version.levels[level].runs.last()?;
-    let mut ranked: Vec<(u64, &Arc<SstFile>)> = run
-        .files
+/// Tables by the bytes they drag along per byte of theirs, the least first (RocksDB's
+/// kMinOverlappingRatio).
+fn by_overlap(files: &[Arc<SstFile>], dragged: impl Fn(&[u8], &[u8]) -> u64) -> Vec<&Arc<SstFile>> {
+    let mut ranked: Vec<(u64, &Arc<SstFile>)> = files
         .iter()
         .map(|file| {
             let meta = &file.meta;
-            let range = (
-                Some(meta.smallest_user_key()),
-                Some(meta.largest_user_key()),
-            );
-            let overlap: u64 = next
-                .runs
-                .iter()
-                .flat_map(|run| run.overlapping(range.0, range.1))
-                .map(|file| file.meta.file_size)
-                .sum();
-            (overlap * 1024 / meta.file_size.max(1), file)
+            let bytes = dragged(meta.smallest_user_key(), meta.largest_user_key());
+            (bytes * 1024 / meta.file_size.max(1), file)
         })
         .collect();
     ranked.sort_by_key(|(ratio, file)| (*ratio, file.meta.number));
-    ranked.into_iter().find_map(|(_, file)| {
-        let files = vec![Arc::clone(file)];
-        complete(version, vec![Input { level, files }], level + 1, busy)
-    })
+    ranked.into_iter().map(|(_, file)| file).collect()
 }
 
-/// A manual compaction of what `level` has in the range, towards deeper levels. Takes a part of
-/// a level below 0 at a time, so that space needed stays bounded: repeat until `None`.
-/// `Some(Err(()))` says that a compaction in flight is in the way.
+/// A manual compaction of what `level` has in the range, towards deeper levels, or within the
+/// level into one run where nothing is deeper. Takes a part of a single run at a time, so that the
+/// space needed stays bounded, but all of several runs: repeat until `None`. `Some(Err(()))` says
+/// that a compaction in flight is in the way.
 pub(crate) fn pick_range(
     version: &Version,
     level: usize,
@@ -282,10 +217,7 @@ pub(crate) fn pick_range(
     options: &PickerOptions,
     busy: &[InFlight],
 ) -> Option<Result<Choice, ()>> {
-    let output_level = match level {
-        0 => score(version, options).base_level,
-        _ => level + 1,
-    };
+    let last = version.levels.len() - 1;
     let runs = &version.levels[level].runs;
     let overlaps = runs
         .iter()
@@ -293,65 +225,44 @@ pub(crate) fn pick_range(
     if !overlaps {
         return None;
     }
-    let mut inputs = Vec::new();
+    let whole: Vec<Input> = runs.iter().map(|run| Input::whole(level, run)).collect();
     if level == 0 {
-        inputs.extend(runs.iter().map(|run| Input {
-            level,
-            files: run.files.clone(),
-        }));
-    } else {
-        let run = runs.last()?;
-        let mut bytes = 0;
-        let files: Vec<_> = run
-            .overlapping(range.0, range.1)
-            .iter()
-            .take_while(|file| {
-                let first = bytes == 0;
-                bytes += file.meta.file_size;
-                first || bytes <= options.target_file_size.saturating_mul(25)
-            })
-            .cloned()
-            .collect();
-        inputs.push(Input { level, files });
+        let first = (1..=last).find(|&level| version.levels[level].file_count() > 0);
+        let output_level = match options.policy.style.is_by_runs() {
+            true => first.unwrap_or(last),
+            false => Shape::of(version, options).level_0_target,
+        };
+        return Some(into_newest_run(version, whole, output_level, busy).ok_or(()));
     }
-    Some(complete(version, inputs, output_level, busy).ok_or(()))
-}
-
-/// Adds what the output level has in the inputs' range; `None` where something is busy.
-fn complete(
-    version: &Version,
-    mut inputs: Vec<Input>,
-    output_level: usize,
-    busy: &[InFlight],
-) -> Option<Choice> {
-    let (smallest, largest) = range_of(inputs.iter().flat_map(|input| &input.files))?;
-    let mut below = Vec::new();
-    for run in &version.levels[output_level].runs {
-        let files = run.overlapping(Some(smallest), Some(largest)).to_vec();
-        if !files.is_empty() {
-            below.push(Input {
-                level: output_level,
-                files,
-            });
+    let deeper = version.levels[level + 1..]
+        .iter()
+        .any(|level| level.file_count() > 0);
+    let [run] = runs.as_slice() else {
+        if deeper {
+            return Some(into_newest_run(version, whole, level + 1, busy).ok_or(()));
         }
-    }
-    inputs.extend(below);
-    let choice = Choice {
-        inputs,
-        output_level,
+        return Some(tree::merge_in_place(whole).unless_busy(busy).ok_or(()));
     };
-    (!choice.conflicts(busy)).then_some(choice)
-}
-
-fn range_of<'a>(files: impl Iterator<Item = &'a Arc<SstFile>>) -> Option<(&'a [u8], &'a [u8])> {
-    files.fold(None, |range, file| {
-        let (low, high) = (file.meta.smallest_user_key(), file.meta.largest_user_key());
-        Some(
-            range.map_or((low, high), |(smallest, largest): (&[u8], &[u8])| {
-                (smallest.min(low), largest.max(high))
-            }),
-        )
-    })
+    if !deeper {
+        return None;
+    }
+    let mut bytes = 0;
+    let files = run
+        .overlapping(range.0, range.1)
+        .iter()
+        .take_while(|file| {
+            let first = bytes == 0;
+            bytes += file.meta.file_size;
+            first || bytes <= options.target_file_size.saturating_mul(25)
+        })
+        .cloned()
+        .collect();
+    let inputs = vec![Input {
+        level,
+        run: run.id,
+        files,
+    }];
+    Some(into_newest_run(version, inputs, level + 1, busy).ok_or(()))
 }
 
 #[cfg(test)]

@@ -1,83 +1,101 @@
-//! `DbIterator`: the keys and values that a snapshot sees, in both directions.
+//! `DbIterator`: the keys and values that a snapshot sees, in both directions, wherever the values are.
 //!
-//! Below it is a merge of internal keys: for each user key its versions from new to old. Forward,
-//! the first version at or below the snapshot decides and the rest is skipped. Backward, versions
-//! come from old to new, so the last one at or below the snapshot decides, and the merge then
-//! stands before the key; the entry is kept in a buffer.
+//! A value that is in a blob file takes a read of its own, so a walk reads values ahead: the first one
+//! alone, then two together, four, and so on, up to a bound in number and bytes. The reads of a batch are
+//! submitted together, and neighbours in a file become one read. A seek starts again with one, so that
+//! short scans read little in vain. With [`crate::ReadOptions::lazy_values`] separated values are read only when
+//! asked for, one by one.
 //!
-//! It holds the view it was made from: memtables, and tables' files, live as long as it does.
+//! While entries are read ahead, the walk below stands at the last of them (or has ended), and
+//! the first of them is shown. An entry that is not separated is shown where the walk stands.
+//!
+//! It holds the view it was made from: memtables, tables and blob files live as long as it does.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::engine::View;
+use crate::engine::{Engine, View};
 use crate::error::{Error, Result};
-use crate::key::{InternalKeyRef, MAX_SEQ, SEEK_KIND, SeqNo, append_internal};
+use crate::key::{ValueKind, append_internal};
+use crate::reference::BlobReference;
 use crate::snapshot::Snapshot;
+use crate::values::SeparatedValue;
 
-use super::{InternalIterator, MergingIterator};
+use super::VisibleIterator;
 
-/// Where the merge below stands.
+/// Values read ahead at most, in number.
+const AHEAD_MAX: usize = 64;
+
+/// Bytes of values from which no more are read ahead.
+const AHEAD_BYTES_MAX: u64 = 1 << 20;
+
+/// What belongs to the making of an iterator beside the walk.
+pub(crate) struct Origin {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) view: Arc<View>,
+    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) lazy_values: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Position {
-    /// Nowhere.
-    Invalid,
-    /// On the version that is shown.
+enum Direction {
     Forward,
-    /// Before all versions of the key that is shown, which is in the buffer.
     Backward,
+}
+
+/// An entry read ahead, its value loaded.
+struct Ahead {
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
 /// Walks the keys that a snapshot sees, within bounds. Made unpositioned.
 pub struct DbIterator {
-    merge: MergingIterator,
-    sequence: SeqNo,
-    lower: Option<Vec<u8>>,
-    upper: Option<Vec<u8>>,
-    position: Position,
-    /// The key (backward: shown; forward: the last one shown, to be skipped).
-    key: Vec<u8>,
-    value: Vec<u8>,
+    walk: VisibleIterator,
+    engine: Arc<Engine>,
+    view: Arc<View>,
+    lazy_values: bool,
+    /// Entries from the one shown on, in the order of `direction`. Empty where the entry shown is
+    /// the walk's.
+    ahead: VecDeque<Ahead>,
+    direction: Direction,
+    /// Entries to read together next time.
+    window: usize,
+    /// The separated value of the walk's entry, if it was read.
+    value: Option<Vec<u8>>,
     failure: Option<Error>,
-    target: Vec<u8>,
-    _view: Arc<View>,
     _snapshot: Option<Snapshot>,
 }
 
 impl std::fmt::Debug for DbIterator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DbIterator")
-            .field("sequence", &self.sequence)
-            .field("position", &self.position)
+            .field("valid", &self.valid())
+            .field("ahead", &self.ahead.len())
             .finish_non_exhaustive()
     }
 }
 
 impl DbIterator {
-    pub(crate) fn new(
-        children: Vec<Box<dyn InternalIterator>>,
-        sequence: SeqNo,
-        bounds: (Option<Vec<u8>>, Option<Vec<u8>>),
-        view: Arc<View>,
-        snapshot: Option<Snapshot>,
-    ) -> Self {
+    pub(crate) fn new(walk: VisibleIterator, origin: Origin) -> Self {
         DbIterator {
-            merge: MergingIterator::new(children),
-            sequence,
-            lower: bounds.0,
-            upper: bounds.1,
-            position: Position::Invalid,
-            key: Vec::new(),
-            value: Vec::new(),
+            walk,
+            engine: origin.engine,
+            view: origin.view,
+            lazy_values: origin.lazy_values,
+            ahead: VecDeque::new(),
+            direction: Direction::Forward,
+            window: 1,
+            value: None,
             failure: None,
-            target: Vec::new(),
-            _view: view,
-            _snapshot: snapshot,
+            _snapshot: origin.snapshot,
         }
     }
 
     /// True where the iterator is at a key.
+    #[inline]
     pub fn valid(&self) -> bool {
-        self.position != Position::Invalid
+        !self.ahead.is_empty() || (self.walk.valid() && self.failure.is_none())
     }
 
     /// The key here.
@@ -85,76 +103,91 @@ impl DbIterator {
     /// # Panics
     /// If the iterator is not valid.
     pub fn key(&self) -> &[u8] {
-        assert!(self.valid(), "key of an invalid iterator");
-        &self.key
+        match self.ahead.front() {
+            Some(entry) => &entry.key,
+            None => self.walk.key(),
+        }
     }
 
     /// The value here.
     ///
     /// # Panics
-    /// If the iterator is not valid.
+    /// If the iterator is not valid; with [`crate::ReadOptions::lazy_values`] also where the value is in a
+    /// blob file and [`DbIterator::load_value`] was not called.
     pub fn value(&self) -> &[u8] {
-        match self.position {
-            Position::Forward => self.merge.value(),
-            Position::Backward => &self.value,
-            Position::Invalid => panic!("value of an invalid iterator"),
+        if let Some(entry) = self.ahead.front() {
+            return &entry.value;
         }
+        match &self.value {
+            Some(value) => value,
+            None => {
+                assert!(!self.is_separated(), "a lazy value was not loaded");
+                self.walk.value()
+            }
+        }
+    }
+
+    /// The value here, read now if it was not yet: for lazy values, and right for all.
+    ///
+    /// # Errors
+    /// What the read failed with. The iterator stays where it is.
+    ///
+    /// # Panics
+    /// If the iterator is not valid.
+    pub fn load_value(&mut self) -> Result<&[u8]> {
+        if self.ahead.is_empty() && self.value.is_none() && self.is_separated() {
+            let wanted = self.wanted()?;
+            self.value = Some(self.engine.separated_value(&self.view.version, &wanted)?);
+        }
+        Ok(self.value())
+    }
+
+    /// Bytes of the value here; nothing is read for it.
+    ///
+    /// # Panics
+    /// If the iterator is not valid.
+    pub fn value_len(&self) -> usize {
+        if self.ahead.is_empty() && self.value.is_none() && self.is_separated() {
+            let reference = BlobReference::decode(self.walk.value());
+            return reference.map_or(0, |reference| reference.value_len as usize);
+        }
+        self.value().len()
     }
 
     /// The failure that ended the walk, if one did. Ask when the iterator is not valid.
     pub fn status(&self) -> Result<()> {
         match &self.failure {
             Some(failure) => Err(failure.clone()),
-            None => self.merge.status(),
+            None => self.walk.status(),
         }
     }
 
     /// Moves to the first key.
     pub fn seek_to_first(&mut self) {
-        self.failure = None;
-        match self.lower.take() {
-            Some(lower) => {
-                self.merge_seek(&lower);
-                self.lower = Some(lower);
-            }
-            None => self.merge.seek_to_first(),
-        }
-        self.find_forward(false);
+        self.reset();
+        self.walk.seek_to_first();
+        self.show(Direction::Forward);
     }
 
     /// Moves to the last key.
     pub fn seek_to_last(&mut self) {
-        self.failure = None;
-        match self.upper.take() {
-            Some(upper) => {
-                self.merge_seek_before(&upper);
-                self.upper = Some(upper);
-            }
-            None => self.merge.seek_to_last(),
-        }
-        self.find_backward();
+        self.reset();
+        self.walk.seek_to_last();
+        self.show(Direction::Backward);
     }
 
     /// Moves to the first key at or after `key`.
     pub fn seek(&mut self, key: &[u8]) {
-        if self.lower.as_deref().is_some_and(|lower| key < lower) {
-            return self.seek_to_first();
-        }
-        self.failure = None;
-        self.merge_seek(key);
-        self.find_forward(false);
+        self.reset();
+        self.walk.seek(key);
+        self.show(Direction::Forward);
     }
 
     /// Moves to the last key at or before `key`.
     pub fn seek_for_prev(&mut self, key: &[u8]) {
-        if self.upper.as_deref().is_some_and(|upper| key >= upper) {
-            return self.seek_to_last();
-        }
-        self.failure = None;
-        self.target.clear();
-        append_internal(&mut self.target, key, 0, 0);
-        self.merge.seek_for_prev(&self.target);
-        self.find_backward();
+        self.reset();
+        self.walk.seek_for_prev(key);
+        self.show(Direction::Backward);
     }
 
     /// Moves to the next key.
@@ -162,16 +195,7 @@ impl DbIterator {
     /// # Panics
     /// If the iterator is not valid.
     pub fn next(&mut self) {
-        assert!(self.valid(), "next of an invalid iterator");
-        if self.position == Position::Backward {
-            // The merge stands before the key, or before everything.
-            if self.merge.valid() {
-                self.merge.next();
-            } else {
-                self.merge.seek_to_first();
-            }
-        }
-        self.find_forward(true);
+        self.step(Direction::Forward);
     }
 
     /// Moves to the previous key.
@@ -179,98 +203,113 @@ impl DbIterator {
     /// # Panics
     /// If the iterator is not valid.
     pub fn prev(&mut self) {
-        assert!(self.valid(), "prev of an invalid iterator");
-        if self.position == Position::Forward {
-            let key = std::mem::take(&mut self.key);
-            self.merge_seek_before(&key);
-            self.key = key;
+        self.step(Direction::Backward);
+    }
+
+    fn reset(&mut self) {
+        self.ahead.clear();
+        self.value = None;
+        self.failure = None;
+        self.window = 1;
+    }
+
+    /// True where the walk's entry has its value in a blob file.
+    fn is_separated(&self) -> bool {
+        self.walk.shown().1 == ValueKind::BlobReference
+    }
+
+    fn wanted(&self) -> Result<SeparatedValue> {
+        let (seq, kind) = self.walk.shown();
+        let mut key = Vec::with_capacity(self.walk.key().len() + 8);
+        append_internal(&mut key, self.walk.key(), seq, kind as u8);
+        let reference = BlobReference::of_entry(self.walk.value())?;
+        Ok(SeparatedValue { key, reference })
+    }
+
+    fn move_walk(&mut self, direction: Direction) {
+        match direction {
+            Direction::Forward => self.walk.next(),
+            Direction::Backward => self.walk.prev(),
         }
-        self.find_backward();
     }
 
-    /// Puts the merge at the first version of the first key at or after `key`.
-    fn merge_seek(&mut self, key: &[u8]) {
-        self.target.clear();
-        append_internal(&mut self.target, key, MAX_SEQ, SEEK_KIND);
-        self.merge.seek(&self.target);
-    }
-
-    /// Puts the merge at the last version of the last key before `key`.
-    fn merge_seek_before(&mut self, key: &[u8]) {
-        self.target.clear();
-        append_internal(&mut self.target, key, MAX_SEQ, SEEK_KIND);
-        self.merge.seek_for_prev(&self.target);
-    }
-
-    fn fail(&mut self) {
-        self.position = Position::Invalid;
-        self.failure = Some(Error::corrupt("iterator input", 0_u64, "bad internal key"));
-    }
-
-    /// Shows the first visible key from where the merge stands; `skip`: past `self.key`.
-    fn find_forward(&mut self, mut skip: bool) {
-        self.position = Position::Invalid;
-        while self.merge.valid() {
-            let Some(entry) = InternalKeyRef::decode(self.merge.key()) else {
-                return self.fail();
-            };
-            if self
-                .upper
-                .as_deref()
-                .is_some_and(|upper| entry.user_key >= upper)
-            {
-                return;
-            }
-            let hidden = skip && entry.user_key == self.key.as_slice();
-            if !hidden && entry.seq <= self.sequence {
-                self.key.clear();
-                self.key.extend_from_slice(entry.user_key);
-                if !entry.kind.is_delete() {
-                    self.position = Position::Forward;
+    fn step(&mut self, direction: Direction) {
+        assert!(self.valid(), "a step from an invalid iterator");
+        self.value = None;
+        if direction == self.direction {
+            self.window = (self.window * 2).min(AHEAD_MAX);
+        } else {
+            self.window = 1;
+        }
+        match self.ahead.pop_front() {
+            // The walk stands at the entry.
+            None => self.move_walk(direction),
+            Some(_) if direction == self.direction => {
+                if !self.ahead.is_empty() {
                     return;
                 }
-                skip = true;
+                // It stood at the last entry, or has ended after it.
+                if self.walk.valid() {
+                    self.move_walk(direction);
+                }
             }
-            self.merge.next();
+            Some(entry) => {
+                self.ahead.clear();
+                self.walk.seek(&entry.key);
+                if self.walk.valid() {
+                    self.move_walk(direction);
+                }
+            }
+        }
+        self.show(direction);
+    }
+
+    /// Loads what is to be shown from where the walk stands.
+    fn show(&mut self, direction: Direction) {
+        self.direction = direction;
+        if !self.walk.valid() || self.lazy_values || !self.is_separated() {
+            return;
+        }
+        let loaded = match self.window {
+            1 => self.load_value().map(|_| ()),
+            _ => self.read_ahead(),
+        };
+        if let Err(error) = loaded {
+            self.ahead.clear();
+            self.failure = Some(error);
         }
     }
 
-    /// Shows the last visible key from where the merge stands, backwards.
-    fn find_backward(&mut self) {
-        self.position = Position::Invalid;
-        let mut found = false;
-        let mut begun = false;
-        while self.merge.valid() {
-            let Some(entry) = InternalKeyRef::decode(self.merge.key()) else {
-                return self.fail();
-            };
-            let same = begun && entry.user_key == self.key.as_slice();
-            if !same {
-                if found {
-                    break;
-                }
-                if self
-                    .lower
-                    .as_deref()
-                    .is_some_and(|lower| entry.user_key < lower)
-                {
-                    return;
-                }
-                self.key.clear();
-                self.key.extend_from_slice(entry.user_key);
-                begun = true;
+    /// Reads the values of the walk's entry and those after it.
+    fn read_ahead(&mut self) -> Result<()> {
+        let mut wanted = Vec::new();
+        let mut places = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let mut value = Vec::new();
+            if self.is_separated() {
+                let separated = self.wanted()?;
+                bytes += separated.reference.value_len;
+                wanted.push(separated);
+                places.push(self.ahead.len());
+            } else {
+                value.extend_from_slice(self.walk.value());
+                bytes += value.len() as u64;
             }
-            if entry.seq <= self.sequence {
-                found = !entry.kind.is_delete();
-                self.value.clear();
-                if found {
-                    self.value.extend_from_slice(self.merge.value());
-                }
+            let key = self.walk.key().to_vec();
+            self.ahead.push_back(Ahead { key, value });
+            if self.ahead.len() >= self.window || bytes >= AHEAD_BYTES_MAX {
+                break;
             }
-            self.merge.prev();
+            self.move_walk(self.direction);
+            if !self.walk.valid() {
+                break;
+            }
         }
-        if found && self.merge.status().is_ok() {
-            self.position = Position::Backward;
+        let values = self.engine.separated_values(&self.view.version, &wanted)?;
+        for (place, value) in places.into_iter().zip(values) {
+            self.ahead[place].value = value;
         }
+        Ok(())
     }
 }

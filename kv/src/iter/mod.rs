@@ -3,10 +3,13 @@
 mod db_iter;
 mod merge;
 mod run;
+mod visible;
 
 pub use db_iter::DbIterator;
+pub(crate) use db_iter::Origin;
 pub use merge::MergingIterator;
 pub(crate) use run::RunIterator;
+pub(crate) use visible::VisibleIterator;
 
 use crate::error::Result;
 

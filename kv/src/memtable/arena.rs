@@ -12,9 +12,12 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+
+use crate::ledger::{Charge, MemoryKind, MemoryLedger};
 
 /// Alignment in bytes of every allocation.
 pub(super) const ALIGN: usize = 8;
@@ -43,6 +46,9 @@ pub(super) struct Arena {
     /// Every chunk, from `Box::into_raw`, freed when the arena is dropped. (A box that is moved,
     /// as a vector moves its elements, may not be pointed into.) The lock is held to add one.
     chunks: Mutex<Vec<NonNull<Chunk>>>,
+    /// The charge for each chunk, and where further ones are charged. Taken after `chunks`.
+    charges: Mutex<Vec<Charge>>,
+    ledger: Option<Arc<MemoryLedger>>,
 }
 
 // SAFETY: chunks are reached through atomics and the lock, and a byte range is handed out once.
@@ -51,12 +57,17 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    pub(super) fn new() -> Self {
+    /// An empty arena, whose chunks are charged to the ledger if there is one.
+    pub(super) fn new(ledger: Option<Arc<MemoryLedger>>) -> Self {
+        let charge = |ledger: &Arc<MemoryLedger>| ledger.charge(MemoryKind::Memtable, FIRST_CHUNK);
+        let charges = ledger.iter().map(charge).collect();
         let first = Chunk::new(FIRST_CHUNK);
         Arena {
             current: AtomicPtr::new(first.as_ptr()),
             reserved: AtomicUsize::new(FIRST_CHUNK),
             chunks: Mutex::new(vec![first]),
+            charges: Mutex::new(charges),
+            ledger,
         }
     }
 
@@ -106,6 +117,10 @@ impl Arena {
 
     fn add_chunk(&self, chunks: &mut Vec<NonNull<Chunk>>, len: usize) -> *mut Chunk {
         self.reserved.fetch_add(len, Ordering::Relaxed);
+        if let Some(ledger) = &self.ledger {
+            let charge = ledger.charge(MemoryKind::Memtable, len);
+            self.charges.lock().push(charge);
+        }
         let chunk = Chunk::new(len);
         chunks.push(chunk);
         chunk.as_ptr()
@@ -180,7 +195,7 @@ mod tests {
 
     #[test]
     fn allocations_are_aligned_and_disjoint_across_threads() {
-        let arena = Arena::new();
+        let arena = Arena::new(None);
         let rounds: usize = if cfg!(miri) { 40 } else { 3000 };
         let mut ranges: Vec<(usize, usize)> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..4usize)

@@ -13,6 +13,7 @@
 //!    12        4  length of the value
 //!    16        n  internal key
 //!  16+n        m  value
+//! 16+n+m        8  checksum of the entry, in a protected list (protection.rs)
 //! ```
 //!
 //! Invariants:
@@ -33,10 +34,13 @@
 use std::cell::{Cell, UnsafeCell};
 use std::cmp::Ordering as Order;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use super::arena::{ALIGN, Arena};
 use crate::key::{TRAILER_LEN, compare_user, key_head, user_key};
+use crate::ledger::MemoryLedger;
+use crate::protection::PROTECTION_LEN;
 
 /// Levels of the tallest node: enough for some million nodes at one in [`BRANCHING`] a level.
 const MAX_HEIGHT: usize = 20;
@@ -81,6 +85,8 @@ pub(super) struct SkipList {
     root: NonNull<Node>,
     /// Levels in use.
     height: AtomicUsize,
+    /// Nodes carry a checksum.
+    protected: bool,
     /// True while a thread uses `hint`.
     hint_taken: AtomicBool,
     /// The splice of the last insert that got hold of it: where a sequential writer goes on.
@@ -148,13 +154,16 @@ impl<'a> Target<'a> {
 }
 
 impl SkipList {
-    pub(super) fn new() -> Self {
-        let arena = Arena::new();
-        let root = Self::alloc_node(&arena, MAX_HEIGHT, 0, 0);
+    /// An empty list, whose memory is charged to the ledger if there is one.
+    /// The nodes of a `protected` one carry checksums.
+    pub(super) fn new(ledger: Option<Arc<MemoryLedger>>, protected: bool) -> Self {
+        let arena = Arena::new(ledger);
+        let root = Self::alloc_node(&arena, MAX_HEIGHT, 0, 0, 0);
         SkipList {
             arena,
             root,
             height: AtomicUsize::new(1),
+            protected,
             hint_taken: AtomicBool::new(false),
             hint: UnsafeCell::new(Splice {
                 prev: [root.as_ptr(); MAX_HEIGHT],
@@ -168,13 +177,13 @@ impl SkipList {
         self.arena.memory()
     }
 
-    /// Inserts a version of a key. It is in the list on return.
+    /// Inserts a version of a key. It is in the list on return. `checksum` is kept in a protected list.
     ///
     /// # Panics
     /// If the list holds the same user key with the same trailer.
-    pub(super) fn insert(&self, user_key: &[u8], trailer: u64, value: &[u8]) {
+    pub(super) fn insert(&self, user_key: &[u8], trailer: u64, value: &[u8], checksum: u64) {
         let height = random_height();
-        let node = self.new_node(height, user_key, trailer, value);
+        let node = self.new_node(height, user_key, trailer, value, checksum);
         let target = Target {
             user_key,
             trailer,
@@ -249,6 +258,22 @@ impl SkipList {
             let data = node.cast::<u8>().add(size_of::<Node>());
             std::slice::from_raw_parts(data, (*node).key_len as usize)
         }
+    }
+
+    /// The checksum of `node`, which must be of this list and not null; `None` in a list that keeps
+    /// none.
+    pub(super) fn checksum(&self, node: NodePtr) -> Option<u64> {
+        if !self.protected {
+            return None;
+        }
+        let value = self.value(node);
+        let mut checksum = [0; PROTECTION_LEN];
+        // SAFETY: in a protected list the checksum follows the value, written with it.
+        unsafe {
+            let at = value.as_ptr().add(value.len());
+            ptr::copy_nonoverlapping(at, checksum.as_mut_ptr(), PROTECTION_LEN);
+        }
+        Some(u64::from_le_bytes(checksum))
     }
 
     /// The value of `node`, which must be of this list and not null.
@@ -423,25 +448,36 @@ impl SkipList {
         user_key: &[u8],
         trailer: u64,
         value: &[u8],
+        checksum: u64,
     ) -> NonNull<Node> {
         let key_len = user_key.len() + TRAILER_LEN;
-        let node = Self::alloc_node(&self.arena, height, key_len, value.len());
-        // SAFETY: the node was allocated with room for key and value after its fixed part, and
+        let extra = if self.protected { PROTECTION_LEN } else { 0 };
+        let node = Self::alloc_node(&self.arena, height, key_len, value.len(), extra);
+        // SAFETY: the node was allocated with room for all of it after its fixed part, and
         // nobody else can reach it yet.
         unsafe {
             let key = node.as_ptr().cast::<u8>().add(size_of::<Node>());
             ptr::copy_nonoverlapping(user_key.as_ptr(), key, user_key.len());
             let trailer_at = key.add(user_key.len());
             ptr::copy_nonoverlapping(trailer.to_le_bytes().as_ptr(), trailer_at, TRAILER_LEN);
-            ptr::copy_nonoverlapping(value.as_ptr(), key.add(key_len), value.len());
+            let value_at = key.add(key_len);
+            ptr::copy_nonoverlapping(value.as_ptr(), value_at, value.len());
+            let checksum = checksum.to_le_bytes();
+            ptr::copy_nonoverlapping(checksum.as_ptr(), value_at.add(value.len()), extra);
         }
         node
     }
 
     /// A node with empty links and room for key and value.
-    fn alloc_node(arena: &Arena, height: usize, key_len: usize, value_len: usize) -> NonNull<Node> {
+    fn alloc_node(
+        arena: &Arena,
+        height: usize,
+        key_len: usize,
+        value_len: usize,
+        extra: usize,
+    ) -> NonNull<Node> {
         let tower = (height - 1) * size_of::<Link>();
-        let memory = arena.alloc(tower + size_of::<Node>() + key_len + value_len);
+        let memory = arena.alloc(tower + size_of::<Node>() + key_len + value_len + extra);
         // SAFETY: the memory holds the tower, the fixed part and the data, is aligned for them
         // and ours alone.
         unsafe {

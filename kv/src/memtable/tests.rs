@@ -189,3 +189,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_protected_memtable_finds_an_entry_whose_checksum_disagrees() {
+    let table = MemTable::with(1, None, true);
+    for seq in 1..100 {
+        table.insert(seq, ValueKind::Value, &seq.to_be_bytes(), b"value");
+    }
+    let walk = || {
+        let mut iter = table.checked_iter();
+        let mut count = 0;
+        iter.seek_to_first();
+        while iter.valid() {
+            count += 1;
+            iter.next();
+        }
+        (count, iter.status())
+    };
+    assert!(matches!(walk(), (99, Ok(()))));
+    // As if a bit of the entry had changed after its checksum was computed.
+    let trailer = pack_trailer(200, ValueKind::Value as u8);
+    let right = crate::protection::of_entry(ValueKind::Value, &50_u64.to_be_bytes(), b"value");
+    let right = crate::protection::in_memtable(right, trailer);
+    table
+        .list
+        .insert(&50_u64.to_be_bytes(), trailer, b"valuE", right);
+    let (count, status) = walk();
+    assert_eq!(count, 49, "what comes before it is sound");
+    assert!(status.unwrap_err().is_corrupt());
+    let mut unchecked = table.iter();
+    unchecked.seek_to_first();
+    assert!(unchecked.valid() && unchecked.status().is_ok());
+}

@@ -52,10 +52,10 @@ const TAIL: usize = 6;
 
 /// What is wrong with a block's bytes, and where.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct BadBlock {
+pub(crate) struct BadBlock {
     /// Offset within the block's contents.
-    pub(super) at: usize,
-    pub(super) detail: &'static str,
+    pub(crate) at: usize,
+    pub(crate) detail: &'static str,
 }
 
 fn bad<T>(at: usize, detail: &'static str) -> Result<T, BadBlock> {

@@ -4,6 +4,7 @@
 //! [`TableBuilder::finish`] has returned; a table that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made the file.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 
 use lavafs::FileRef;
@@ -18,7 +19,10 @@ use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
 use crate::compression::{BlockCompressor, CODE_NONE, CODE_ZSTD};
 use crate::error::{Error, Result};
+use crate::file_names::FileNumber;
 use crate::key::{InternalKeyRef, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
+use crate::reference::BlobReference;
+use crate::version::{BlobUse, TableRefs};
 
 /// Bytes gathered before they are appended to the file. Also the block size from which a block
 /// is appended from where it is.
@@ -49,6 +53,8 @@ pub struct TableSummary {
     pub raw_value_bytes: u64,
     /// xxh3 of the whole file.
     pub checksum: u64,
+    /// References to blob files, by the number they name.
+    pub(crate) blob_refs: TableRefs,
 }
 
 /// Builds one table in a new file. Belongs to one thread.
@@ -66,6 +72,7 @@ pub struct TableBuilder {
     /// End of a block that waits for the key after it to get its separator.
     unindexed_end: Option<u64>,
     properties: TableProperties,
+    blob_refs: BTreeMap<FileNumber, BlobUse>,
 }
 
 /// The file, and what is on its way there.
@@ -104,8 +111,10 @@ impl TableBuilder {
             last_hash: 0,
             last_key: Vec::new(),
             unindexed_end: None,
+            blob_refs: BTreeMap::new(),
             properties: TableProperties {
                 smallest_seq: SeqNo::MAX,
+                column_family: options.column_family.clone(),
                 ..TableProperties::default()
             },
             options,
@@ -146,6 +155,13 @@ impl TableBuilder {
             }
         }
         self.block.add(internal_key, self.last_hash, value);
+        if key.kind == ValueKind::BlobReference {
+            let reference = BlobReference::decode(value).expect("references are well-formed");
+            self.blob_refs
+                .entry(reference.file)
+                .or_default()
+                .add(reference.as_use());
+        }
         self.count(key, value.len(), internal_key);
         self.last_key.clear();
         self.last_key.extend_from_slice(internal_key);
@@ -224,6 +240,7 @@ impl TableBuilder {
         self.index.add(&self.last_key, None, end);
         self.properties.data_bytes = end;
         self.properties.largest = std::mem::take(&mut self.last_key);
+        self.properties.blob_refs = std::mem::take(&mut self.blob_refs).into_iter().collect();
         self.properties.filter_keys = self.hashes.len() as u64;
         let mut plain = BlockCompressor::new(super::Compression::None)?;
         let output = &mut self.output;
@@ -254,6 +271,7 @@ impl TableBuilder {
             raw_key_bytes: self.properties.raw_key_bytes,
             raw_value_bytes: self.properties.raw_value_bytes,
             checksum,
+            blob_refs: self.properties.blob_refs,
         })
     }
 }

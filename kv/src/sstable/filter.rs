@@ -18,6 +18,8 @@
 //! Space-Efficient Bloom Filters", section 3): about 0.0096 at 10 bits per key, where a filter of
 //! one piece has 0.0082.
 
+use std::sync::OnceLock;
+
 /// Bits of a line.
 const LINE_BITS: f64 = 512.0;
 /// Bytes of a line.
@@ -69,11 +71,46 @@ pub fn best_probes(bits_per_key: f64) -> u32 {
         .expect("the range is not empty")
 }
 
+/// Bits per key that rates are tabulated for; what asks for more is given the most.
+const MAX_BITS_PER_KEY: f64 = 32.0;
+/// Steps of the table for each bit.
+const STEPS_PER_BIT: usize = 2;
+
+/// Logarithm of the rate at 0, 1/2, 1, .. bits per key: falling, as it must be to be inverted.
+fn log_rates() -> &'static [f64] {
+    static TABLE: OnceLock<Vec<f64>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let steps = MAX_BITS_PER_KEY as usize * STEPS_PER_BIT;
+        let rates = (1..=steps).map(|step| {
+            let bits = step as f64 / STEPS_PER_BIT as f64;
+            expected_fpr(bits, best_probes(bits)).ln()
+        });
+        std::iter::once(0.0).chain(rates).collect()
+    })
+}
+
+/// The bits per key at which a filter has the false-positive rate `rate`: the inverse of
+/// [`expected_fpr`] at the best number of probes. 0, no filter, for a rate of 1; at most 32.
+pub fn bits_for_rate(rate: f64) -> f64 {
+    if rate >= 1.0 {
+        return 0.0;
+    }
+    let (table, wanted) = (log_rates(), rate.ln());
+    let at = table.partition_point(|&log| log > wanted);
+    if at == table.len() {
+        return MAX_BITS_PER_KEY;
+    }
+    let (above, below) = (table[at - 1], table[at]);
+    let step = (at - 1) as f64 + (above - wanted) / (above - below);
+    step / STEPS_PER_BIT as f64
+}
+
 /// Builds the filter of `hashes`, with `bits_per_key` (not necessarily whole) bits for each.
 pub(super) fn build(hashes: &[u64], bits_per_key: f64) -> Vec<u8> {
     let probes = best_probes(bits_per_key);
     let lines = (hashes.len() as f64 * bits_per_key / LINE_BITS)
-        .ceil()
+        // Not up: small tables would take more than their share of the memory.
+        .round()
         .max(1.0) as usize;
     assert!(lines < 1 << 32, "a filter has less than 2^32 lines");
     let mut filter = vec![0; lines * LINE + TAIL];
@@ -180,6 +217,17 @@ mod tests {
             );
         }
         assert!(expected_fpr(10.0, best_probes(10.0)) < 0.0105);
+    }
+
+    #[test]
+    fn bits_for_a_rate_are_the_inverse_of_the_rate() {
+        assert!(log_rates().windows(2).all(|pair| pair[0] > pair[1]));
+        for bits in [0.7, 2.0, 5.25, 10.0, 13.3, 24.0] {
+            let found = bits_for_rate(expected_fpr(bits, best_probes(bits)));
+            assert!((found - bits).abs() < 0.05, "{bits} came back as {found}");
+        }
+        assert_eq!(bits_for_rate(1.0), 0.0);
+        assert_eq!(bits_for_rate(1e-30), MAX_BITS_PER_KEY);
     }
 
     #[test]

@@ -46,9 +46,9 @@ pub(super) const SECTION_FILTER: u16 = 2;
 
 /// Where a block lies in the file, its trailer included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Handle {
-    pub(super) offset: u64,
-    pub(super) len: u64,
+pub(crate) struct Handle {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// See the module's layout.
@@ -126,7 +126,7 @@ impl Footer {
 
 impl Handle {
     /// True where the block is not empty and ends at or before `end`.
-    pub(super) fn lies_before(self, end: u64) -> bool {
+    pub(crate) fn lies_before(self, end: u64) -> bool {
         self.len > 0
             && self
                 .offset
@@ -136,10 +136,10 @@ impl Handle {
 }
 
 /// A section's id, whether it must be understood, and its place.
-pub(super) type Section = (u16, bool, Handle);
+pub(crate) type Section = (u16, bool, Handle);
 
 /// The contents of the meta block.
-pub(super) fn encode_sections(sections: &[Section]) -> Vec<u8> {
+pub(crate) fn encode_sections(sections: &[Section]) -> Vec<u8> {
     let mut out = (sections.len() as u32).to_le_bytes().to_vec();
     for &(id, required, handle) in sections {
         out.extend_from_slice(&id.to_le_bytes());
@@ -152,7 +152,7 @@ pub(super) fn encode_sections(sections: &[Section]) -> Vec<u8> {
 }
 
 /// Reads the meta block of a file whose footer begins at `end`.
-pub(super) fn decode_sections(bytes: &[u8], end: u64) -> Result<Vec<Section>, BadBlock> {
+pub(crate) fn decode_sections(bytes: &[u8], end: u64) -> Result<Vec<Section>, BadBlock> {
     let bad = |at, detail| Err(BadBlock { at, detail });
     let Some((count, rest)) = bytes.split_first_chunk::<4>() else {
         return bad(0, "meta block too short");

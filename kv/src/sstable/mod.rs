@@ -34,16 +34,19 @@ pub(crate) mod varint;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::block::BadBlock;
 pub use self::builder::{TableBuilder, TableSummary};
-pub use self::filter::{best_probes, expected_fpr, filter_hash};
+pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
+pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;
+pub(crate) use self::properties::{append as append_property, take as take_property};
 pub(crate) use self::reader::BlockPlace;
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
 pub use crate::compression::Compression;
 
 use crate::cache::BlockKind;
-use block::{BadBlock, DataLayout};
+use block::DataLayout;
 use filter::Filter;
 use index::IndexLayout;
 
@@ -73,6 +76,8 @@ pub struct TableOptions {
     pub hash_index: bool,
     /// User keys expected, for memory to be taken at once; 0: unknown. Default 0.
     pub expected_entries: usize,
+    /// Id and name of the column family, for the table's properties. Default none.
+    pub column_family: Option<(u32, String)>,
 }
 
 impl Default for TableOptions {
@@ -84,6 +89,7 @@ impl Default for TableOptions {
             filter_bits_per_key: 10.0,
             hash_index: true,
             expected_entries: 0,
+            column_family: None,
         }
     }
 }
@@ -209,21 +215,26 @@ impl Block {
 }
 
 /// The checksum of a block at an offset of a file with a seed, computed part by part.
-struct BlockCrc(u32);
+pub(crate) struct BlockCrc(u32);
 
 impl BlockCrc {
-    fn new(seed: u64, offset: u64) -> Self {
+    pub(crate) fn new(seed: u64, offset: u64) -> Self {
         let mut head = [0; 16];
         head[..8].copy_from_slice(&seed.to_le_bytes());
         head[8..].copy_from_slice(&offset.to_le_bytes());
         BlockCrc(crc32c::crc32c(&head))
     }
 
-    fn update(&mut self, contents: &[u8]) {
+    pub(crate) fn update(&mut self, contents: &[u8]) {
         self.0 = crc32c::crc32c_append(self.0, contents);
     }
 
-    fn finish(self, compression: u8) -> u32 {
+    /// The checksum of what was added, without a compression.
+    pub(crate) fn value(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) fn finish(self, compression: u8) -> u32 {
         crc32c::crc32c_append(self.0, &[compression])
     }
 }

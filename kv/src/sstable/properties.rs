@@ -9,11 +9,13 @@
 //! ```
 //!
 //! Names that a reader does not know are skipped, so properties can be added; all that are listed
-//! in [`TableProperties`] are always written.
+//! in [`TableProperties`] are always written, but for the column family.
 
 use super::block::BadBlock;
 use super::varint;
+use crate::codec::Decoder;
 use crate::key::SeqNo;
+use crate::version::{TableRefs, put_refs, take_refs};
 
 /// Counts, sizes and bounds of a table.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -42,6 +44,10 @@ pub struct TableProperties {
     pub smallest: Vec<u8>,
     /// The last internal key.
     pub largest: Vec<u8>,
+    /// References to blob files by the number they name; empty ones are not written.
+    pub(crate) blob_refs: TableRefs,
+    /// Id and name of the column family that the table was written for, where that was told.
+    pub column_family: Option<(u32, String)>,
 }
 
 impl TableProperties {
@@ -69,6 +75,15 @@ impl TableProperties {
         }
         append(&mut out, "smallest", &self.smallest);
         append(&mut out, "largest", &self.largest);
+        if !self.blob_refs.is_empty() {
+            let mut refs = Vec::new();
+            put_refs(&mut refs, &self.blob_refs);
+            append(&mut out, "blob_refs", &refs);
+        }
+        if let Some((id, name)) = &self.column_family {
+            let value = [&id.to_le_bytes()[..], name.as_bytes()].concat();
+            append(&mut out, "column_family", &value);
+        }
         out
     }
 
@@ -82,8 +97,22 @@ impl TableProperties {
             let name = take(bytes, &mut at).ok_or(bad("property without a name"))?;
             let value = take(bytes, &mut at).ok_or(bad("property without a value"))?;
             match name {
+                b"column_family" => {
+                    let (id, name) = value
+                        .split_first_chunk()
+                        .ok_or(bad("column family without an id"))?;
+                    let name = String::from_utf8(name.to_vec())
+                        .map_err(|_| bad("column family's name is not UTF-8"))?;
+                    properties.column_family = Some((u32::from_le_bytes(*id), name));
+                    continue;
+                }
                 b"smallest" => properties.smallest = value.to_vec(),
                 b"largest" => properties.largest = value.to_vec(),
+                b"blob_refs" => {
+                    let refs = take_refs(&mut Decoder::new(value));
+                    properties.blob_refs = refs.ok_or(bad("bad references to blob files"))?;
+                    continue;
+                }
                 _ => {
                     let mut numbers = properties.numbers();
                     let known = numbers
@@ -98,6 +127,12 @@ impl TableProperties {
             }
             found += 1;
         }
+        let counted = properties.blob_refs.iter();
+        let counted = counted.fold(0_u64, |sum, (_, used)| sum.saturating_add(used.references));
+        if counted != properties.blob_references {
+            let detail = "references to blob files do not add up";
+            return Err(BadBlock { at, detail });
+        }
         let wanted = properties.numbers().len() + 2;
         if found != wanted {
             let detail = "properties missing or repeated";
@@ -107,14 +142,16 @@ impl TableProperties {
     }
 }
 
-fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+/// Appends a property.
+pub(crate) fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     varint::put(out, name.len() as u64);
     out.extend_from_slice(name.as_bytes());
     varint::put(out, value.len() as u64);
     out.extend_from_slice(value);
 }
 
-fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+/// Takes a name or a value; `None` where the bytes end first.
+pub(crate) fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
     let len = varint::get(bytes, at)?;
     let rest = &bytes[*at..];
     let taken = rest.get(..usize::try_from(len).ok()?)?;
@@ -136,6 +173,11 @@ mod tests {
         for (index, (_, number)) in properties.numbers().into_iter().enumerate() {
             *number = 1 << (6 * index);
         }
+        let used = crate::version::BlobUse {
+            references: properties.blob_references,
+            value_bytes: 1 << 30,
+        };
+        properties.blob_refs.push((12, used));
         let mut bytes = properties.encode();
         append(&mut bytes, "from the future", b"?");
         assert_eq!(TableProperties::decode(&bytes).unwrap(), properties);

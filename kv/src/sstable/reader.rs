@@ -227,6 +227,11 @@ impl Table {
         &self.properties
     }
 
+    /// Bytes of the filter in the file; 0 without one.
+    pub fn filter_bytes(&self) -> u64 {
+        self.filter.map_or(0, |filter| filter.len)
+    }
+
     /// Bytes of memory that the table keeps beside the cache.
     pub fn pinned_memory(&self) -> usize {
         let blocks = [&self.pinned_index, &self.pinned_filter];

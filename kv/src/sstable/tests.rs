@@ -175,6 +175,7 @@ fn a_table_gives_back_what_was_added_with_all_options() {
             filter_bits_per_key,
             hash_index,
             expected_entries: 10,
+            column_family: None,
         };
         let (file, summary) = build(&model, options);
         assert_eq!(

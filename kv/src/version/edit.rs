@@ -13,11 +13,19 @@
 //!    7  cf varint, level varint, file number varint          table removed
 //!    8  cf varint, level varint, run varint, table           table added
 //!    9  next column family number varint
+//!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
+//!   16  as 8, then to the end: blob file number, references, value bytes varints
+//!   17  cf varint, blob file                                blob file added
+//!   18  cf varint, number varint, number varint             the second inherits from the first
+//!
+//! blob file: number, file size, records, value bytes varints, checksum u64, smallest and largest
+//! internal key as bytes.
 //!
 //! table: number, file size, entries, deletions, smallest seq, largest seq varints, checksum u64,
 //! smallest and largest internal key as bytes (varint length first).
 //!
-//! Invariant: removals are applied before additions, so a move of a table between levels is both.
+//! Invariant: blob files are added first, then inherited; then tables are removed, and added last,
+//! so a move of a table between levels is both.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +34,7 @@ use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 
+use super::blobs::{BlobMeta, BlobUse, TableRefs};
 use super::version::SstMeta;
 
 /// Change of one column family.
@@ -40,6 +49,9 @@ pub(crate) struct CfEdit {
     pub(crate) removed: Vec<(u32, FileNumber)>,
     /// Level, run id and table.
     pub(crate) added: Vec<(u32, u64, SstMeta)>,
+    pub(crate) blobs: Vec<BlobMeta>,
+    /// A number, and the blob file that has its live records from now on.
+    pub(crate) heirs: Vec<(FileNumber, FileNumber)>,
 }
 
 /// One atomic change of the structure.
@@ -61,6 +73,10 @@ const TAG_LOG_NUMBER: u64 = 6;
 const TAG_REMOVED: u64 = 7;
 const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
+const TAG_CREATED: u64 = 80;
+const TAG_ADDED_WITH_REFS: u64 = 16;
+const TAG_BLOB: u64 = 17;
+const TAG_HEIR: u64 = 18;
 /// Unknown tags from here on are skipped.
 const TAG_FIRST_SKIPPABLE: u64 = 64;
 
@@ -127,9 +143,22 @@ impl VersionEdit {
             TAG_NEXT_FILE => self.next_file_number = Some(body.varint()?),
             TAG_LAST_SEQUENCE => self.last_sequence = Some(body.varint()?),
             TAG_NEXT_CF => self.next_cf = Some(u32::try_from(body.varint()?).ok()?),
-            TAG_CF_CREATED..=TAG_ADDED => {
+            TAG_CF_CREATED..=TAG_ADDED | TAG_ADDED_WITH_REFS..=TAG_HEIR => {
                 let cf = CfId(u32::try_from(body.varint()?).ok()?);
                 self.cfs.entry(cf).or_default().decode_field(tag, body)?;
+            }
+            TAG_CREATED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let (number, created) = (body.varint()?, body.varint()?);
+                // Only of a table of this very edit; anything else says nothing.
+                if let Some(edit) = self.cfs.get_mut(&cf) {
+                    let added = edit.added.iter_mut().rev();
+                    if let Some((_, _, meta)) =
+                        added.into_iter().find(|(.., meta)| meta.number == number)
+                    {
+                        meta.created = created;
+                    }
+                }
             }
             _ => return Some(false),
         }
@@ -162,11 +191,36 @@ impl CfEdit {
             });
         }
         for (level, run, meta) in &self.added {
-            put_field(out, TAG_ADDED, |body| {
+            let tag = match meta.blob_refs.is_empty() {
+                true => TAG_ADDED,
+                false => TAG_ADDED_WITH_REFS,
+            };
+            put_field(out, tag, |body| {
                 put_varint(body, cf);
                 put_varint(body, u64::from(*level));
                 put_varint(body, *run);
                 put_table(body, meta);
+                put_refs(body, &meta.blob_refs);
+            });
+            if meta.created > 0 {
+                put_field(out, TAG_CREATED, |body| {
+                    put_varint(body, cf);
+                    put_varint(body, meta.number);
+                    put_varint(body, meta.created);
+                });
+            }
+        }
+        for meta in &self.blobs {
+            put_field(out, TAG_BLOB, |body| {
+                put_varint(body, cf);
+                put_blob(body, meta);
+            });
+        }
+        for &(number, heir) in &self.heirs {
+            put_field(out, TAG_HEIR, |body| {
+                put_varint(body, cf);
+                put_varint(body, number);
+                put_varint(body, heir);
             });
         }
     }
@@ -183,10 +237,16 @@ impl CfEdit {
                 let level = u32::try_from(body.varint()?).ok()?;
                 self.removed.push((level, body.varint()?));
             }
+            TAG_BLOB => self.blobs.push(take_blob(body)?),
+            TAG_HEIR => self.heirs.push((body.varint()?, body.varint()?)),
             _ => {
                 let level = u32::try_from(body.varint()?).ok()?;
                 let run = body.varint()?;
-                self.added.push((level, run, take_table(body)?));
+                let mut meta = take_table(body)?;
+                if tag == TAG_ADDED_WITH_REFS {
+                    meta.blob_refs = take_refs(body)?;
+                }
+                self.added.push((level, run, meta));
             }
         }
         Some(())
@@ -239,7 +299,59 @@ fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
         checksum,
         smallest_seq,
         largest_seq,
+        created: 0,
+        blob_refs: TableRefs::new(),
     })
+}
+
+/// Appends a table's references to blob files; they reach to the end of their field.
+pub(crate) fn put_refs(out: &mut Vec<u8>, refs: &TableRefs) {
+    for (number, used) in refs {
+        put_varint(out, *number);
+        put_varint(out, used.references);
+        put_varint(out, used.value_bytes);
+    }
+}
+
+/// Takes references until nothing is left; `None` where they do not ascend or one is empty.
+pub(crate) fn take_refs(body: &mut Decoder<'_>) -> Option<TableRefs> {
+    let mut refs = TableRefs::new();
+    while !body.is_empty() {
+        let number = body.varint()?;
+        let used = BlobUse {
+            references: body.varint()?,
+            value_bytes: body.varint()?,
+        };
+        let ascends = refs.last().is_none_or(|&(last, _)| last < number);
+        if !ascends || used.references == 0 {
+            return None;
+        }
+        refs.push((number, used));
+    }
+    Some(refs)
+}
+
+fn put_blob(out: &mut Vec<u8>, meta: &BlobMeta) {
+    for number in [meta.number, meta.file_size, meta.records, meta.value_bytes] {
+        put_varint(out, number);
+    }
+    out.extend_from_slice(&meta.checksum.to_le_bytes());
+    put_bytes(out, &meta.smallest);
+    put_bytes(out, &meta.largest);
+}
+
+fn take_blob(body: &mut Decoder<'_>) -> Option<BlobMeta> {
+    let meta = BlobMeta {
+        number: body.varint()?,
+        file_size: body.varint()?,
+        records: body.varint()?,
+        value_bytes: body.varint()?,
+        checksum: body.u64()?,
+        smallest: body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec(),
+        largest: body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec(),
+    };
+    let whole = meta.smallest.len() >= 8 && meta.largest.len() >= 8;
+    whole.then_some(meta)
 }
 
 #[cfg(test)]
@@ -257,11 +369,33 @@ mod tests {
             checksum: u64::MAX,
             smallest_seq: 5,
             largest_seq: 500,
+            created: 1_700_000_000,
+            blob_refs: TableRefs::new(),
+        };
+        let used = |references, value_bytes| BlobUse {
+            references,
+            value_bytes,
+        };
+        let referring = SstMeta {
+            number: 10,
+            blob_refs: vec![(3, used(1, 512)), (700, used(1 << 20, 1 << 40))],
+            ..meta.clone()
+        };
+        let blob = BlobMeta {
+            number: 11,
+            file_size: 4096,
+            records: 2,
+            value_bytes: 8000,
+            checksum: 77,
+            smallest: meta.smallest.clone(),
+            largest: meta.largest.clone(),
         };
         let default = CfEdit {
             log_number: Some(7),
             removed: vec![(0, 3), (6, 4)],
-            added: vec![(1, 0, meta)],
+            added: vec![(1, 0, meta), (1, 0, referring)],
+            blobs: vec![blob],
+            heirs: vec![(3, 11), (700, 11)],
             ..CfEdit::default()
         };
         let other = CfEdit {
@@ -287,7 +421,7 @@ mod tests {
     #[test]
     fn unknown_high_tags_are_skipped_and_low_ones_refused() {
         let mut data = sample().encode();
-        put_field(&mut data, 64, |body| body.extend_from_slice(b"future"));
+        put_field(&mut data, 127, |body| body.extend_from_slice(b"future"));
         assert_eq!(VersionEdit::decode(&data), Ok(sample()));
         put_field(&mut data, 10, |body| body.push(0));
         assert!(VersionEdit::decode(&data).unwrap_err().contains("newer"));

@@ -3,6 +3,7 @@
 //! `version` is the immutable picture, `edit` a change of it and its encoding, `manifest` the file
 //! of edits, `set` the current versions of all column families and the one way to change them.
 
+mod blobs;
 mod edit;
 mod manifest;
 mod set;
@@ -12,6 +13,8 @@ mod set;
 )]
 mod version;
 
-pub(crate) use edit::{CfEdit, VersionEdit};
+pub use blobs::BlobUse;
+pub(crate) use blobs::{BlobFile, BlobMeta, BlobOpener, BlobSet, LiveBlob, TableRefs};
+pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
 pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
 pub(crate) use version::{Level, ObsoleteFiles, Run, SstFile, SstMeta, TableOpener, Version};

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 
+use super::blobs::{BlobMeta, BlobSet};
 use super::edit::{CfEdit, VersionEdit};
 use super::manifest::{self, ManifestWriter};
 use super::version::{ObsoleteFiles, SstMeta, Version};
@@ -91,12 +92,18 @@ pub(crate) struct RecoveredCf {
     pub(crate) name: String,
     pub(crate) log_number: FileNumber,
     tables: BTreeMap<FileNumber, (u32, u64, SstMeta)>,
+    blobs: BlobSet<BlobMeta>,
 }
 
 impl RecoveredCf {
     /// Its tables by number, with level and run id.
     pub(crate) fn tables(&self) -> &BTreeMap<FileNumber, (u32, u64, SstMeta)> {
         &self.tables
+    }
+
+    /// Its blob files and what leads to them.
+    pub(crate) fn blobs(&self) -> &BlobSet<BlobMeta> {
+        &self.blobs
     }
 
     /// Its version.
@@ -107,6 +114,13 @@ impl RecoveredCf {
     ) -> Result<Version> {
         let edit = CfEdit {
             added: self.tables.values().cloned().collect(),
+            blobs: self
+                .blobs
+                .files()
+                .values()
+                .map(|live| live.file.clone())
+                .collect(),
+            heirs: self.blobs.ancestors(),
             ..CfEdit::default()
         };
         Version::empty(num_levels).apply(&edit, remover)
@@ -129,12 +143,21 @@ impl Recovered {
         let Some(number) = manifest::current(fs, dir)? else {
             return Ok(None);
         };
+        Recovered::read_manifest(fs, dir, number).map(Some)
+    }
+
+    /// The structure described by manifest `number`.
+    pub(crate) fn read_manifest(
+        fs: &FileSystemRef,
+        dir: &Path,
+        number: FileNumber,
+    ) -> Result<Recovered> {
         let mut recovered = Recovered {
             manifest_number: number,
             ..Recovered::default()
         };
         manifest::replay(fs, dir, number, |edit| recovered.apply(edit))?;
-        Ok(Some(recovered))
+        Ok(recovered)
     }
 
     fn apply(&mut self, edit: VersionEdit) -> Result<()> {
@@ -161,6 +184,7 @@ impl Recovered {
                 name,
                 log_number: 0,
                 tables: BTreeMap::new(),
+                blobs: BlobSet::default(),
             };
             if self.cfs.insert(id, cf).is_some() {
                 return Err(bad(format!("column family {} is created twice", id.0)));
@@ -174,18 +198,26 @@ impl Recovered {
             return Err(bad(format!("column family {} is not known", id.0)));
         };
         cf.log_number = cf.log_number.max(change.log_number.unwrap_or(0));
+        for meta in change.blobs {
+            cf.blobs.add_file(meta.number, meta)?;
+        }
+        for (number, heir) in change.heirs {
+            cf.blobs.inherit(number, heir)?;
+        }
         for (level, number) in change.removed {
             match cf.tables.remove(&number) {
-                Some((had, ..)) if had == level => {}
+                Some((had, _, meta)) if had == level => cf.blobs.forget(&meta.blob_refs)?,
                 _ => return Err(bad(format!("table {number} is not in level {level}"))),
             }
         }
         for (level, run, meta) in change.added {
             let number = meta.number;
+            cf.blobs.refer(&meta.blob_refs)?;
             if cf.tables.insert(number, (level, run, meta)).is_some() {
                 return Err(bad(format!("table {number} is added twice")));
             }
         }
+        cf.blobs.settle();
         Ok(())
     }
 }

@@ -20,8 +20,10 @@ use crate::env::{Env, Priority};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
+use crate::listener::{EventListener, FileEvent, FileKind};
 use crate::sstable::Table;
 
+use super::blobs::{BlobFile, BlobSet, TableRefs};
 use super::edit::CfEdit;
 
 /// What the manifest records of a table.
@@ -40,6 +42,10 @@ pub(crate) struct SstMeta {
     pub(crate) checksum: u64,
     pub(crate) smallest_seq: SeqNo,
     pub(crate) largest_seq: SeqNo,
+    /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
+    pub(crate) created: u64,
+    /// What it refers to in blob files.
+    pub(crate) blob_refs: TableRefs,
 }
 
 impl SstMeta {
@@ -52,15 +58,18 @@ impl SstMeta {
     }
 }
 
-/// Removes the files of tables that nothing needs any more, in the background.
+/// Removes tables and blob files that nothing needs any more, in the background.
 ///
-/// Lock: `queue` is held for queue operations only.
+/// Locks: `removing` is held while files are removed, so that a purge on closing waits for one in
+/// the background; `queue`, taken after it, for queue operations only.
 #[derive(Debug)]
 pub(crate) struct ObsoleteFiles {
     fs: FileSystemRef,
     dir: PathBuf,
     env: Arc<Env>,
-    queue: Mutex<Vec<FileNumber>>,
+    queue: Mutex<Vec<FileName>>,
+    removing: Mutex<()>,
+    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
 }
 
 impl ObsoleteFiles {
@@ -70,12 +79,19 @@ impl ObsoleteFiles {
             dir,
             env,
             queue: Mutex::new(Vec::new()),
+            removing: Mutex::new(()),
+            listeners: OnceLock::new(),
         })
     }
 
-    fn push(self: &Arc<Self>, number: FileNumber) {
+    /// Whom to tell of removed files; the first call counts.
+    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
+        let _ = self.listeners.set(listeners);
+    }
+
+    pub(super) fn push(self: &Arc<Self>, name: FileName) {
         let mut queue = self.queue.lock();
-        queue.push(number);
+        queue.push(name);
         if queue.len() == 1 {
             drop(queue);
             let this = Arc::clone(self);
@@ -86,14 +102,28 @@ impl ObsoleteFiles {
     /// Removes what is queued now. A file that cannot be removed is left for the next open,
     /// which removes what no version names.
     pub(crate) fn purge(&self) {
-        let numbers = std::mem::take(&mut *self.queue.lock());
-        for number in numbers {
-            let path = self.dir.join(FileName::Table(number).to_string());
+        let _removing = self.removing.lock();
+        let names = std::mem::take(&mut *self.queue.lock());
+        for name in names {
+            let path = self.dir.join(name.to_string());
             match self.fs.unlink(&path) {
                 Err(error) if !error.is_not_found() => {
-                    tracing::warn!(path = %path.display(), %error, "obsolete table not removed");
+                    tracing::warn!(path = %path.display(), %error, "obsolete file not removed");
                 }
-                _ => {}
+                Ok(()) => {
+                    let event = FileEvent {
+                        kind: match name {
+                            FileName::Blob(_) => FileKind::Blob,
+                            _ => FileKind::Table,
+                        },
+                        path,
+                        bytes: None,
+                    };
+                    for listener in self.listeners.get().into_iter().flatten() {
+                        listener.on_file_deleted(&event);
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
@@ -149,7 +179,7 @@ impl Drop for SstFile {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
             drop(self.table.take());
-            self.remover.push(self.meta.number);
+            self.remover.push(FileName::Table(self.meta.number));
         }
     }
 }
@@ -162,7 +192,7 @@ pub(crate) trait TableOpener: Send + Sync {
 /// Tables with disjoint ranges, in key order.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    /// Newer runs of a level have greater ids; a leveled level's only run has id 0.
+    /// Newer runs of a level have greater ids.
     pub(crate) id: u64,
     pub(crate) files: Vec<Arc<SstFile>>,
 }
@@ -224,12 +254,15 @@ impl Level {
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     pub(crate) levels: Vec<Level>,
+    /// The blob files that the tables refer to.
+    pub(crate) blobs: Arc<BlobSet<Arc<BlobFile>>>,
 }
 
 impl Version {
     pub(crate) fn empty(num_levels: usize) -> Self {
         Version {
             levels: vec![Level::default(); num_levels],
+            blobs: Arc::default(),
         }
     }
 
@@ -246,11 +279,15 @@ impl Version {
     /// every run in order.
     pub(crate) fn apply(&self, edit: &CfEdit, remover: &Arc<ObsoleteFiles>) -> Result<Version> {
         let mut next = self.clone();
+        next.add_blobs(edit, remover)?;
         let mut moved: HashMap<FileNumber, Arc<SstFile>> = HashMap::new();
         for &(level, number) in &edit.removed {
             let file = next.remove(level as usize, number).ok_or_else(|| {
                 Error::invalid_argument(format!("table {number} is not in level {level}"))
             })?;
+            if !file.meta.blob_refs.is_empty() {
+                Arc::make_mut(&mut next.blobs).forget(&file.meta.blob_refs)?;
+            }
             moved.insert(number, file);
         }
         for (level, run, meta) in &edit.added {
@@ -265,9 +302,29 @@ impl Version {
                 None => SstFile::new(meta.clone(), Arc::clone(remover)),
             };
             target.insert(*run, file);
+            if !meta.blob_refs.is_empty() {
+                Arc::make_mut(&mut next.blobs).refer(&meta.blob_refs)?;
+            }
+        }
+        if !Arc::ptr_eq(&next.blobs, &self.blobs) {
+            Arc::make_mut(&mut next.blobs).settle();
         }
         next.check_order()?;
         Ok(next)
+    }
+
+    fn add_blobs(&mut self, edit: &CfEdit, remover: &Arc<ObsoleteFiles>) -> Result<()> {
+        if edit.blobs.is_empty() && edit.heirs.is_empty() {
+            return Ok(());
+        }
+        let blobs = Arc::make_mut(&mut self.blobs);
+        for meta in &edit.blobs {
+            let file = BlobFile::new(meta.clone(), Arc::clone(remover));
+            blobs.add_file(meta.number, file)?;
+        }
+        edit.heirs
+            .iter()
+            .try_for_each(|&(number, heir)| blobs.inherit(number, heir))
     }
 
     fn remove(&mut self, level: usize, number: FileNumber) -> Option<Arc<SstFile>> {

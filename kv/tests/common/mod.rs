@@ -138,6 +138,8 @@ struct Shared {
     space: AtomicU64,
     /// Every fdatasync fails.
     broken: AtomicBool,
+    /// Appends to files whose names end so fail with this error, so many times.
+    failing: Mutex<Option<(String, i32, u64)>>,
     read_batches: AtomicU64,
     reads: AtomicU64,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
@@ -167,6 +169,7 @@ impl WatchFs {
                 watcher,
                 space,
                 broken: AtomicBool::new(false),
+                failing: Mutex::new(None),
                 read_batches: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 gate: Mutex::new(()),
@@ -183,6 +186,11 @@ impl WatchFs {
     pub(crate) fn reads(&self) -> (u64, u64) {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         (count(&self.shared.read_batches), count(&self.shared.reads))
+    }
+
+    /// The next `count` appends to files whose names end in `suffix` fail with `errno`.
+    pub(crate) fn fail_appends(&self, suffix: &str, errno: i32, count: u64) {
+        *self.shared.failing.lock() = Some((suffix.to_owned(), errno, count));
     }
 
     /// From now on every fdatasync fails.
@@ -279,6 +287,14 @@ impl std::fmt::Debug for Shared {
 impl File for WatchFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         let _gate = self.shared.tell("append", &self.path);
+        if let Some((suffix, errno, left)) = &mut *self.shared.failing.lock()
+            && *left > 0
+            && self.path.to_str().unwrap().ends_with(suffix.as_str())
+        {
+            *left -= 1;
+            let source = std::io::Error::from_raw_os_error(*errno);
+            return Err(Error::io("append", "the disk", 0, source));
+        }
         let needed: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let free = self.shared.space.load(Ordering::SeqCst);
         if needed > free {

@@ -64,12 +64,34 @@ impl Latency {
         self.0.max() as f64 / 1e3
     }
 
+    /// The lines that db_bench prints with `--histogram`, of operations of this kind.
+    pub fn histogram_text(&self, kind: &str) -> String {
+        let at = |quantile| self.quantile_us(quantile);
+        format!(
+            "Microseconds per {kind}:\nCount: {} Average: {:.4}  StdDev: {:.2}\n\
+             Min: {:.4}  Median: {:.4}  Max: {:.4}\n\
+             Percentiles: P50: {:.2} P75: {:.2} P99: {:.2} P99.9: {:.2} P99.99: {:.2}",
+            self.count(),
+            self.mean_us(),
+            self.0.stdev() / 1e3,
+            self.0.min() as f64 / 1e3,
+            at(0.5),
+            self.max_us(),
+            at(0.5),
+            at(0.75),
+            at(0.99),
+            at(0.999),
+            at(0.9999),
+        )
+    }
+
     fn json(&self) -> Value {
         json!({
             "avg": rounded(self.mean_us(), 3),
             "p50": rounded(self.quantile_us(0.5), 3),
             "p99": rounded(self.quantile_us(0.99), 3),
             "p999": rounded(self.quantile_us(0.999), 3),
+            "p9999": rounded(self.quantile_us(0.9999), 3),
             "max": rounded(self.max_us(), 3),
         })
     }

@@ -1,9 +1,11 @@
 //! `lava kv`: looks at and changes a database.
 
 mod load;
+mod stress;
 mod text;
 
 pub use load::Load;
+pub use stress::Stress;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -39,8 +41,22 @@ pub enum KvCommand {
     Stats(Stats),
     /// Compact the whole database
     Compact(Whole),
-    /// Check every checksum and every reference; exit code 1 on a problem
+    /// Check every checksum and every reference, changing nothing; exit code 1 on a problem
     Verify(Verify),
+    /// Make a damaged database open again, with everything that its files still hold
+    Repair(Repair),
+    /// Run random operations for a time and check every result
+    Stress(Stress),
+}
+
+/// `lava kv repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    at: Where,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// The database that every command needs.
@@ -114,6 +130,9 @@ pub struct Dump {
 pub struct Stats {
     #[command(flatten)]
     at: Where,
+    /// Print what Prometheus scrapes
+    #[arg(long, conflicts_with = "json")]
+    prometheus: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -131,6 +150,9 @@ pub struct Whole {
 pub struct Verify {
     #[command(flatten)]
     at: Where,
+    /// Also compare the garbage of blob files, as accounted, with a scan of all their records
+    #[arg(long)]
+    garbage: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -161,7 +183,7 @@ impl KvCommand {
             }),
             KvCommand::Scan(scan) => scan.run(),
             KvCommand::Load(load) => load.run(),
-            KvCommand::Dump(dump) => dump.at.with(true, |db| {
+            KvCommand::Dump(dump) => dump.at.look(|db| {
                 print_pairs(db, &ReadOptions::default(), u64::MAX, |key, value| {
                     line(match dump.format {
                         TextFormat::Tsv => text::tsv_line(key, value),
@@ -174,6 +196,8 @@ impl KvCommand {
                 whole.at.with(true, |db| Ok(db.compact_range(None, None)?))
             }
             KvCommand::Verify(verify) => verify.run(),
+            KvCommand::Repair(repair) => repair.run(),
+            KvCommand::Stress(stress) => stress.run(),
         }
     }
 }
@@ -189,6 +213,23 @@ impl Where {
             let closed = db.close();
             result?;
             Ok(closed?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Opens the database for reading alone, on a target that nothing is written to.
+    fn look(&self, work: impl FnOnce(&Db) -> Outcome<()>) -> Outcome {
+        let mounted = self.fs.open(Access::ReadOnly)?;
+        mounted.with(|_, mounted| {
+            if !self.directory_exists(mounted)? {
+                return Err(Failure::new(format!(
+                    "no database at {}",
+                    self.db.display()
+                )));
+            }
+            let fs = Arc::clone(mounted.fs());
+            let db = Db::open_read_only(fs, &self.db, Options::default())?;
+            work(&db)
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -238,7 +279,7 @@ impl Key {
     fn get(self) -> Outcome {
         use std::io::Write;
         let key = self.key.into_vec();
-        self.at.with(true, |db| {
+        self.at.look(|db| {
             let Some(value) = db.get(&key, &ReadOptions::default())? else {
                 return Err(Failure::new(format!(
                     "key not found: {}",
@@ -264,7 +305,7 @@ impl Scan {
             upper_bound,
             ..ReadOptions::default()
         };
-        self.at.with(true, |db| {
+        self.at.look(|db| {
             print_pairs(
                 db,
                 &options,
@@ -293,7 +334,10 @@ fn successor(mut prefix: Vec<u8>) -> Option<Vec<u8>> {
 
 impl Stats {
     fn run(self) -> Outcome {
-        self.at.with(true, |db| {
+        self.at.look(|db| {
+            if self.prometheus {
+                return line(db.metrics_text().trim_end());
+            }
             let stats = db.stats();
             if self.json {
                 return json_line(&stats_json(&stats));
@@ -314,6 +358,15 @@ fn stats_json(stats: &lavakv::Stats) -> Value {
         "memtable_entries": stats.memtable_entries,
         "pending_compaction_bytes": stats.pending_compaction_bytes,
         "last_sequence": stats.last_sequence,
+        "blobs": {
+            "files": stats.blobs.files,
+            "file_bytes": stats.blobs.file_bytes,
+            "value_bytes": stats.blobs.value_bytes,
+            "garbage_bytes": stats.blobs.garbage_bytes,
+            "garbage_ratio": stats.blobs.garbage_ratio(),
+            "shadowed_bytes_estimate": stats.blobs.shadowed_bytes,
+            "ancestors": stats.blobs.ancestors,
+        },
         "tickers": tickers
             .into_iter()
             .map(|(name, value)| (name.to_string(), json!(value)))
@@ -321,27 +374,89 @@ fn stats_json(stats: &lavakv::Stats) -> Value {
     })
 }
 
+impl Repair {
+    fn run(self) -> Outcome {
+        let mounted = self.at.fs.open(Access::ReadWrite)?;
+        mounted.with(|_, mounted| {
+            if !self.at.directory_exists(mounted)? {
+                let at = self.at.db.display();
+                return Err(Failure::new(format!("no database at {at}")));
+            }
+            let report = Db::repair(mounted.fs(), &self.at.db, &Options::default())?;
+            if self.json {
+                let lost = |(path, why): &(PathBuf, String)| json!({ "file": path.display().to_string(), "why": why });
+                return json_line(&json!({
+                    "manifest_kept": report.manifest_kept,
+                    "cfs": report.cfs,
+                    "tables": report.tables,
+                    "entries": report.entries,
+                    "logs": report.logs,
+                    "lost": report.lost.iter().map(lost).collect::<Vec<_>>(),
+                }));
+            }
+            for (path, why) in &report.lost {
+                line(format_args!("lost: {}: {why}", path.display()))?;
+            }
+            line(format_args!(
+                "{} entries in {} sound tables; {} logs; manifest {}",
+                human_count(report.entries),
+                human_count(report.tables),
+                human_count(report.logs),
+                match report.manifest_kept {
+                    true => "kept",
+                    false => "rebuilt",
+                },
+            ))
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Verify {
     fn run(self) -> Outcome {
-        self.at.with(true, |db| {
+        self.at.look(|db| {
             let progress = Progress::items("verifying", 1);
             let report = db.verify()?;
+            let garbage = self.garbage.then(|| db.verify_garbage()).transpose()?;
             progress.add(1);
             if self.json {
-                return json_line(&json!({
+                let mut object = json!({
                     "clean": true,
                     "tables": report.tables,
                     "entries": report.entries,
                     "bytes": report.table_bytes,
+                    "blobs": report.blobs,
+                    "blob_bytes": report.blob_bytes,
                     "logs": report.logs,
-                }));
+                });
+                if let Some(garbage) = garbage {
+                    object["garbage"] = json!({
+                        "records": garbage.records,
+                        "value_bytes": garbage.value_bytes,
+                        "garbage_bytes": garbage.garbage_bytes,
+                        "shadowed_bytes": garbage.shadowed_bytes,
+                    });
+                }
+                return json_line(&object);
             }
             line(format_args!(
-                "clean: {} entries in {} tables, {}; {} logs",
+                "clean: {} entries in {} tables, {}; {} blob files, {}; {} logs",
                 human_count(report.entries),
                 human_count(report.tables),
                 human_bytes(report.table_bytes),
+                human_count(report.blobs),
+                human_bytes(report.blob_bytes),
                 human_count(report.logs),
+            ))?;
+            let Some(garbage) = garbage else {
+                return Ok(());
+            };
+            line(format_args!(
+                "garbage as accounted: {} of {} of values in {} records; {} more are shadowed",
+                human_bytes(garbage.garbage_bytes),
+                human_bytes(garbage.value_bytes),
+                human_count(garbage.records),
+                human_bytes(garbage.shadowed_bytes),
             ))
         })
     }

@@ -200,9 +200,14 @@ impl GroupHeader {
             2 => Kind::Closing,
             _ => return None,
         };
+        // The next group has the next number: the last one is never used.
+        let sequence = u64_at(bytes, 8);
+        if sequence == u64::MAX {
+            return None;
+        }
         Some(GroupHeader {
             payload_len,
-            sequence: u64_at(bytes, 8),
+            sequence,
             durable_upto: u64_at(bytes, 16),
             prev_crc: u32_at(bytes, 24),
             kind,

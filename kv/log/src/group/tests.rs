@@ -302,3 +302,19 @@ fn random_bytes_neither_panic_nor_allocate_without_bound() {
         }
     }
 }
+
+/// A sealed header of the last sequence number made the reader count past it.
+#[test]
+fn the_last_sequence_number_begins_no_group() {
+    let header = GroupHeader {
+        payload_len: 0,
+        sequence: u64::MAX,
+        durable_upto: 0,
+        prev_crc: 0,
+        kind: Kind::Data,
+        payload_crc: 0,
+        crc: 0,
+    };
+    let (bytes, _) = header.encode(1);
+    assert_eq!(GroupHeader::decode(&bytes, 1), None);
+}

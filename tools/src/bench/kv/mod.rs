@@ -5,6 +5,7 @@
 //! `--use_existing_db` is set. An option that the engine does not have does not exist here.
 
 mod keys;
+mod policy;
 mod run;
 mod work;
 
@@ -12,8 +13,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Options};
+use lavakv::{Compression, Env, EnvOptions, Options};
 
+use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
 
 /// `lava bench kv`. Flags are db_bench's.
@@ -62,6 +64,10 @@ pub struct KvBench {
     /// Bytes of the block cache
     #[arg(long, default_value = "32M", value_parser = parse_size)]
     cache_size: u64,
+    /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
+    /// block cache is then what the others leave. 0: no common limit
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    memory_limit: u64,
     /// Bytes of a memtable
     #[arg(long, default_value = "64M", value_parser = parse_size)]
     write_buffer_size: u64,
@@ -80,6 +86,17 @@ pub struct KvBench {
     /// Bytes of a data block before compression
     #[arg(long, default_value = "4K", value_parser = parse_size)]
     block_size: u64,
+    /// Bytes of a value from which it goes to a blob file; 0: none does
+    #[arg(long, default_value = "512", value_parser = parse_size)]
+    min_blob_size: u64,
+    /// Bytes of a blob file
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    blob_file_size: u64,
+    /// Compression of values in blob files: none or zstd; as --compression_type if not given
+    #[arg(long)]
+    blob_compression_type: Option<String>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Threads for flushes and compactions
     #[arg(long, default_value_t = 2)]
     max_background_jobs: usize,
@@ -115,9 +132,17 @@ pub struct KvBench {
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Bytes a second that the writer beside readers writes at most; 0: no limit
+    /// Bytes a second that each writing thread writes at most; latency then counts from when a
+    /// write was due. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
+    /// Seconds between two reports of progress on standard error; 0: none
+    #[arg(long, default_value_t = 0)]
+    stats_interval_seconds: u64,
+    /// Print the latencies' percentiles after each benchmark's line
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    histogram: bool,
     /// Print one JSON object for each benchmark
     #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
           default_missing_value = "1", action = clap::ArgAction::Set)]
@@ -163,7 +188,8 @@ impl KvBench {
         if self.sync && self.disable_wal {
             return refuse("--sync needs the log that --disable_wal switches off");
         }
-        self.compression().map(|_| ())
+        self.compression()?;
+        self.blob_compression().map(|_| ())
     }
 
     fn compression(&self) -> Outcome<Compression> {
@@ -172,6 +198,17 @@ impl KvBench {
             "zstd" => Ok(Compression::Zstd { level: 3 }),
             other => Err(Failure::usage(format!(
                 "--compression_type {other} is not supported: use none or zstd"
+            ))),
+        }
+    }
+
+    fn blob_compression(&self) -> Outcome<Compression> {
+        let given = self.blob_compression_type.as_ref();
+        match given.unwrap_or(&self.compression_type).as_str() {
+            "none" => Ok(Compression::None),
+            "zstd" => Ok(Options::default().blob_compression),
+            other => Err(Failure::usage(format!(
+                "--blob_compression_type {other} is not supported: use none or zstd"
             ))),
         }
     }
@@ -188,8 +225,21 @@ impl KvBench {
             max_bytes_for_level_base: self.max_bytes_for_level_base,
             bloom_bits_per_key: self.bloom_bits,
             block_size: self.block_size as usize,
+            min_blob_size: self.min_blob_size as usize,
+            blob_file_size: self.blob_file_size,
+            blob_compression: self.blob_compression()?,
             max_background_jobs: self.max_background_jobs,
             disable_auto_compactions: self.disable_auto_compactions,
+            max_subcompactions: self.policy.subcompactions,
+            compaction: self.policy.options()?,
+            max_bytes_for_level_multiplier: self.policy.max_bytes_for_level_multiplier,
+            level0_file_num_compaction_trigger: self.policy.level0_file_num_compaction_trigger,
+            env: (self.memory_limit > 0).then(|| {
+                Env::with_options(EnvOptions {
+                    memory_limit: self.memory_limit as usize,
+                    ..EnvOptions::default()
+                })
+            }),
             ..Options::default()
         })
     }
@@ -263,6 +313,23 @@ impl Benchmark {
             self,
             Benchmark::FillSeq | Benchmark::FillRandom | Benchmark::FillSync
         )
+    }
+
+    /// What db_bench calls its operations.
+    fn operation(self) -> &'static str {
+        match self {
+            Benchmark::FillSeq
+            | Benchmark::FillRandom
+            | Benchmark::FillSync
+            | Benchmark::Overwrite => "write",
+            Benchmark::ReadRandom
+            | Benchmark::ReadSeq
+            | Benchmark::MultiReadRandom
+            | Benchmark::ReadWhileWriting => "read",
+            Benchmark::SeekRandom | Benchmark::SeekWhileWriting => "seek",
+            Benchmark::DeleteRandom => "delete",
+            Benchmark::Compact | Benchmark::Flush | Benchmark::Verify | Benchmark::Stats => "op",
+        }
     }
 
     /// True for those beside which one more thread writes.

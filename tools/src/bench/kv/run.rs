@@ -1,6 +1,6 @@
 //! Runs benchmarks one after the other on one database and prints what they measured.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,9 @@ pub(super) fn run(bench: &KvBench, benchmarks: &[Benchmark]) -> Outcome<()> {
     mounted.with(|fs, mounted| {
         if !bench.use_existing_db {
             Db::destroy(mounted.fs(), &bench.db)?;
+        }
+        if !bench.json {
+            line(header(bench))?;
         }
         let mut db: Option<Db> = None;
         let result: Outcome<()> = (|| {
@@ -90,7 +93,47 @@ fn run_one(
     if bench.json {
         return measured.report.print(true);
     }
-    line(result_line(&measured))
+    line(result_line(&measured))?;
+    if bench.histogram {
+        let latency = &measured.report.latency;
+        line(latency.histogram_text(benchmark.operation()))?;
+    }
+    Ok(())
+}
+
+/// What db_bench prints first.
+fn header(bench: &KvBench) -> String {
+    let compressed = (bench.value_size as f64 * bench.compression_ratio + 0.5) as u64;
+    format!(
+        "Keys:       {} bytes each\nValues:     {} bytes each ({compressed} bytes after compression)\n\
+         Entries:    {}\n{}",
+        bench.key_size,
+        bench.value_size,
+        bench.num,
+        "-".repeat(48),
+    )
+}
+
+/// Reports progress on standard error at every interval, in db_bench's words, until `stop`.
+fn report_intervals(interval: Duration, done: &AtomicU64, stop: &AtomicBool) {
+    let begin = Instant::now();
+    let (mut last, mut last_ops) = (begin, 0);
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(20).min(interval));
+        let now = Instant::now();
+        if now - last < interval {
+            continue;
+        }
+        let ops = done.load(Ordering::Relaxed);
+        let (passed, total) = ((now - last).as_secs_f64(), (now - begin).as_secs_f64());
+        eprintln!(
+            "({},{ops}) ops and ({:.1},{:.1}) ops/second in ({passed:.6},{total:.6}) seconds",
+            ops - last_ops,
+            (ops - last_ops) as f64 / passed,
+            ops as f64 / total,
+        );
+        (last, last_ops) = (now, ops);
+    }
 }
 
 fn measure(
@@ -113,6 +156,9 @@ fn measure(
     let writer = benchmark.has_writer();
     let barrier = Barrier::new(threads + usize::from(writer) + 1);
     let stop = AtomicBool::new(false);
+    let over = AtomicBool::new(false);
+    let done = AtomicU64::new(0);
+    let reported = (bench.stats_interval_seconds > 0).then_some(&done);
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
     let fail = |error: Failure| {
         let mut first = failure.lock().unwrap_or_else(|p| p.into_inner());
@@ -125,11 +171,17 @@ fn measure(
     };
     std::thread::scope(|scope| {
         let (barrier, stop, progress, fail) = (&barrier, &stop, &progress, &fail);
+        let (done, over) = (&done, &over);
+        if reported.is_some() {
+            let interval = Duration::from_secs(bench.stats_interval_seconds);
+            scope.spawn(move || report_intervals(interval, done, over));
+        }
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
                     let seed = seed + thread as u64;
                     let mut worker = Worker::new(bench, db, progress, num, seed);
+                    worker.reported = reported;
                     barrier.wait();
                     let started = Instant::now();
                     if let Err(error) = worker.run(benchmark) {
@@ -165,6 +217,7 @@ fn measure(
         measured.report.elapsed = span.elapsed();
         measured.report.device = fs.counters() - before;
         stop.store(true, Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
         if let Some(beside) = beside {
             let written = beside.join().expect("the writer beside panicked");
             measured
@@ -176,6 +229,10 @@ fn measure(
     if let Some(error) = failure.into_inner().unwrap_or_else(|p| p.into_inner()) {
         return Err(error);
     }
+    if let Some(peak) = peak_rss_bytes() {
+        let extra = &mut measured.report.extra;
+        extra.insert("peak_rss_bytes".into(), json!(peak));
+    }
     if counts_found(benchmark) {
         measured
             .report
@@ -183,6 +240,16 @@ fn measure(
             .insert("found".into(), json!(measured.found));
     }
     Ok(measured)
+}
+
+/// The most memory that this process had so far, where the system tells.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 fn empty_report(bench: &KvBench, benchmark: Benchmark, threads: usize) -> Report {

@@ -1,6 +1,6 @@
 //! What one thread of a benchmark does.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lavakv::{Db, ReadOptions, WriteBatch, WriteOptions};
@@ -24,6 +24,8 @@ pub(super) struct Worker<'a> {
     /// Keys are drawn from 0 to here, exclusive.
     num: u64,
     ends: Option<Instant>,
+    /// Where interval reports find the operations of all threads.
+    pub(super) reported: Option<&'a AtomicU64>,
     /// Latency of each operation.
     pub(super) latency: Latency,
     /// Operations done.
@@ -52,6 +54,7 @@ impl<'a> Worker<'a> {
             key: vec![0; bench.key_size],
             num,
             ends: None,
+            reported: None,
             latency: Latency::default(),
             ops: 0,
             bytes: 0,
@@ -141,12 +144,16 @@ impl<'a> Worker<'a> {
         self.latency.record_many(started.elapsed(), ops);
         self.ops += ops;
         self.progress.add(ops);
+        if let Some(reported) = self.reported {
+            reported.fetch_add(ops, Ordering::Relaxed);
+        }
     }
 
     fn write(&mut self, limit: u64, sync: bool, in_order: bool) -> Outcome<()> {
         let options = self.write_options(sync);
+        let begin = Instant::now();
         while self.goes_on(limit) {
-            let started = Instant::now();
+            let started = self.wait_until_due(begin);
             let pairs = (self.bench.batch_size as u64).min(match self.ends {
                 Some(_) => u64::MAX,
                 None => limit - self.ops,
@@ -166,6 +173,19 @@ impl<'a> Worker<'a> {
             self.done(started, pairs);
         }
         Ok(())
+    }
+
+    /// Under a rate limit, waits until the next write is due. Returns when it was due: a write that
+    /// the ones before it have delayed counts from there, or a stall would be told by one
+    /// write alone.
+    fn wait_until_due(&self, begin: Instant) -> Instant {
+        let limit = self.bench.benchmark_write_rate_limit;
+        if limit == 0 {
+            return Instant::now();
+        }
+        let due = begin + Duration::from_secs_f64(self.bytes as f64 / limit as f64);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        due
     }
 
     fn delete(&mut self, limit: u64, sync: bool) -> Outcome<()> {

@@ -1,0 +1,260 @@
+//! Appends while a checkpoint is being written: nothing but the checkpoint waits for its device
+//! writes, and no crash in the middle loses what was acknowledged.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use lavafs::device::{
+    BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry, SimDevice,
+};
+use lavafs::{
+    BLOCK_SIZE, CheckMode, CreateOptions, FileRef, FileSystem, LavaFs, MkfsOptions, MountOptions,
+    TailPolicy, check, mkfs,
+};
+
+const REGION_BLOCKS: u64 = 256;
+const JOURNAL_START: u64 = 3;
+const THREADS: usize = 4;
+const APPENDS: usize = 40;
+const APPEND_LEN: usize = 4096;
+
+/// A device that holds writes to one range back until it is told to let go.
+#[derive(Debug)]
+struct Gated {
+    device: Arc<SimDevice>,
+    gate: Mutex<Gate>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    closed: Option<Range<u64>>,
+    waiting: usize,
+}
+
+impl Gated {
+    fn close(&self, range: Range<u64>) {
+        self.gate.lock().unwrap().closed = Some(range);
+    }
+
+    fn open(&self) {
+        self.gate.lock().unwrap().closed = None;
+        self.moved.notify_all();
+    }
+
+    fn pass(&self, offset: u64) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        self.moved.notify_all();
+        while gate
+            .closed
+            .as_ref()
+            .is_some_and(|range| range.contains(&offset))
+        {
+            gate = self.moved.wait(gate).unwrap();
+        }
+        gate.waiting -= 1;
+    }
+
+    /// Returns when some write waits at the gate.
+    fn await_waiter(&self) {
+        let mut gate = self.gate.lock().unwrap();
+        while gate.waiting == 0 {
+            gate = self.moved.wait(gate).unwrap();
+        }
+    }
+}
+
+impl BlockDevice for Gated {
+    fn name(&self) -> &str {
+        "gated"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.device.read(offset, buf)
+    }
+
+    fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize) {
+        self.device.read_batch(reads, queue_depth);
+    }
+
+    fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
+        self.pass(offset);
+        self.device.write(offset, data, durability)
+    }
+
+    fn write_batch(&self, writes: &[DeviceWrite<'_>], durability: Durability) -> io::Result<()> {
+        writes.iter().for_each(|write| self.pass(write.offset));
+        self.device.write_batch(writes, durability)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.device.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.device.discard(offset, len)
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        self.device.counters()
+    }
+}
+
+fn mount(device: Arc<dyn BlockDevice>) -> LavaFs {
+    let options = MountOptions {
+        background: false,
+        ..MountOptions::default()
+    };
+    LavaFs::mount(device, &options).unwrap()
+}
+
+/// The journal region that the next checkpoint goes to, in bytes.
+fn idle_region(device: &SimDevice) -> Range<u64> {
+    let region = |index: u64| {
+        let start = (JOURNAL_START + index * REGION_BLOCKS) * BLOCK_SIZE;
+        start..start + REGION_BLOCKS * BLOCK_SIZE
+    };
+    let epoch = |range: &Range<u64>| {
+        let mut block = lavafs::device::AlignedBuf::zeroed(BLOCK_SIZE as usize);
+        device.read(range.start, &mut block).unwrap();
+        u64::from_le_bytes(block[32..40].try_into().unwrap())
+    };
+    [region(0), region(1)]
+        .into_iter()
+        .min_by_key(epoch)
+        .unwrap()
+}
+
+fn pattern(thread: usize, at: usize) -> Vec<u8> {
+    vec![(thread * APPENDS + at) as u8 | 1; APPEND_LEN]
+}
+
+/// What a thread was told: after so many device operations, so many of its appends were durable.
+type Acked = (usize, usize, usize);
+
+/// Appends with every kind of sync; a further extent and a new name are needed on the way.
+fn append(fs: &LavaFs, device: &SimDevice, thread: usize, file: &FileRef) -> Vec<Acked> {
+    let mut acked = Vec::new();
+    for at in 0..APPENDS {
+        let data = pattern(thread, at);
+        match at % 4 {
+            0 => _ = file.append_durable(&[io::IoSlice::new(&data)]).unwrap(),
+            3 => {
+                file.append(&data).unwrap();
+                file.fsync().unwrap();
+            }
+            _ => {
+                file.append(&data).unwrap();
+                file.fdatasync().unwrap();
+            }
+        }
+        acked.push((device.recorded_ops(), thread, at + 1));
+        if at % 16 == 0 {
+            let path = format!("/made-{thread}-{at}");
+            fs.create(Path::new(&path), &CreateOptions::default())
+                .unwrap();
+            fs.commit().unwrap();
+        }
+    }
+    acked
+}
+
+fn assert_contents(fs: &LavaFs, thread: usize, appends: usize, what: &str) {
+    let file = fs.open(Path::new(&format!("/{thread}"))).unwrap();
+    let mut bytes = vec![0; appends * APPEND_LEN];
+    let read = file.read_unverified(0, &mut bytes).unwrap();
+    assert_eq!(read, bytes.len(), "{what}");
+    for (at, part) in bytes.chunks(APPEND_LEN).enumerate() {
+        assert!(part == pattern(thread, at), "{what}: append {at}");
+    }
+}
+
+#[test]
+fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
+    let device = Arc::new(SimDevice::new(16 << 20, 512));
+    let options = MkfsOptions {
+        journal_size: Some(REGION_BLOCKS * BLOCK_SIZE),
+        ..MkfsOptions::default()
+    };
+    mkfs(&*device, &options).unwrap();
+    let gated = Arc::new(Gated {
+        device: device.clone(),
+        gate: Mutex::default(),
+        moved: Condvar::new(),
+    });
+    let fs = mount(gated.clone());
+    let files: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let options = CreateOptions {
+                tail: [TailPolicy::Pack, TailPolicy::Seal][thread % 2],
+                ..CreateOptions::default()
+            };
+            fs.create(Path::new(&format!("/{thread}")), &options)
+                .unwrap()
+        })
+        .collect();
+    for at in 0..500 {
+        let path = format!("/filler-{at}");
+        fs.create(Path::new(&path), &CreateOptions::default())
+            .unwrap();
+    }
+    fs.commit().unwrap();
+    device.record();
+    gated.close(idle_region(&device));
+    let mut acked = std::thread::scope(|scope| {
+        let checkpoint = scope.spawn(|| fs.checkpoint());
+        gated.await_waiter();
+        let (sender, receiver) = channel();
+        for (thread, file) in files.iter().enumerate() {
+            let (sender, fs, device) = (sender.clone(), &fs, &device);
+            scope.spawn(move || sender.send(append(fs, device, thread, file)));
+        }
+        drop(sender);
+        let mut acked = Vec::new();
+        let mut finished = 0;
+        while let Ok(told) = receiver.recv_timeout(Duration::from_secs(30)) {
+            acked.extend(told);
+            finished += 1;
+        }
+        let still_writing = !checkpoint.is_finished();
+        gated.open();
+        checkpoint.join().unwrap().unwrap();
+        assert_eq!(finished, THREADS, "appends waited for the checkpoint");
+        assert!(still_writing);
+        acked
+    });
+    acked.sort_unstable();
+    for thread in 0..THREADS {
+        assert_contents(&fs, thread, APPENDS, "after the checkpoint");
+    }
+    let recording = device.take_recording();
+    let ops = recording.ops().len();
+    // The last operations are the checkpoint's own writes, its flush and its switch.
+    let last = ops.saturating_sub(12);
+    for at in (0..last).step_by(7).chain(last..=ops) {
+        let crashed = Arc::new(recording.crash(at, at as u64));
+        let report = check(crashed.clone(), CheckMode::ReadOnly).unwrap();
+        assert!(report.is_clean(), "crash at {at}: {report:?}");
+        let fs = mount(crashed);
+        for thread in 0..THREADS {
+            let told = acked.iter().rfind(|told| told.0 <= at && told.1 == thread);
+            let appends = told.map_or(0, |told| told.2);
+            assert_contents(
+                &fs,
+                thread,
+                appends,
+                &format!("crash at {at}, file {thread}"),
+            );
+        }
+    }
+}

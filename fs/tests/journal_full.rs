@@ -1,0 +1,136 @@
+//! A journal that is full: what was accepted is kept, what cannot be kept is refused at once.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lavafs::device::SimDevice;
+use lavafs::{
+    BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
+    MkfsOptions, MountOptions, check, mkfs,
+};
+
+const OPEN: usize = 20;
+
+fn device() -> Arc<SimDevice> {
+    let device = SimDevice::new(64 << 20, 512);
+    let options = MkfsOptions {
+        journal_size: Some(64 * BLOCK_SIZE),
+        ..MkfsOptions::default()
+    };
+    mkfs(&device, &options).unwrap();
+    Arc::new(device)
+}
+
+fn mount(device: &Arc<SimDevice>) -> LavaFs {
+    let options = MountOptions {
+        background: false,
+        ..MountOptions::default()
+    };
+    LavaFs::mount(device.clone(), &options).unwrap()
+}
+
+fn create(fs: &LavaFs, path: &str) -> lavafs::Result<FileRef> {
+    fs.create(Path::new(path), &CreateOptions::default())
+}
+
+fn contents(index: usize) -> Vec<u8> {
+    vec![index as u8 + 1; 3000 + index]
+}
+
+const SMALL: usize = 400;
+
+fn create_small(fs: &LavaFs) {
+    for at in 0..SMALL {
+        create(fs, &format!("/small{at}")).unwrap();
+    }
+}
+
+/// Makes names until the journal takes no more, and then extents of the small files.
+fn fill(fs: &LavaFs) {
+    let error = (0..).find_map(|at: usize| create(fs, &format!("/{at:0200}")).err());
+    assert!(matches!(error, Some(Error::NoSpace { .. })), "{error:?}");
+    let refused = (0..SMALL).position(|at| {
+        let file = fs.open(Path::new(&format!("/small{at}"))).unwrap();
+        let outcome = file.append(&[1; 4096]).and_then(|_| file.fsync());
+        matches!(outcome, Err(Error::NoSpace { .. }))
+    });
+    assert!(refused.is_some(), "the journal takes any number of extents");
+}
+
+/// A close wrote out what was buffered, found no room in the journal for the extent, and logged it:
+/// the bytes were gone, though the append had been accepted, and so was the space reserved for them.
+#[test]
+fn buffered_bytes_that_were_accepted_survive_a_close_on_a_full_journal() {
+    let device = device();
+    let fs = mount(&device);
+    create_small(&fs);
+    let open: Vec<_> = (0..OPEN)
+        .map(|at| create(&fs, &format!("/open{at}")).unwrap())
+        .collect();
+    for (index, file) in open.iter().enumerate() {
+        file.append(&contents(index)).unwrap();
+    }
+    fill(&fs);
+    drop(open);
+    fs.commit().unwrap();
+    let used: u64 = fs.space().total - fs.space().free;
+    let fs = {
+        let crashed = Arc::new(device.crash(3));
+        let report = check(crashed.clone(), CheckMode::ReadOnly).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(used, report.used_blocks * BLOCK_SIZE);
+        drop(fs);
+        mount(&crashed)
+    };
+    for index in 0..OPEN {
+        let file = fs.open(Path::new(&format!("/open{index}"))).unwrap();
+        let expected = contents(index);
+        assert_eq!(file.size(), FileSize::Exact(expected.len() as u64));
+        let mut bytes = vec![0; expected.len()];
+        file.read_at(0, &mut bytes).unwrap();
+        assert!(bytes == expected, "file {index}");
+    }
+}
+
+/// On a full journal an append to a file without an extent is refused before anything is appended, and
+/// accepted again when names were removed.
+#[test]
+fn an_append_without_room_for_its_extent_is_refused_whole() {
+    let device = device();
+    let fs = mount(&device);
+    create_small(&fs);
+    let last = create(&fs, "/last").unwrap();
+    fill(&fs);
+    assert!(fs.space().free > fs.space().total / 2);
+    assert!(matches!(last.append(&[1; 100]), Err(Error::NoSpace { .. })));
+    assert_eq!(last.size(), FileSize::Exact(0));
+    for at in 0..40 {
+        fs.unlink(Path::new(&format!("/{at:0200}"))).unwrap();
+    }
+    last.append(&[1; 100]).unwrap();
+    last.fsync().unwrap();
+    drop(last);
+    fs.unmount().unwrap();
+    assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
+}
+
+/// Promises of room end with the handle that needed them.
+#[test]
+fn opening_and_closing_files_does_not_use_the_journal_up() {
+    let device = device();
+    let fs = mount(&device);
+    for round in 0..6000 {
+        let file = fs.open(Path::new("/f")).or_else(|_| create(&fs, "/f"));
+        let file = file.unwrap();
+        file.append(&[1; 10]).unwrap();
+        if round % 3 == 0 {
+            file.truncate(0).unwrap();
+        }
+        if round % 7 == 0 {
+            fs.unlink(Path::new("/f")).unwrap();
+        }
+    }
+    create(&fs, "/another").unwrap().append(&[1]).unwrap();
+    fs.unmount().unwrap();
+}

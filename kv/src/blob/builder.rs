@@ -1,0 +1,322 @@
+//! Writes a blob file: records in key order, then dictionary, index, properties and footer.
+//!
+//! Records are gathered and appended in large pieces. Nothing is durable until
+//! [`BlobFileBuilder::finish`] has returned; a file that was not finished has no footer, cannot be
+//! opened, and is to be removed by whoever made it.
+
+use std::io::IoSlice;
+
+use lavafs::FileRef;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::cbt_builder::IndexBuilder;
+use super::footer::{
+    FOOTER_LEN, Footer, HEADER_LEN, Header, SECTION_DICTIONARY, SECTION_INDEX, SECTION_PROPERTIES,
+    seal,
+};
+use super::iter::StoredValue;
+use super::properties::BlobFileProperties;
+use super::record::{
+    CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICTIONARY, encode_head, encode_tail, padded,
+};
+use super::{BlobFileOptions, MAX_DICTIONARY_LEN};
+use crate::compression::{BlockCompressor, Compression};
+use crate::error::{Error, Result};
+use crate::key::{InternalKeyRef, SeqNo, compare_internal};
+use crate::sstable::{Handle, MAX_KEY_LEN, MAX_VALUE_LEN, encode_sections};
+
+/// Bytes gathered before they are appended to the file. Also the size from which a value is
+/// appended from where it is.
+const APPEND_BYTES: usize = 1 << 20;
+
+/// Builds one blob file. Belongs to one thread.
+pub struct BlobFileBuilder {
+    options: BlobFileOptions,
+    compressor: BlockCompressor,
+    /// Codec of what `compressor` gives.
+    codec: u8,
+    output: Output,
+    index: IndexBuilder,
+    last_key: Vec<u8>,
+    properties: BlobFileProperties,
+    /// Head of the record that is written.
+    head: Vec<u8>,
+}
+
+/// The file, and what is on its way there.
+struct Output {
+    file: FileRef,
+    header: Header,
+    /// Bytes not yet appended.
+    pending: Vec<u8>,
+    /// Bytes of the file, `pending` included.
+    len: u64,
+    digest: Xxh3,
+}
+
+impl BlobFileBuilder {
+    /// Begins a blob file in `file`, which must be empty and is the builder's alone. `number` is
+    /// the file's number in its database.
+    ///
+    /// # Errors
+    /// Options that are out of range.
+    pub fn create(file: FileRef, number: u64, options: BlobFileOptions) -> Result<Self> {
+        assert_eq!(
+            file.size().upper(),
+            0,
+            "a blob file begins in an empty file"
+        );
+        let (compressor, codec) = match (&options.dictionary, options.compression) {
+            (Some(dictionary), _) if dictionary.len() > MAX_DICTIONARY_LEN => {
+                let len = dictionary.len();
+                return Err(Error::invalid_argument(format!(
+                    "dictionary of {len} bytes, at most {MAX_DICTIONARY_LEN}"
+                )));
+            }
+            (Some(dictionary), Compression::Zstd { level }) if !dictionary.is_empty() => (
+                BlockCompressor::with_dictionary(level, dictionary)?,
+                CODEC_ZSTD_DICTIONARY,
+            ),
+            (_, compression) => (BlockCompressor::new(compression)?, CODEC_ZSTD),
+        };
+        let header = Header {
+            seed: file.generation().0,
+            number,
+        };
+        let mut output = Output {
+            file,
+            header,
+            pending: Vec::with_capacity(APPEND_BYTES + (64 << 10)),
+            len: 0,
+            digest: Xxh3::new(),
+        };
+        output.write(&[&header.encode()])?;
+        Ok(BlobFileBuilder {
+            options,
+            compressor,
+            codec,
+            output,
+            index: IndexBuilder::default(),
+            last_key: Vec::new(),
+            properties: BlobFileProperties {
+                smallest_seq: SeqNo::MAX,
+                ..BlobFileProperties::default()
+            },
+            head: Vec::new(),
+        })
+    }
+
+    /// Adds the value of a version of a key, and returns the bytes that its record takes in the file.
+    /// After an error the file cannot be finished.
+    ///
+    /// # Errors
+    /// The file's, or a key or value over its limit.
+    ///
+    /// # Panics
+    /// If `internal_key` is malformed or not after the one before.
+    pub fn add(&mut self, internal_key: &[u8], value: &[u8]) -> Result<u64> {
+        let (compressor, mut codec) = (&mut self.compressor, self.codec);
+        // Taken apart from `self`, whose other parts write the record.
+        let stored = match compressor.compress(value) {
+            Some(stored) => stored,
+            None => {
+                codec = CODEC_RAW;
+                value
+            }
+        };
+        let output = &mut self.output;
+        let head = &mut self.head;
+        check_order(&self.last_key, internal_key);
+        let record = (internal_key, codec, stored);
+        let len = output.write_record(head, record, value.len())?;
+        self.count(internal_key, value.len() as u64, len);
+        Ok(len)
+    }
+
+    /// Like [`BlobFileBuilder::add`] of a value as another blob file stores it, without
+    /// compressing it again.
+    ///
+    /// # Errors
+    /// As [`BlobFileBuilder::add`].
+    pub fn add_stored(&mut self, internal_key: &[u8], value: StoredValue<'_>) -> Result<u64> {
+        if value.codec == CODEC_ZSTD_DICTIONARY {
+            return self.add(internal_key, &value.decode()?);
+        }
+        let value_len = value.value_len()?;
+        check_order(&self.last_key, internal_key);
+        let record = (internal_key, value.codec, value.bytes);
+        let len = self
+            .output
+            .write_record(&mut self.head, record, value_len as usize)?;
+        self.count(internal_key, value_len, len);
+        Ok(len)
+    }
+
+    fn count(&mut self, internal_key: &[u8], value_len: u64, record_len: u64) {
+        let key = InternalKeyRef::decode(internal_key).expect("internal keys are well-formed");
+        let properties = &mut self.properties;
+        let before = (properties.records > 0).then_some(&self.last_key[..]);
+        self.index.add(before, internal_key, record_len);
+        if before.is_none() {
+            properties.smallest = internal_key.to_vec();
+        }
+        properties.records += 1;
+        properties.raw_key_bytes += internal_key.len() as u64;
+        properties.raw_value_bytes += value_len;
+        properties.stored_bytes += record_len;
+        properties.smallest_seq = properties.smallest_seq.min(key.seq);
+        properties.largest_seq = properties.largest_seq.max(key.seq);
+        self.last_key.clear();
+        self.last_key.extend_from_slice(internal_key);
+    }
+
+    /// Values added so far.
+    pub fn records(&self) -> u64 {
+        self.properties.records
+    }
+
+    /// The last internal key added; empty before the first.
+    pub fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
+    /// Bytes of the file if it were finished now, about.
+    pub fn estimated_size(&self) -> u64 {
+        let dictionary = self
+            .options
+            .dictionary
+            .as_ref()
+            .map_or(0, |dictionary| dictionary.len());
+        self.output.len + (self.index.estimated_size() + dictionary) as u64
+    }
+
+    /// Writes what is left and makes the file durable, size included.
+    ///
+    /// # Panics
+    /// If nothing was added.
+    pub fn finish(mut self) -> Result<BlobFileProperties> {
+        assert!(self.properties.records > 0, "a blob file has records");
+        let output = &mut self.output;
+        let mut sections = Vec::new();
+        if let (CODEC_ZSTD_DICTIONARY, Some(dictionary)) = (self.codec, &self.options.dictionary) {
+            sections.push((SECTION_DICTIONARY, true, output.write_block(dictionary)?));
+        }
+        let index = self.index.finish(HEADER_LEN as u64);
+        sections.push((SECTION_INDEX, true, output.write_block(&index)?));
+        let mut properties = self.properties;
+        properties.largest = self.last_key;
+        let handle = output.write_block(&properties.encode())?;
+        sections.push((SECTION_PROPERTIES, true, handle));
+        let meta = output.write_block(&encode_sections(&sections))?;
+        properties.checksum = output.finish(meta)?;
+        properties.file_bytes = output.len;
+        Ok(properties)
+    }
+
+    /// Gives the file up: nothing more is written to it. Its maker removes it.
+    pub fn abandon(self) {}
+}
+
+impl std::fmt::Debug for BlobFileBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let records = self.records();
+        write!(
+            f,
+            "BlobFileBuilder: {records} records in {:?}",
+            self.output.file
+        )
+    }
+}
+
+fn check_order(last_key: &[u8], internal_key: &[u8]) {
+    assert!(
+        InternalKeyRef::decode(internal_key).is_some(),
+        "internal keys are well-formed"
+    );
+    assert!(
+        last_key.is_empty() || compare_internal(last_key, internal_key).is_lt(),
+        "keys are added in ascending order"
+    );
+}
+
+impl Output {
+    /// Writes a record of key, codec and stored value; returns its length.
+    fn write_record(
+        &mut self,
+        head: &mut Vec<u8>,
+        (internal_key, codec, stored): (&[u8], u8, &[u8]),
+        value_len: usize,
+    ) -> Result<u64> {
+        if internal_key.len() > MAX_KEY_LEN || value_len > MAX_VALUE_LEN {
+            let key_len = internal_key.len();
+            return Err(Error::invalid_argument(format!(
+                "key of {key_len} or value of {value_len} bytes, limits are {MAX_KEY_LEN} and \
+                 {MAX_VALUE_LEN}"
+            )));
+        }
+        head.clear();
+        encode_head(internal_key, stored.len(), codec, head);
+        let tail = encode_tail(self.header.seed, self.len, head, stored);
+        let len = (head.len() + stored.len() + tail.len()) as u64;
+        assert_eq!(len, padded(len), "padding is complete");
+        self.write(&[head, stored, &tail])?;
+        Ok(len)
+    }
+
+    fn write_block(&mut self, contents: &[u8]) -> Result<Handle> {
+        let offset = self.len;
+        self.write(&[contents, &seal(self.header.seed, offset, contents)])?;
+        Ok(Handle {
+            offset,
+            len: self.len - offset,
+        })
+    }
+
+    fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if len >= APPEND_BYTES {
+            let mut slices = vec![IoSlice::new(&self.pending)];
+            slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+            slices.iter().for_each(|slice| self.digest.update(slice));
+            self.file.append_vectored(&slices)?;
+            self.pending.clear();
+        } else {
+            parts
+                .iter()
+                .for_each(|part| self.pending.extend_from_slice(part));
+            if self.pending.len() >= APPEND_BYTES {
+                self.append_pending()?;
+            }
+        }
+        self.len += len as u64;
+        Ok(())
+    }
+
+    fn append_pending(&mut self) -> Result<()> {
+        self.digest.update(&self.pending);
+        self.file.append(&self.pending)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Writes the footer and makes all durable; returns the checksum of what is before it.
+    fn finish(&mut self, meta: Handle) -> Result<u64> {
+        self.append_pending()?;
+        let body_checksum = self.digest.digest();
+        let footer = Footer {
+            header: self.header,
+            meta,
+            body_checksum,
+            file_size: self.len + FOOTER_LEN as u64,
+        };
+        self.write(&[&footer.encode()])?;
+        self.append_pending()?;
+        self.file.fsync()?;
+        assert_eq!(
+            self.file.size().lower(),
+            self.len,
+            "nobody else appends to the file"
+        );
+        Ok(body_checksum)
+    }
+}

@@ -1,0 +1,113 @@
+//! What a blob file says of itself, enough to list it in a manifest again. Encoded as an SST's
+//! properties (sstable/properties.rs): names and values, unknown names skipped.
+
+use crate::key::SeqNo;
+use crate::sstable::{BadBlock, append_property, take_property};
+
+/// Counts, sizes and bounds of a blob file.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BlobFileProperties {
+    /// Values.
+    pub records: u64,
+    /// Bytes of internal keys.
+    pub raw_key_bytes: u64,
+    /// Bytes of values before compression.
+    pub raw_value_bytes: u64,
+    /// Bytes of records as they are stored, padding included: the sum of what
+    /// [`super::BlobFileBuilder::add`] returned, and the unit in which garbage is counted.
+    pub stored_bytes: u64,
+    /// The smallest sequence number.
+    pub smallest_seq: SeqNo,
+    /// The largest sequence number.
+    pub largest_seq: SeqNo,
+    /// The first internal key.
+    pub smallest: Vec<u8>,
+    /// The last internal key.
+    pub largest: Vec<u8>,
+    /// Bytes of the file. Kept in the footer.
+    pub file_bytes: u64,
+    /// xxh3 of all bytes before the footer. Kept in the footer.
+    pub checksum: u64,
+}
+
+impl BlobFileProperties {
+    /// Names and places of the numbers in the properties block.
+    fn numbers(&mut self) -> [(&'static str, &mut u64); 6] {
+        [
+            ("records", &mut self.records),
+            ("raw_key_bytes", &mut self.raw_key_bytes),
+            ("raw_value_bytes", &mut self.raw_value_bytes),
+            ("stored_bytes", &mut self.stored_bytes),
+            ("smallest_seq", &mut self.smallest_seq),
+            ("largest_seq", &mut self.largest_seq),
+        ]
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut copy = self.clone();
+        let mut out = Vec::new();
+        for (name, number) in copy.numbers() {
+            append_property(&mut out, name, &number.to_le_bytes());
+        }
+        append_property(&mut out, "smallest", &self.smallest);
+        append_property(&mut out, "largest", &self.largest);
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadBlock> {
+        let mut properties = BlobFileProperties::default();
+        let mut found = 0;
+        let mut at = 0;
+        while at < bytes.len() {
+            let start = at;
+            let bad = |detail| BadBlock { at: start, detail };
+            let name = take_property(bytes, &mut at).ok_or(bad("property without a name"))?;
+            let value = take_property(bytes, &mut at).ok_or(bad("property without a value"))?;
+            match name {
+                b"smallest" => properties.smallest = value.to_vec(),
+                b"largest" => properties.largest = value.to_vec(),
+                _ => {
+                    let mut numbers = properties.numbers();
+                    let known = numbers
+                        .iter_mut()
+                        .find(|(known, _)| known.as_bytes() == name);
+                    let Some((_, number)) = known else { continue };
+                    let value = value
+                        .try_into()
+                        .map_err(|_| bad("property is not a number"))?;
+                    **number = u64::from_le_bytes(value);
+                }
+            }
+            found += 1;
+        }
+        let wanted = properties.numbers().len() + 2;
+        if found != wanted {
+            let detail = "properties missing or repeated";
+            return Err(BadBlock { at, detail });
+        }
+        Ok(properties)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_come_back_and_unknown_ones_are_skipped() {
+        let mut properties = BlobFileProperties {
+            smallest: b"a".to_vec(),
+            largest: vec![b'z'; 300],
+            ..BlobFileProperties::default()
+        };
+        for (index, (_, number)) in properties.numbers().into_iter().enumerate() {
+            *number = 1 << (9 * index);
+        }
+        let mut bytes = properties.encode();
+        append_property(&mut bytes, "from the future", b"?");
+        assert_eq!(BlobFileProperties::decode(&bytes).unwrap(), properties);
+        for cut in 0..properties.encode().len() {
+            assert!(BlobFileProperties::decode(&properties.encode()[..cut]).is_err());
+        }
+    }
+}

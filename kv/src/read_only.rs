@@ -1,0 +1,113 @@
+//! Opening for reading alone: the state of a moment, with nothing changed on disk.
+//!
+//! 1. read the manifest in force and open every table it names, so that their files stay readable
+//!    although the owner may remove them;
+//! 2. replay the logs into memtables, which are kept in memory however large they get.
+//!
+//! No lock is taken. An owner that is at work may remove a file between two steps, end one log
+//! and begin the next between the reads of the two, or flush a log that the manifest read before
+//! still needs and remove it: then all is tried again, a few times.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lavafs::FileSystemRef;
+
+use crate::engine::{BackgroundError, Engine, View};
+use crate::error::{Error, Result};
+use crate::file_names::FileNumber;
+use crate::options::Options;
+use crate::recovery;
+use crate::version::Recovered;
+
+/// How often opening is tried beside an owner that changes files meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// Opens the database at `dir`.
+pub(crate) fn open(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<Engine>> {
+    options.validate()?;
+    let mut attempt = 1;
+    loop {
+        match open_once(fs, dir, options) {
+            Err(error) if attempt < ATTEMPTS && may_pass(&error) => attempt += 1,
+            Err(Error::Fs(error)) if error.is_not_found() => {
+                let what = format!("files vanish while {} is opened: {error}", dir.display());
+                return Err(Error::Busy { what });
+            }
+            other => return other,
+        }
+    }
+}
+
+/// True for what a change by the owner between two steps looks like.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Busy { .. } => true,
+        Error::Fs(error) => error.is_not_found(),
+        other => other.is_corrupt(),
+    }
+}
+
+fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<Engine>> {
+    let Some(recovered) = Recovered::read(fs, dir)? else {
+        let what = format!("no database at {}", dir.display());
+        return Err(Error::invalid_argument(what));
+    };
+    let engine = recovery::engine_for(fs.clone(), dir, options.clone(), None, &recovered)?;
+    engine.install_recovered(&recovered, false)?;
+    let cfs = engine.state.lock().cfs.clone();
+    for cf in cfs.values() {
+        for (_, _, file) in cf.view().version.files() {
+            file.table(&*engine)
+                .map_err(|error| named(error, &file.meta.number))?;
+        }
+    }
+    engine.replay_logs(&recovered)?;
+    engine.state.lock().error = Some(BackgroundError {
+        error: Error::ReadOnly {
+            reason: Arc::from("it was opened for reading alone"),
+        },
+        transient: false,
+        resumable: false,
+    });
+    Ok(engine)
+}
+
+/// A table that the manifest names and that is not there is damage, if it stays so.
+fn named(error: Error, number: &u64) -> Error {
+    match error {
+        Error::Fs(source) if source.is_not_found() => {
+            Error::corrupt(format!("{number:06}.sst"), 0_u64, "is missing")
+        }
+        other => other,
+    }
+}
+
+impl Engine {
+    /// Fails where the oldest log that the recovered manifest needs is gone because its owner
+    /// flushed it since: what it held is in a table that the manifest of before does not name.
+    pub(crate) fn refuse_flushed_logs(&self, needed: FileNumber) -> Result<()> {
+        let now = Recovered::read(&self.fs, &self.dir)?.unwrap_or_default();
+        match now.cfs.values().map(|cf| cf.log_number).min() {
+            Some(least) if least == needed => Ok(()),
+            _ => {
+                let what = format!("{} was flushed while it was opened", self.dir.display());
+                Err(Error::Busy { what })
+            }
+        }
+    }
+
+    /// Makes the full memtable of a column family immutable; nothing flushes it.
+    pub(crate) fn keep_in_memory(&self, cf: &crate::engine::ColumnFamily) {
+        let view = cf.view();
+        let mut imms = view.imms.clone();
+        imms.insert(0, Arc::clone(&view.mem));
+        let next = View {
+            mem: self.new_mem(0),
+            imms,
+            version: Arc::clone(&view.version),
+        };
+        let state = self.state.lock();
+        cf.set_view(next, &state);
+    }
+}

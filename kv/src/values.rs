@@ -1,0 +1,190 @@
+//! Reading separated values: from an entry's internal key and reference to the value.
+//!
+//! A single value is one read of exactly its record, because the index of its blob file is in memory. Many
+//! values are one submission; records that lie next to each other become one read, as they do
+//! where a file was written in the order in which it is scanned.
+
+use std::sync::Arc;
+
+use lavafs::ReadRequest;
+
+use crate::blob::{BlobFileReader, RecordLocation};
+use crate::compaction::no_such_file;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::file_names::FileName;
+use crate::reference::BlobReference;
+use crate::version::{BlobFile, BlobMeta, BlobOpener, Version};
+
+/// Device reads of one submission that are in flight at a time.
+const QUEUE_DEPTH: usize = 32;
+
+/// Bytes of one read that takes several records.
+const READ_MAX: u64 = 1 << 20;
+
+/// Bytes between two records that are read in vain rather than starting another read.
+const GAP_MAX: u64 = 4096;
+
+/// An entry whose value is in a blob file.
+#[derive(Clone, Debug)]
+pub(crate) struct SeparatedValue {
+    /// The internal key: that of the record too.
+    pub(crate) key: Vec<u8>,
+    pub(crate) reference: BlobReference,
+}
+
+/// A value to read, and where it is.
+struct Located<'a> {
+    /// Its place among those that the caller wants.
+    at: usize,
+    reader: &'a Arc<BlobFileReader>,
+    location: RecordLocation,
+}
+
+impl Located<'_> {
+    fn end(&self) -> u64 {
+        self.location.offset + self.location.len
+    }
+
+    /// True where `next` can be read together with this one, which begins a read at `start`.
+    fn joins(&self, next: &Located<'_>) -> bool {
+        Arc::ptr_eq(self.reader, next.reader)
+            && next.location.offset >= self.end()
+            && next.location.offset - self.end() <= GAP_MAX
+    }
+}
+
+impl BlobOpener for Engine {
+    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>> {
+        let path = self.dir.join(FileName::Blob(meta.number).to_string());
+        let file = self.fs.open(&path)?;
+        let size = file.size().lower();
+        if size != meta.file_size {
+            let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
+            return Err(Error::corrupt(path.display().to_string(), size, detail));
+        }
+        BlobFileReader::open(file, meta.number)
+    }
+}
+
+impl Engine {
+    /// The value of one entry of `version`.
+    pub(crate) fn separated_value(
+        &self,
+        version: &Version,
+        wanted: &SeparatedValue,
+    ) -> Result<Vec<u8>> {
+        let file = file_of(version, wanted)?;
+        let found = file.reader(self)?.get(&wanted.key)?;
+        self.tickers.blob_reads.add(1);
+        checked(wanted, file, found)
+    }
+
+    /// The values of entries of `version`, in their order.
+    pub(crate) fn separated_values(
+        &self,
+        version: &Version,
+        wanted: &[SeparatedValue],
+    ) -> Result<Vec<Vec<u8>>> {
+        if let [wanted] = wanted {
+            return Ok(vec![self.separated_value(version, wanted)?]);
+        }
+        let mut located = Vec::with_capacity(wanted.len());
+        for (at, one) in wanted.iter().enumerate() {
+            let file = file_of(version, one)?;
+            let reader = file.reader(self)?;
+            let location = reader.locate(&one.key);
+            let location = location.ok_or_else(|| missing(one, file))?;
+            located.push(Located {
+                at,
+                reader,
+                location,
+            });
+        }
+        located.sort_by_key(|one| (one.reader.number(), one.location.offset));
+        let groups: Vec<&[Located<'_>]> = join(&located);
+        let mut buffers = self.read_groups(&groups)?;
+        let mut values = vec![Vec::new(); wanted.len()];
+        for (group, buffer) in groups.iter().zip(&mut buffers) {
+            for one in *group {
+                let record = match group.len() {
+                    1 => std::mem::take(buffer),
+                    _ => {
+                        let start = (one.location.offset - group[0].location.offset) as usize;
+                        let end = (start + one.location.len as usize).min(buffer.len());
+                        buffer[start.min(end)..end].to_vec()
+                    }
+                };
+                let entry = &wanted[one.at];
+                let found = one.reader.decode_record(&entry.key, one.location, record)?;
+                values[one.at] = checked(entry, file_of(version, entry)?, found)?;
+            }
+        }
+        self.tickers.blob_reads.add(groups.len() as u64);
+        Ok(values)
+    }
+
+    /// Reads each group's bytes, all in one submission.
+    fn read_groups(&self, groups: &[&[Located<'_>]]) -> Result<Vec<Vec<u8>>> {
+        let length = |group: &&[Located<'_>]| {
+            let last = group.last().expect("groups are not empty");
+            (last.end() - group[0].location.offset) as usize
+        };
+        let mut buffers: Vec<Vec<u8>> = groups.iter().map(|g| vec![0; length(g)]).collect();
+        let requests = groups
+            .iter()
+            .zip(&mut buffers)
+            .map(|(group, buf)| ReadRequest {
+                file: group[0].reader.file(),
+                offset: group[0].location.offset,
+                buf,
+                read: 0,
+            });
+        let mut requests: Vec<ReadRequest<'_>> = requests.collect();
+        self.fs.read_batch(&mut requests, QUEUE_DEPTH)?;
+        let lengths: Vec<usize> = requests.iter().map(|request| request.read).collect();
+        for (buffer, len) in buffers.iter_mut().zip(lengths) {
+            buffer.truncate(len);
+        }
+        Ok(buffers)
+    }
+}
+
+/// Cuts values in the order of their places into reads.
+fn join<'a, 'b>(located: &'a [Located<'b>]) -> Vec<&'a [Located<'b>]> {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    for at in 1..=located.len() {
+        let goes_on = located.get(at).is_some_and(|next| {
+            located[at - 1].joins(next) && next.end() - located[start].location.offset <= READ_MAX
+        });
+        if !goes_on && start < at {
+            groups.push(&located[start..at]);
+            start = at;
+        }
+    }
+    groups
+}
+
+fn file_of<'a>(version: &'a Version, wanted: &SeparatedValue) -> Result<&'a Arc<BlobFile>> {
+    let number = wanted.reference.file;
+    let file = version.blobs.resolve(number);
+    file.ok_or_else(|| no_such_file(number))
+}
+
+fn missing(wanted: &SeparatedValue, file: &BlobFile) -> Error {
+    let name = FileName::Blob(file.meta.number).to_string();
+    let key = wanted.key.escape_ascii();
+    Error::corrupt(name, 0_u64, format!("no record for key {key}"))
+}
+
+fn checked(wanted: &SeparatedValue, file: &BlobFile, found: Option<Vec<u8>>) -> Result<Vec<u8>> {
+    let value = found.ok_or_else(|| missing(wanted, file))?;
+    if value.len() as u64 != wanted.reference.value_len {
+        let name = FileName::Blob(file.meta.number).to_string();
+        let (is, says) = (value.len(), wanted.reference.value_len);
+        let detail = format!("a value has {is} bytes, but its reference says {says}");
+        return Err(Error::corrupt(name, 0_u64, detail));
+    }
+    Ok(value)
+}

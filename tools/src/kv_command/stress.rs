@@ -1,0 +1,385 @@
+//! `lava kv stress`: random operations on a database for a given time, every result checked.
+//!
+//! Each thread owns keys of its own and knows what they hold, so it can check every read. A *pair* is
+//! two keys that are always written together, with the same value, in one batch: whoever sees the one
+//! without the other has seen half a batch. A value is its counter, which grows with every write
+//! of the pair, and bytes that follow from it: a value that was never written does not check.
+//!
+//! What is there at the start, after a kill for instance, is checked the same way and goes on from there.
+//! With `--ack` a line `PAIR COUNTER` is printed after each write that is durable: whoever kills the
+//! process knows what must be found afterwards, a counter of at least this. Deletions are not
+//! drawn then.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use lavakv::{Db, ReadOptions, WriteBatch, WriteOptions};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+
+use super::Where;
+use crate::cli::{Access, Failure, Mounted, Outcome, json_line, line};
+
+/// `lava kv stress`.
+#[derive(Debug, Args)]
+pub struct Stress {
+    #[command(flatten)]
+    at: Where,
+    /// Seconds to run
+    #[arg(long, default_value_t = 10)]
+    duration: u64,
+    /// Threads
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+    /// Pairs of keys of each thread
+    #[arg(long, default_value_t = 500)]
+    pairs: u64,
+    /// Bytes of a value at most, at least 32
+    #[arg(long, default_value_t = 400)]
+    value_size: usize,
+    /// Bytes of a memtable: small ones flush and compact all the time
+    #[arg(long, default_value_t = 256 << 10)]
+    write_buffer_size: usize,
+    /// Close and open again each time that so many seconds have passed; 0: never
+    #[arg(long, default_value_t = 3)]
+    reopen: u64,
+    /// Seed of the operations; 0: from the time
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print each write that is durable
+    #[arg(long)]
+    ack: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "ack")]
+    json: bool,
+}
+
+/// What all threads share.
+struct Shared<'a> {
+    stress: &'a Stress,
+    /// `None` only while the database is opened again.
+    db: RwLock<Option<Db>>,
+    stop: AtomicBool,
+    ops: AtomicU64,
+    checks: AtomicU64,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// One thread's pairs and what they hold: the counter of the last write, or that it was a deletion.
+struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    thread: u64,
+    rng: SmallRng,
+    /// Counter of the last write, and whether the pair is there.
+    model: BTreeMap<u64, (u64, bool)>,
+}
+
+fn names(thread: u64, pair: u64) -> [Vec<u8>; 2] {
+    // The two keys of a pair lie far apart, so that they are in different tables.
+    ["a", "b"].map(|half| format!("{half}/{thread:03}/{pair:06}").into_bytes())
+}
+
+/// A counter as text, and bytes that follow from it.
+fn value_of(pair: u64, counter: u64, size: usize) -> Vec<u8> {
+    let mut rng = SmallRng::seed_from_u64(pair.rotate_left(32) ^ counter);
+    let len = rng.random_range(32..=size.max(32));
+    let mut value = format!("{counter:016x} ").into_bytes();
+    while value.len() < len {
+        value.push(rng.random_range(b'a'..=b'z'));
+    }
+    value
+}
+
+/// The counter of a value that was written to `pair`.
+fn counter_of(pair: u64, value: &[u8], size: usize) -> Option<u64> {
+    let digits = std::str::from_utf8(value.get(..16)?).ok()?;
+    let counter = u64::from_str_radix(digits, 16).ok()?;
+    (value_of(pair, counter, size) == value).then_some(counter)
+}
+
+impl Stress {
+    pub(super) fn run(&self) -> Outcome {
+        if self.threads == 0 || self.threads > 1000 || self.pairs == 0 || self.pairs > 1_000_000 {
+            return Err(Failure::usage(
+                "--threads is 1 to 1000 and --pairs 1 to 1000000",
+            ));
+        }
+        if !(32..=1 << 20).contains(&self.value_size) {
+            return Err(Failure::usage("--value_size is 32 to 1048576"));
+        }
+        let mounted = self.at.fs.open(Access::ReadWrite)?;
+        mounted.with(|_, mounted| self.run_on(mounted))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn open(&self, mounted: &Mounted) -> Outcome<Db> {
+        let options = lavakv::Options {
+            create_if_missing: true,
+            write_buffer_size: self.write_buffer_size,
+            target_file_size_base: self.write_buffer_size as u64,
+            max_bytes_for_level_base: 4 * self.write_buffer_size as u64,
+            ..lavakv::Options::default()
+        };
+        Ok(Db::open(mounted.fs().clone(), &self.at.db, options)?)
+    }
+
+    fn run_on(&self, mounted: &Mounted) -> Outcome<()> {
+        let seed = match self.seed {
+            0 => rand::random(),
+            seed => seed,
+        };
+        if !self.ack && !self.json {
+            line(format_args!("seed {seed}"))?;
+        }
+        let shared = Shared {
+            stress: self,
+            db: RwLock::new(Some(self.open(mounted)?)),
+            stop: AtomicBool::new(false),
+            ops: AtomicU64::new(0),
+            checks: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        };
+        let mut reopened = 0;
+        std::thread::scope(|scope| {
+            for thread in 0..self.threads {
+                let shared = &shared;
+                scope.spawn(move || {
+                    if let Err(error) = Worker::new(shared, thread, seed).run() {
+                        shared.fail(error);
+                    }
+                });
+            }
+            if let Err(error) = self.supervise(&shared, mounted, &mut reopened) {
+                shared.fail(error);
+            }
+            shared.stop.store(true, Ordering::Relaxed);
+        });
+        let db = shared
+            .db
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let failure = shared.failure.into_inner();
+        if let Some(failure) = failure.unwrap_or_else(PoisonError::into_inner) {
+            return Err(Failure::new(format!("seed {seed}: {failure}")));
+        }
+        if let Some(db) = db {
+            db.verify()?;
+            db.close()?;
+        }
+        let (ops, checks) = (shared.ops.into_inner(), shared.checks.into_inner());
+        match (self.json, self.ack) {
+            (true, _) => json_line(&json!({
+                "bench": "kv", "workload": "stress", "seed": seed, "ops": ops,
+                "checks": checks, "reopened": reopened,
+            })),
+            (_, true) => Ok(()),
+            _ => line(format_args!(
+                "{ops} operations, {checks} checks, opened again {reopened} times: sound"
+            )),
+        }
+    }
+
+    /// Opens the database again from time to time, until the time is over or something failed.
+    fn supervise(&self, shared: &Shared<'_>, mounted: &Mounted, reopened: &mut u64) -> Outcome<()> {
+        let ends = Instant::now() + Duration::from_secs(self.duration);
+        let mut next = Instant::now() + Duration::from_secs(self.reopen.max(1));
+        while Instant::now() < ends && !shared.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+            if self.reopen > 0 && Instant::now() >= next {
+                let mut db = shared.db.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(open) = db.take() {
+                    open.close()?;
+                }
+                *db = Some(self.open(mounted)?);
+                *reopened += 1;
+                next = Instant::now() + Duration::from_secs(self.reopen);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared<'_> {
+    fn fail(&self, error: Failure) {
+        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&Db) -> Outcome<R>) -> Outcome<R> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        match &*db {
+            Some(db) => work(db),
+            None => Err(Failure::new("the database could not be opened again")),
+        }
+    }
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared<'a>, thread: u64, seed: u64) -> Self {
+        Worker {
+            shared,
+            thread,
+            rng: SmallRng::seed_from_u64(seed.wrapping_add(thread)),
+            model: BTreeMap::new(),
+        }
+    }
+
+    /// A number that no other thread's pair has.
+    fn id(&self, pair: u64) -> u64 {
+        self.thread * 1_000_000 + pair
+    }
+
+    fn run(mut self) -> Outcome<()> {
+        self.shared.with(|db| self.adopt(db))?;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let pair = self.rng.random_range(0..self.shared.stress.pairs);
+            let draw = self.rng.random_range(0..1000);
+            self.shared.with(|db| self.step(db, pair, draw))?;
+            self.shared.ops.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.with(|db| self.scan(db))
+    }
+
+    /// Takes over what an earlier run left, which must be whole batches of values once written.
+    fn adopt(&mut self, db: &Db) -> Outcome<()> {
+        for pair in 0..self.shared.stress.pairs {
+            let [a, b] = names(self.thread, pair);
+            let now = ReadOptions::default();
+            let (a, b) = (db.get(&a, &now)?, db.get(&b, &now)?);
+            if a != b {
+                return Err(self.wrong(pair, "holds half a batch"));
+            }
+            let Some(value) = a else { continue };
+            let size = self.shared.stress.value_size;
+            let Some(counter) = counter_of(self.id(pair), &value, size) else {
+                return Err(self.wrong(pair, "holds a value that was never written"));
+            };
+            self.model.insert(pair, (counter, true));
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, db: &Db, pair: u64, draw: u32) -> Outcome<()> {
+        match draw {
+            0..=549 => self.write(db, pair, draw.is_multiple_of(10)),
+            550..=899 => self.read(db, pair),
+            900..=979 => self.read_many(db, pair),
+            980..=994 => self.scan(db),
+            995..=997 => Ok(db.flush()?),
+            998 => {
+                let [from, to] = names(self.thread, pair);
+                Ok(db.compact_range(Some(&from), Some(&to))?)
+            }
+            _ => Ok(db.sync_wal()?),
+        }
+    }
+
+    fn write(&mut self, db: &Db, pair: u64, sync: bool) -> Outcome<()> {
+        let (counter, _) = self.model.get(&pair).copied().unwrap_or((0, false));
+        let counter = counter + 1;
+        let delete = !self.shared.stress.ack && self.rng.random_range(0..5) == 0;
+        let value = value_of(self.id(pair), counter, self.shared.stress.value_size);
+        let mut batch = WriteBatch::new();
+        for name in names(self.thread, pair) {
+            if delete {
+                batch.delete(&name);
+            } else {
+                batch.put(&name, &value);
+            }
+        }
+        let options = WriteOptions {
+            sync,
+            disable_wal: false,
+        };
+        db.write(batch, &options)?;
+        self.model.insert(pair, (counter, !delete));
+        if sync && self.shared.stress.ack {
+            line(format_args!("{} {counter}", self.id(pair)))?;
+        }
+        Ok(())
+    }
+
+    fn expected(&self, pair: u64) -> Option<Vec<u8>> {
+        let (counter, there) = *self.model.get(&pair)?;
+        there.then(|| value_of(self.id(pair), counter, self.shared.stress.value_size))
+    }
+
+    fn wrong(&self, pair: u64, what: &str) -> Failure {
+        Failure::new(format!("pair {} {what}", self.id(pair)))
+    }
+
+    fn compare(&self, pair: u64, found: Option<&[u8]>) -> Outcome<()> {
+        self.shared.checks.fetch_add(1, Ordering::Relaxed);
+        let expected = self.expected(pair);
+        if found == expected.as_deref() {
+            return Ok(());
+        }
+        let told = |value: Option<&[u8]>| {
+            value.map_or("nothing".to_owned(), |value| {
+                value[..value.len().min(16)].escape_ascii().to_string()
+            })
+        };
+        let (found, expected) = (told(found), told(expected.as_deref()));
+        Err(self.wrong(pair, &format!("holds {found}, but {expected} was written")))
+    }
+
+    fn read(&self, db: &Db, pair: u64) -> Outcome<()> {
+        for name in names(self.thread, pair) {
+            let found = db.get(&name, &ReadOptions::default())?;
+            self.compare(pair, found.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn read_many(&self, db: &Db, from: u64) -> Outcome<()> {
+        let pairs: Vec<u64> = (from..self.shared.stress.pairs)
+            .step_by(7)
+            .take(32)
+            .collect();
+        let names: Vec<Vec<u8>> = pairs
+            .iter()
+            .flat_map(|&pair| names(self.thread, pair))
+            .collect();
+        let keys: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        let found = db.multi_get(&keys, &ReadOptions::default())?;
+        for (at, value) in found.iter().enumerate() {
+            self.compare(pairs[at / 2], value.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// All pairs of this thread, in order, with nothing between them.
+    fn scan(&self, db: &Db) -> Outcome<()> {
+        for half in ["a", "b"] {
+            let options = ReadOptions {
+                prefix: Some(format!("{half}/{:03}/", self.thread).into_bytes()),
+                snapshot: Some(db.snapshot()),
+                ..ReadOptions::default()
+            };
+            let mut found = BTreeMap::new();
+            let mut iter = db.iter(&options)?;
+            iter.seek_to_first();
+            while iter.valid() {
+                let number = iter.key().rsplit(|&byte| byte == b'/').next();
+                let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+                let Some(pair) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
+                    return Err(Failure::new("a key that was never written"));
+                };
+                found.insert(pair, iter.value().to_vec());
+                iter.next();
+            }
+            iter.status()?;
+            let known = self.model.keys().chain(found.keys());
+            for &pair in known {
+                self.compare(pair, found.get(&pair).map(Vec::as_slice))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! `lava kv stress` and `lava kv repair` from the outside: what a kill -9 and a lost manifest leave.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{image, ok, program, run};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+const KILLS: usize = 8;
+
+/// The counter that each pair holds; both halves must be there and the same.
+fn counters(place: &str) -> BTreeMap<u64, u64> {
+    let dump = ok(&format!("lava kv dump --format jsonl {place}"));
+    let mut halves: BTreeMap<(u64, u64), Vec<String>> = BTreeMap::new();
+    for line in dump.lines() {
+        let pair: serde_json::Value = serde_json::from_str(line).unwrap();
+        let mut parts = pair["key"].as_str().unwrap().split('/').skip(1);
+        let (thread, number) = (parts.next().unwrap(), parts.next().unwrap());
+        let id = (thread.parse().unwrap(), number.parse().unwrap());
+        let value = pair["value"].as_str().unwrap().to_owned();
+        halves.entry(id).or_default().push(value);
+    }
+    halves
+        .into_iter()
+        .map(|((thread, number), values)| {
+            assert_eq!(values.len(), 2, "half of pair {thread}/{number}");
+            assert_eq!(values[0], values[1], "pair {thread}/{number}");
+            let counter = u64::from_str_radix(&values[0][..16], 16).unwrap();
+            (thread * 1_000_000 + number, counter)
+        })
+        .collect()
+}
+
+#[test]
+fn stress_goes_on_soundly_after_every_kill_9() {
+    let seed = std::env::var("LAVA_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
+    println!("LAVA_SEED={seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "512M").display().to_string();
+    let place = format!("--fs {image} --db /db");
+    let mut acknowledged: BTreeMap<u64, u64> = BTreeMap::new();
+    let (mut interrupted, mut acks) = (0, 0);
+    for kill in 0..KILLS {
+        // Begins by checking what the last kill left.
+        let mut stress = program("lava")
+            .args("kv stress --ack --duration 60 --reopen 1 --pairs 60".split(' '))
+            .args("--write_buffer_size 65536".replace('_', "-").split(' '))
+            .args(place.split(' '))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(stress.stdout.take().unwrap());
+        let reader = std::thread::spawn(move || -> Vec<String> {
+            lines.lines().map_while(Result::ok).collect()
+        });
+        std::thread::sleep(Duration::from_millis(rng.random_range(100..900)));
+        stress.kill().unwrap();
+        interrupted += usize::from(!stress.wait().unwrap().success());
+        let mut lines = reader.join().unwrap();
+        // The last line may have been cut off by the kill.
+        lines.pop();
+        acks += lines.len();
+        for line in lines {
+            let (pair, counter) = line.split_once(' ').unwrap();
+            let (pair, counter) = (pair.parse().unwrap(), counter.parse::<u64>().unwrap());
+            let known = acknowledged.entry(pair).or_default();
+            *known = counter.max(*known);
+        }
+        ok(&format!("fsck.lavafs -n {image}"));
+        let verify = run(&format!("lava kv verify {place}"));
+        if !verify.status.success() {
+            let message = String::from_utf8(verify.stderr).unwrap();
+            assert!(message.contains("no database"), "kill {kill}: {message}");
+            assert!(acknowledged.is_empty(), "kill {kill}: {message}");
+            continue;
+        }
+        let stored = counters(&place);
+        for (pair, counter) in &acknowledged {
+            let found = stored.get(pair).copied().unwrap_or(0);
+            assert!(
+                found >= *counter,
+                "kill {kill}: pair {pair} lost {counter}, has {found}"
+            );
+        }
+    }
+    assert_eq!(interrupted, KILLS, "a stress run ended by itself");
+    assert!(acks > 0, "the kills came too early to mean anything");
+    let told = ok(&format!(
+        "lava kv stress --json --duration 2 --reopen 1 {place}"
+    ));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert!(told["checks"].as_u64().unwrap() > 100 && told["reopened"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn stress_notices_a_value_that_was_never_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = format!("--fs {} --db /db", image(dir.path(), "256M").display());
+    ok(&format!("lava kv put {place} a/000/000003 mine"));
+    ok(&format!("lava kv put {place} b/000/000003 mine"));
+    let stress = run(&format!("lava kv stress --duration 1 {place}"));
+    assert!(!stress.status.success());
+    let message = String::from_utf8(stress.stderr).unwrap();
+    assert!(message.contains("never written"), "{message}");
+}
+
+#[test]
+fn a_database_without_manifest_is_repaired_and_holds_every_pair() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = format!("--fs host:{} --db /db", dir.path().display());
+    for number in 0..20 {
+        ok(&format!("lava kv put {place} key-{number} value-{number}"));
+    }
+    let before = ok(&format!("lava kv dump {place}"));
+    for entry in std::fs::read_dir(dir.path().join("db")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "CURRENT" || name.starts_with("MANIFEST") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(!run(&format!("lava kv verify {place}")).status.success());
+    let told = ok(&format!("lava kv repair --json {place}"));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["manifest_kept"], false);
+    assert_eq!(ok(&format!("lava kv dump {place}")), before);
+    ok(&format!("lava kv verify {place}"));
+    let metrics = ok(&format!("lava kv stats --prometheus {place}"));
+    assert!(
+        metrics.contains("lavakv_table_entries{db=\"/db\"} 20"),
+        "{metrics}"
+    );
+    let missing = run(&format!(
+        "lava kv repair --fs host:{} --db /none",
+        dir.path().display()
+    ));
+    assert!(!missing.status.success());
+    let message = String::from_utf8(missing.stderr).unwrap();
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn bench_flags_take_both_forms_and_print_as_db_bench_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = format!("--fs=host:{} --db=/db", dir.path().display());
+    let told = ok(&format!(
+        "lava bench kv {place} --benchmarks=fillrandom,readrandom --num=2000 --value_size 50 \
+         --histogram=1 --sync=false --seed 7"
+    ));
+    for part in [
+        "Keys:       16 bytes each",
+        "Values:     50 bytes each (25 bytes after compression)",
+        "Entries:    2000",
+        "fillrandom   : ",
+        " micros/op ",
+        "Microseconds per write:",
+        "Microseconds per read:",
+        "Percentiles: P50: ",
+        " P99.99: ",
+        " of 2000 found)",
+    ] {
+        assert!(told.contains(part), "{part:?} is not in\n{told}");
+    }
+    // At 58 KiB/s the 66 bytes of each of 1800 writes take two seconds, and are told of meanwhile.
+    let limited = run(&format!(
+        "lava bench kv {place} --benchmarks overwrite --num 1800 --value_size 50 --json true \
+         --benchmark_write_rate_limit 59400 --stats_interval_seconds 1 --use_existing_db true"
+    ));
+    let json: serde_json::Value = serde_json::from_slice(&limited.stdout).unwrap();
+    assert!(json["elapsed_s"].as_f64().unwrap() > 1.9, "{json}");
+    assert!(json["lat_us"]["p9999"].is_number());
+    let intervals = String::from_utf8(limited.stderr).unwrap();
+    assert!(intervals.contains(" ops/second in (1."), "{intervals}");
+}
