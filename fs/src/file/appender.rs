@@ -133,8 +133,7 @@ impl OpenFile {
         }
         if len > 0 {
             appender.dirty = true;
-            self.modified_ns
-                .store(self.core.now_ns(), Ordering::Release);
+            self.note_change(self.core.now_ns());
         }
         Ok(offset)
     }
@@ -188,8 +187,7 @@ impl OpenFile {
         appender.synced_end = end;
         appender.closed = false;
         appender.dirty = true;
-        self.modified_ns
-            .store(self.core.now_ns(), Ordering::Release);
+        self.note_change(self.core.now_ns());
         appender.restart_check(end);
     }
 

@@ -101,7 +101,9 @@ impl OpenFile {
         }
         if appender.dirty {
             state.modified_ns = self.modified_ns.load(Ordering::Acquire);
-            state.changed_ns = self.core.now_ns();
+            state.changed_ns = state
+                .changed_ns
+                .max(self.changed_ns.load(Ordering::Acquire));
         }
         let unflushed = !self.core.disk.is_flushed(appender.last_write);
         let checked =
