@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use crate::device::Durability;
 use crate::error::Result;
-use crate::file::appender::{Appender, CHECKED_LEN_MAX};
+use crate::file::appender::Appender;
 use crate::file::handle::OpenFile;
-use crate::format::op::Op;
+use crate::format::op::{CHECKED_LEN_MAX, Op};
 use crate::meta::journal::DataState;
 
 /// How a size record is kept from being believed without its data.
