@@ -58,6 +58,8 @@ struct State {
     pushed: u64,
     done: u64,
     failed: Option<Errno>,
+    /// Bytes that were answered are not in the file; until it is truncated or closed.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -175,6 +177,16 @@ impl Behind {
     pub(super) fn failure(&self) -> Answer<()> {
         self.state.lock().failed.take().map_or(Ok(()), Err)
     }
+
+    /// True where bytes that were answered are not in the file.
+    pub(super) fn lost(&self) -> bool {
+        self.state.lock().lost
+    }
+
+    /// The program has chosen a new end for the file.
+    pub(super) fn forgive(&self) {
+        self.state.lock().lost = false;
+    }
 }
 
 impl Shared {
@@ -207,6 +219,7 @@ impl Shared {
             if let Err(error) = appended {
                 tracing::error!(ino = file.ino.0, %error, "an append that was answered failed");
                 state.failed = Some(errno(&error));
+                state.lost = true;
                 let dropped: Vec<_> = state.queue.drain(..).collect();
                 for buffer in dropped.into_iter().chain(state.filling.take()) {
                     state.done += buffer.len as u64;

@@ -21,34 +21,20 @@ use std::time::{Duration, SystemTime};
 use crate::{BLOCK_SIZE, FileKind, Ino, NAME_LEN_MAX};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::errno::{Answer, answer};
 use super::names::{Caller, Changes};
-use super::ops::{Mount, REQUEST_LEN_MAX};
+use super::negotiate::negotiate;
+use super::ops::Mount;
 
 /// How long the kernel may believe names and attributes, where all changes pass through it.
 const TTL: Duration = Duration::from_secs(3600);
 
 const GENERATION: Generation = Generation(0);
-
-/// What is asked of the kernel, where it knows it.
-const CAPABILITIES: [InitFlags; 8] = [
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_AUTO_INVAL_DATA,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-];
-
-/// Requests that the kernel may have in flight in the background: readahead, mostly.
-const BACKGROUND_MAX: u16 = 64;
 
 /// The filesystem for fuser.
 #[derive(Debug)]
@@ -120,23 +106,7 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Answer<Vec<u8>>) {
 
 impl Filesystem for Kernel {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not know");
-            }
-        }
-        let fits = "within fuser's bounds";
-        config
-            .set_max_write(REQUEST_LEN_MAX as u32)
-            .map_err(|_| io::Error::other(fits))?;
-        config
-            .set_max_background(BACKGROUND_MAX)
-            .map_err(|_| io::Error::other(fits))?;
-        // The most that the kernel offers, if that is less.
-        if let Err(most) = config.set_max_readahead(REQUEST_LEN_MAX as u32) {
-            let _ = config.set_max_readahead(most);
-        }
-        Ok(())
+        negotiate(config)
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -1,15 +1,15 @@
 //! Requests about the bytes of files, with the meaning that foreign programs expect.
 //!
-//! - A write that begins exactly at the end of the file appends. Any other is EOPNOTSUPP, before
-//!   anything is changed: in the middle it would overwrite, beyond the end it would leave a hole.
+//! - A write that begins at the end of the file appends; one that begins beyond it appends zeros up to
+//!   there first (`extend`). Any other would overwrite and is EOPNOTSUPP, before anything is changed.
+//! - With O_APPEND a write that begins beyond the end goes to the end: the kernel remembered a size
+//!   that is no more.
+//! - Where bytes that were answered early have been lost, the file takes no write beyond its end until
+//!   it is truncated or closed: the gap would be what was lost, and no zeros.
 //! - `fsync` and `fdatasync` both make bytes and size durable. With `sizefree`, `fdatasync` is
 //!   LavaFS's own: bytes only, and after a crash the size is shown as its durable lower bound.
 //! - A size that is uncertain since a crash is settled at its lower bound when the file is opened
 //!   for writing.
-//! - Truncating to a greater length appends zeros, up to [`EXTEND_LEN_MAX`] of them: that costs
-//!   what it seems to and reads back as POSIX says.
-//! - `fallocate` with KEEP_SIZE is a hint: it fails where the space is not free now, but reserves
-//!   nothing. Other modes are EOPNOTSUPP; programs then go on without, and append.
 //!
 //! It needs no kernel: the tests here run it on a simulated device.
 
@@ -19,22 +19,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::device::AlignedBuf;
-use crate::{
-    BLOCK_SIZE, Error, FileRef, FileSize, FileSystem, Ino, LavaFs, SetAttributes, align_up,
-};
-use fuser::{Errno, TimeOrNow};
+use crate::{BLOCK_SIZE, Error, FileRef, FileSize, FileSystem, Ino, LavaFs, align_up};
+use fuser::Errno;
 
 use super::behind::Writers;
 use super::errno::{Answer, answer, errno};
 use super::handles::{Files, Listings, OpenFile};
-use super::names::{Removed, from_kernel};
+use super::names::Removed;
 use super::view::Follower;
-
-/// Most zeros that one truncation appends, in bytes.
-pub(super) const EXTEND_LEN_MAX: u64 = 1 << 30;
-
-/// Zeros appended at a time.
-const ZEROS_LEN: usize = 256 << 10;
 
 /// Writes of at least this many bytes are copied into an aligned buffer, from which LavaFS writes to
 /// the device in one piece.
@@ -245,7 +237,8 @@ impl Mount {
         });
     }
 
-    /// Appends `data`, if `offset` is the end of the file. `flags` are those of the open file.
+    /// Appends `data`, if `offset` is not before the end of the file. `flags` are those of the open
+    /// file.
     pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8], flags: i32) -> Answer<u32> {
         self.writable()?;
         let file = self.files.get(handle)?;
@@ -254,12 +247,22 @@ impl Mount {
         file.behind.failure()?;
         let coming = file.behind.end();
         let end = coming.map_or_else(|| file.file.size(), FileSize::Exact);
-        if end != FileSize::Exact(offset) {
+        let FileSize::Exact(end) = end else {
+            return Err(Errno::EOPNOTSUPP);
+        };
+        let offset = if flags & libc::O_APPEND != 0 {
+            offset.min(end)
+        } else {
+            offset
+        };
+        if offset < end {
             return Err(Errno::EOPNOTSUPP);
         }
+        let gap = offset > end;
         file.unsynced.store(true, Ordering::Release);
         let large = data.len() >= BEHIND_LEN_MIN || coming.is_some();
         if large
+            && !gap
             && flags & libc::O_DSYNC == 0
             && let Some(writers) = self.writers.get()
             && self.has_room(writers.queued() + data.len() as u64)
@@ -269,9 +272,7 @@ impl Mount {
         }
         self.drain(&file);
         file.behind.failure()?;
-        let appended = append(&file.file, data);
-        let at = answer("write", file.ino.0, appended)?;
-        assert_eq!(at, offset, "nobody else appends while `writing` is held");
+        self.append_at(&file, offset, data)?;
         drop(writing);
         if flags & libc::O_SYNC == libc::O_SYNC {
             self.sync(&file, false)?;
@@ -281,49 +282,38 @@ impl Mount {
         Ok(written)
     }
 
+    /// Appends `data` at `offset`, the end of the file or beyond. The caller holds `writing`, and
+    /// nothing is on its way.
+    fn append_at(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Answer<()> {
+        let before = file.file.size().lower();
+        if offset > before {
+            if file.behind.lost() {
+                return Err(Errno::EIO);
+            }
+            self.extend(file, offset, data.len() as u64)?;
+        }
+        match append(&file.file, data) {
+            Ok(at) => {
+                assert_eq!(at, offset, "nobody else appends while `writing` is held");
+                Ok(())
+            }
+            Err(error) => {
+                if offset > before {
+                    self.undo(file, before);
+                }
+                answer("write", file.ino.0, Err(error))
+            }
+        }
+    }
+
+    /// Bytes that were answered and are on their way to the device.
+    pub(super) fn queued(&self) -> u64 {
+        self.writers.get().map_or(0, Writers::queued)
+    }
+
     /// True where `coming` bytes, and what other writers may take meanwhile, are free.
     fn has_room(&self, coming: u64) -> bool {
         self.fs.space().free >= coming + ROOM_LEN_MIN
-    }
-
-    /// Gives the file the length `size`.
-    pub(super) fn truncate(&self, file: &OpenFile, size: u64) -> Answer<()> {
-        self.writable()?;
-        let _writing = file.writing.lock();
-        self.drain(file);
-        settle(file)?;
-        let present = file.file.size().lower();
-        if size == present {
-            let touch = SetAttributes {
-                modified_ns: Some(from_kernel(TimeOrNow::Now)),
-                ..SetAttributes::default()
-            };
-            return answer(
-                "truncate",
-                file.ino.0,
-                self.fs.set_attributes(file.ino, &touch),
-            );
-        }
-        file.unsynced.store(true, Ordering::Release);
-        if size < present {
-            return answer("truncate", file.ino.0, file.file.truncate(size));
-        }
-        if size - present > EXTEND_LEN_MAX {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let zeros = AlignedBuf::zeroed(ZEROS_LEN);
-        let mut left = size - present;
-        while left > 0 {
-            let part = left.min(ZEROS_LEN as u64);
-            if let Err(error) = file.file.append(&zeros[..part as usize]) {
-                // All or nothing: what was appended goes again.
-                let undone = file.file.truncate(present);
-                answer("truncate", file.ino.0, undone)?;
-                return answer("truncate", file.ino.0, Err(error));
-            }
-            left -= part;
-        }
-        Ok(())
     }
 
     /// fsync of a file, or with `data_only` fdatasync.
@@ -342,26 +332,6 @@ impl Mount {
             file.file.fsync()
         };
         answer("fsync", file.ino.0, synced)
-    }
-
-    /// See fallocate(2).
-    pub(super) fn fallocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
-        self.writable()?;
-        let file = self.files.get(handle)?;
-        self.drain(&file);
-        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
-        let size = file.file.size().lower();
-        match mode {
-            libc::FALLOC_FL_KEEP_SIZE => {
-                let wanted = end.saturating_sub(size.max(offset));
-                if wanted > self.fs.space().free {
-                    return Err(Errno::ENOSPC);
-                }
-                Ok(())
-            }
-            0 if end <= size => Ok(()),
-            _ => Err(Errno::EOPNOTSUPP),
-        }
     }
 
     /// A path of `ino` for messages: the first one found. Looks through the whole tree, so it is
@@ -402,7 +372,7 @@ fn read_blocks(file: &FileRef, offset: u64, buf: &mut [u8], whole: Error) -> (us
 }
 
 /// Ends an uncertain size. The caller holds `writing`.
-fn settle(file: &OpenFile) -> Answer<()> {
+pub(super) fn settle(file: &OpenFile) -> Answer<()> {
     match file.file.size() {
         FileSize::Exact(_) => Ok(()),
         FileSize::Between { lower, .. } => answer("open", file.ino.0, file.file.settle(lower)),

@@ -41,6 +41,8 @@ pub(crate) struct Tables {
 struct Directory {
     parent: Option<Ino>,
     entries: Entries,
+    /// How many directories have this one as their parent.
+    subdirectories: u32,
 }
 
 impl Tables {
@@ -127,13 +129,17 @@ impl Tables {
                 if let Some(inode) = self.inodes.remove(&ino) {
                     freed.extend(inode.state.write().extents.keep(0, 0));
                 }
-                self.dirs.remove(&ino);
+                if let Some(Directory { parent, .. }) = self.dirs.remove(&ino) {
+                    self.count_subdirectory(parent, -1);
+                }
             }
             Op::Link { dir, name, ino } => {
                 if let Some(directory) = self.dirs.get_mut(&dir) {
                     directory.entries.insert(name.into(), ino);
                     if let Some(child) = self.dirs.get_mut(&ino) {
-                        child.parent = Some(dir);
+                        let before = child.parent.replace(dir);
+                        self.count_subdirectory(before, -1);
+                        self.count_subdirectory(Some(dir), 1);
                     }
                 }
             }
@@ -157,6 +163,12 @@ impl Tables {
                     }
                 }
             }
+        }
+    }
+
+    fn count_subdirectory(&mut self, parent: Option<Ino>, change: i32) {
+        if let Some(parent) = parent.and_then(|parent| self.dirs.get_mut(&parent)) {
+            parent.subdirectories = parent.subdirectories.saturating_add_signed(change);
         }
     }
 
@@ -203,6 +215,11 @@ impl Tables {
             return Some(ROOT);
         }
         self.dirs.get(&dir)?.parent
+    }
+
+    /// How many directories `dir` holds; 0 for what is no directory.
+    pub(crate) fn subdirectories(&self, dir: Ino) -> u32 {
+        self.dirs.get(&dir).map_or(0, |dir| dir.subdirectories)
     }
 
     /// All directories' numbers, in no order.

@@ -188,6 +188,11 @@ impl LavaFs {
         self.lookup(dir, OsStr::new(".."))
     }
 
+    /// How many directories `dir` holds; 0 for what is no directory.
+    pub fn subdirectories(&self, dir: Ino) -> u32 {
+        self.core.tables.read().subdirectories(dir)
+    }
+
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<OsString> {
         let inode = self.inode(ino)?;

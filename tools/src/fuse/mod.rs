@@ -80,8 +80,17 @@ impl MountCommand {
             .map_err(|what| Failure::new(what).with_code(USAGE))?;
         let device = absolute(&self.device)?;
         let dir = absolute(&self.dir)?;
-        if !dir.is_dir() {
-            let what = format!("{}: not a directory", self.dir.display());
+        // A mount whose process has died, for one, is there and yet says nothing of itself.
+        let what = match dir.metadata() {
+            Ok(metadata) if metadata.is_dir() => None,
+            Ok(_) => Some("not a directory".to_owned()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+                Some("a mount whose process has died; umount it first".to_owned())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(what) = what {
+            let what = format!("{}: {what}", self.dir.display());
             return Err(Failure::new(what).with_code(FAILURE));
         }
         if self.foreground {

@@ -61,6 +61,9 @@ impl Options {
                 None => options.set(name),
                 Some(value) => options.assign(name, value)?,
             };
+            if name == "remount" {
+                return Err("remount: unmount, and mount again with other options".to_owned());
+            }
             if !known && !sloppy {
                 return Err(format!("unknown option '{option}'"));
             }
@@ -164,10 +167,11 @@ mod tests {
 
     #[test]
     fn unknown_options_are_named_unless_sloppy() {
-        for bad in ["wibble", "wibble=3", "remount", "commit", "sizefree=1"] {
+        for bad in ["wibble", "wibble=3", "commit", "sizefree=1"] {
             assert_eq!(parse(bad).unwrap_err(), format!("unknown option '{bad}'"));
             assert!(Options::parse(&[bad.to_owned()], true).is_ok());
         }
         assert!(parse("commit=abc").unwrap_err().contains("3600"));
+        assert!(Options::parse(&["remount,ro".to_owned()], true).is_err());
     }
 }

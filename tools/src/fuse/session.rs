@@ -26,6 +26,9 @@ use crate::cli::{Failure, Outcome};
 /// device has finished.
 const OWNER_GRACE: Duration = Duration::from_secs(2);
 
+/// How often it is looked at meanwhile.
+const OWNER_POLL: Duration = Duration::from_millis(20);
+
 /// A mount that serves requests.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -107,15 +110,25 @@ fn end_process_on_panic() {
 }
 
 /// Opens and mounts the filesystem; true where it is a moving view of one that another process owns.
+/// A process that has struck its name from the device is about to leave it, and is waited for.
 fn mount_device(path: &Path, options: &Options) -> Result<(LavaFs, bool), Failure> {
-    let (device, owned_elsewhere) =
-        claim(path, options.read_only).map_err(|error| mount_failure(&error))?;
     let mount_options = MountOptions {
         read_only: options.read_only,
         take_over: options.take_over,
         ..MountOptions::default()
     };
-    let fs = LavaFs::mount(device, &mount_options).map_err(|error| mount_failure(&error))?;
+    let deadline = Instant::now() + OWNER_GRACE;
+    let (fs, owned_elsewhere) = loop {
+        let (device, owned_elsewhere) =
+            claim(path, options.read_only).map_err(|error| mount_failure(&error))?;
+        let fs = LavaFs::mount(device, &mount_options).map_err(|error| mount_failure(&error))?;
+        let leaving = owned_elsewhere && matches!(fs.owner(), Ok(None));
+        if !leaving || Instant::now() >= deadline {
+            break (fs, owned_elsewhere);
+        }
+        drop(fs);
+        std::thread::sleep(OWNER_POLL);
+    };
     if owned_elsewhere {
         let owner = match fs.owner() {
             Ok(Some(owner)) => owner.to_string(),
@@ -144,7 +157,7 @@ fn claim(path: &Path, read_only: bool) -> lavafs::Result<(Arc<dyn BlockDevice>, 
                 return Ok((device::open(path, OpenMode::ReadOnly)?, true));
             }
             Err(Error::InUse { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(OWNER_POLL);
             }
             Err(error) => return Err(error),
         }
@@ -178,6 +191,9 @@ fn fuse_failure(dir: &Path, error: &Error) -> Failure {
     }
     let (code, text) = match error {
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            if let Some(failure) = what_a_user_lacks() {
+                return failure;
+            }
             (USAGE, source.to_string())
         }
         Error::Io { source, .. } => (FAILURE, source.to_string()),
@@ -185,4 +201,24 @@ fn fuse_failure(dir: &Path, error: &Error) -> Failure {
     };
     let text = text.trim().replace('\n', "; ");
     Failure::new(format!("{}: {text}", dir.display())).with_code(code)
+}
+
+/// Why somebody who is not root may not mount, where it is not the directory.
+fn what_a_user_lacks() -> Option<Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    if let Err(error) = opened {
+        return Some(Failure::new(format!("/dev/fuse: {error}")).with_code(USAGE));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file()) {
+        return None;
+    }
+    let text = "without fusermount3 (package fuse3) only root may mount";
+    Some(Failure::new(text).with_code(SYSTEM))
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::fixture::{Fixture, MIB, run};
 
 /// True where `program` is there.
-fn have(program: &str) -> bool {
+pub(crate) fn have(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     assert!(
@@ -22,7 +22,7 @@ fn have(program: &str) -> bool {
 }
 
 /// Runs a shell script, which must succeed, with `$M` the mount and `$T` a directory beside it.
-fn script(fixture: &Fixture, text: &str) -> String {
+pub(crate) fn script(fixture: &Fixture, text: &str) -> String {
     let output = Command::new("sh")
         .args(["-ec", text])
         .env("M", fixture.dir())

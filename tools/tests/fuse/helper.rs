@@ -105,6 +105,7 @@ try mount.lavafs $I $T/file
 try mount.lavafs $I
 try mount.lavafs -o commit=x $I $M
 mount -t lavafs $I $M; mkdir $T/other; try mount.lavafs $I $T/other; umount $M; gone
+try mount.lavafs -o remount,ro $I $M
 mount -t tmpfs none /dev; try $MOUNT -f $I $M
 rmdir $M; try $MOUNT -f $I $M; mkdir $M";
     let Some(out) = in_namespace(&fixture, script) else {
@@ -114,7 +115,7 @@ rmdir $M; try $MOUNT -f $I $M; mkdir $M";
     assert_eq!(
         codes,
         [
-            "1 1", "32 1", "32 1", "32 1", "32 1", "1 1", "1 1", "32 1", "2 1", "32 1"
+            "1 1", "32 1", "32 1", "32 1", "32 1", "1 1", "1 1", "32 1", "1 1", "2 1", "32 1"
         ]
     );
     assert!(Path::new("/dev/null").exists());

@@ -5,6 +5,7 @@
 mod basics;
 mod fixture;
 mod foreign;
+mod gaps;
 mod helper;
 mod posix;
 mod views;
