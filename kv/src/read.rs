@@ -128,12 +128,16 @@ impl Engine {
         self.tickers.iterators.add(1);
         let mut children: Vec<Box<dyn InternalIterator>> = Vec::new();
         for mem in std::iter::once(&view.mem).chain(&view.imms) {
+            // What it is given from now on is newer than `sequence`.
+            if mem.table.is_empty() {
+                continue;
+            }
             children.push(Box::new(mem.table.iter()));
         }
         let bounds = options.bounds();
         for run in view.version.levels.iter().flat_map(|level| &level.runs) {
-            let files = run.overlapping(bounds.0.as_deref(), bounds.1.as_deref());
-            if files.is_empty() {
+            let range = run.overlapping_range(bounds.0.as_deref(), bounds.1.as_deref());
+            if range.is_empty() {
                 continue;
             }
             let opener = Arc::clone(self) as Arc<dyn TableOpener>;
@@ -142,7 +146,7 @@ impl Engine {
                 readahead_bytes: options.readahead,
                 ..TableReadOptions::default()
             };
-            let run = RunIterator::new(files.to_vec(), opener, table_options);
+            let run = RunIterator::new(Arc::clone(&run.files), range, opener, table_options);
             children.push(Box::new(run));
         }
         let walk = VisibleIterator::new(children, sequence, bounds);
