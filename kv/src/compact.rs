@@ -159,7 +159,8 @@ impl Engine {
             .iter()
             .map(|input| {
                 let run = RunIterator::new(
-                    input.files.clone(),
+                    Arc::new(input.files.clone()),
+                    0..input.files.len(),
                     Arc::clone(self) as Arc<dyn crate::version::TableOpener>,
                     TableReadOptions {
                         fill_cache: false,

@@ -91,11 +91,10 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
 
 /// What the pickers need, as of now.
 fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
-    let written = engine.tickers.flush_bytes.get() as i64;
-    let migrated = engine.tickers.migration_bytes.get() as i64;
+    let tickers = engine.tickers.values();
     let held = engine.snapshots.sequences().first().copied();
     PickerOptions {
-        migration_credit: written - migrated,
+        migration_credit: tickers.flush_bytes as i64 - tickers.migration_bytes as i64,
         now: now(),
         oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
         ..PickerOptions::of(options)
