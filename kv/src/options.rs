@@ -85,6 +85,10 @@ pub struct Options {
     pub hard_pending_compaction_bytes_limit: u64,
     /// Bytes per second that slowed writers begin with, at least 1 KiB. Default 16 MiB.
     pub delayed_write_rate: u64,
+    /// Bytes a second of obsolete tables and blob files that are removed at most, so that freeing space
+    /// does not delay reads and writes; 0: they go at once, as they do where an eighth of the
+    /// filesystem or less is free. Default 0.
+    pub delete_rate: u64,
     /// Bytes of all write-ahead logs from which the column families that hold the oldest one are
     /// flushed. 0: four times the write buffers. Default 0.
     pub max_total_wal_size: u64,
@@ -172,6 +176,7 @@ impl Default for Options {
             soft_pending_compaction_bytes_limit: 64 << 30,
             hard_pending_compaction_bytes_limit: 256 << 30,
             delayed_write_rate: 16 << 20,
+            delete_rate: 0,
             max_total_wal_size: 0,
             max_manifest_file_size: 64 << 20,
             wal_recovery_mode: WalRecoveryMode::PointInTime,
@@ -606,6 +611,7 @@ impl Options {
                 "delayed_write_rate",
                 Field::U64(&mut self.delayed_write_rate),
             ),
+            ("delete_rate", Field::U64(&mut self.delete_rate)),
             (
                 "max_total_wal_size",
                 Field::U64(&mut self.max_total_wal_size),
