@@ -287,3 +287,53 @@ fn a_change_of_policy_rewrites_nothing_at_rest_and_little_with_each_write() {
     );
     db.verify().unwrap();
 }
+
+#[test]
+fn a_change_to_universal_rewrites_little_with_each_write_and_ends_with_one_old_run() {
+    let fs = mount();
+    let at = Path::new("/db");
+    let open = |style| {
+        let options = Options {
+            level0_file_num_compaction_trigger: 8,
+            ..options(style, 5.0)
+        };
+        Db::open(fs.clone(), at, options).unwrap()
+    };
+    let db = open(CompactionStyle::Tiered);
+    load(&db, 0..70);
+    let runs = |db: &Db| {
+        let levels = db.stats().levels;
+        let below: usize = levels[1..].iter().map(|level| level.runs).sum();
+        below
+    };
+    assert!(runs(&db) >= 4, "{} runs of another policy", runs(&db));
+    db.close().unwrap();
+    // What the policy merges of its own accord is about what it merges of the same flushes elsewhere.
+    let own = |db: &Db| {
+        let told = db.tickers();
+        told.compaction_read_bytes - told.migration_bytes
+    };
+    let db = open(CompactionStyle::Universal);
+    let other = {
+        let options = Options {
+            level0_file_num_compaction_trigger: 7,
+            ..options(CompactionStyle::Universal, 5.0)
+        };
+        Db::open(mount(), at, options).unwrap()
+    };
+    let step = 12 * BUFFER;
+    let mut flushed = 70;
+    for more in [1, 2, 4, 8, 16, 32] {
+        load(&db, flushed..flushed + more);
+        load(&other, flushed..flushed + more);
+        flushed += more;
+        let told = db.tickers();
+        assert!(told.migration_bytes <= told.flush_bytes + step, "{told:?}");
+        let (here, there) = (own(&db), own(&other));
+        println!("{flushed} flushes: {here} merged, {there} in a new database");
+        assert!(here <= 2 * there + step, "{told:?}");
+    }
+    load(&db, flushed..flushed + 150);
+    assert!(runs(&db) <= 1, "{} runs are left", runs(&db));
+    db.verify().unwrap();
+}
