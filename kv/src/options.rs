@@ -496,7 +496,7 @@ impl Options {
         fields
     }
 
-    fn parse(text: &str) -> Result<Options, String> {
+    pub(crate) fn parse(text: &str) -> Result<Options, String> {
         let mut lines = text.lines();
         if lines.next() != Some(OPTIONS_HEADER) {
             return Err(format!("first line is not \"{OPTIONS_HEADER}\""));

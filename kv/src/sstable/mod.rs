@@ -27,6 +27,8 @@ mod block;
 mod builder;
 mod filter;
 mod footer;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod index;
 mod iter;
 mod properties;
@@ -40,6 +42,8 @@ pub(crate) use self::block::BadBlock;
 pub use self::builder::{TableBuilder, TableSummary};
 pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
 pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::fuzzing::{fuzz_parts, sealed};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;
 pub(crate) use self::properties::{append as append_property, take as take_property};
