@@ -88,7 +88,8 @@ impl Engine {
         let mut state = self.state.lock();
         state.closing = true;
         self.changed.notify_all();
-        while state.tasks > 0 || state.resuming || state.collections.watching {
+        while state.tasks > 0 || state.resuming || state.collections.watching || state.watching_age
+        {
             self.changed.wait(&mut state);
         }
         let cfs = std::mem::take(&mut state.cfs);
@@ -113,7 +114,7 @@ impl Engine {
         let log: Option<WalWriter> = self.log.lock().take();
         drop(log);
         drop(cfs);
-        self.remover.purge();
+        self.remover.finish();
         drop(self.lock.lock().take());
     }
 }

@@ -29,6 +29,8 @@ pub enum Compression {
 pub(crate) const CODE_NONE: u8 = 0;
 /// See [`CODE_NONE`].
 pub(crate) const CODE_ZSTD: u8 = 1;
+/// Zstandard with the file's dictionary; see [`CODE_NONE`].
+pub(crate) const CODE_ZSTD_DICTIONARY: u8 = 2;
 
 /// What one compressed byte can become at most: zstd spends at least four bytes on a run of
 /// 128 KiB. Bounds what a damaged length can make us allocate.
@@ -66,6 +68,13 @@ impl BlockCompressor {
             context: Some(context),
             buf: Vec::new(),
         })
+    }
+
+    /// A dictionary of at most `len` bytes of what `samples`, concatenated pieces of these lengths, have
+    /// in common; `None` where there is too little of it to gain by.
+    pub(crate) fn train(samples: &[u8], lens: &[usize], len: usize) -> Option<Vec<u8>> {
+        let trained = zstd::dict::from_continuous(samples, lens, len).ok()?;
+        (!trained.is_empty()).then_some(trained)
     }
 
     /// False where nothing is ever compressed.

@@ -180,6 +180,8 @@ pub(crate) struct State {
     pub(crate) collections: Collections,
     pub(crate) error: Option<BackgroundError>,
     pub(crate) resuming: bool,
+    /// A thread looks at the age of a FIFO's tables.
+    pub(crate) watching_age: bool,
     /// Transient failures since background work last succeeded.
     pub(crate) retries: u32,
     pub(crate) closing: bool,

@@ -18,6 +18,8 @@ mod env;
 pub mod error;
 mod file_names;
 mod flush;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod garbage;
 mod histogram;
 mod install;

@@ -85,6 +85,10 @@ pub struct Options {
     pub hard_pending_compaction_bytes_limit: u64,
     /// Bytes per second that slowed writers begin with, at least 1 KiB. Default 16 MiB.
     pub delayed_write_rate: u64,
+    /// Bytes a second of obsolete tables and blob files that are removed at most, so that freeing space
+    /// does not delay reads and writes; 0: they go at once, as they do where an eighth of the
+    /// filesystem or less is free. Default 0.
+    pub delete_rate: u64,
     /// Bytes of all write-ahead logs from which the column families that hold the oldest one are
     /// flushed. 0: four times the write buffers. Default 0.
     pub max_total_wal_size: u64,
@@ -94,6 +98,10 @@ pub struct Options {
     pub wal_recovery_mode: WalRecoveryMode,
     /// Compression of data blocks. Default zstd, level 3.
     pub compression: Compression,
+    /// Bytes at most of a dictionary that each table gets for zstd, 0 to 1 MiB; 0: none. It is trained on
+    /// the table's first blocks, a hundred times as many bytes, and pays where blocks are small and
+    /// alike. Default 0.
+    pub zstd_dict_bytes: usize,
     /// Bytes of a value from which it goes to a blob file when it is flushed or compacted; smaller
     /// ones stay in the tables. May change at any time: values that were separated stay so
     /// until their blob file is rewritten. 0: no value is separated. Default 512.
@@ -112,6 +120,11 @@ pub struct Options {
     pub max_blob_collections: usize,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
+    /// Bytes of a table's index from which it is cut into partitions, which take their place in the
+    /// cache one by one; 0: never. Default 1 MiB.
+    pub index_partition_threshold: usize,
+    /// Bytes of a partition of an index, about; at least 256. Default 16 KiB.
+    pub index_partition_size: usize,
     /// Bits of Bloom filter per key, on average over all tables; 0 for none. Default 10.
     pub bloom_bits_per_key: f64,
     /// Filters of small runs get more bits per key and those of large ones fewer, so that the same
@@ -163,10 +176,12 @@ impl Default for Options {
             soft_pending_compaction_bytes_limit: 64 << 30,
             hard_pending_compaction_bytes_limit: 256 << 30,
             delayed_write_rate: 16 << 20,
+            delete_rate: 0,
             max_total_wal_size: 0,
             max_manifest_file_size: 64 << 20,
             wal_recovery_mode: WalRecoveryMode::PointInTime,
             compression: Compression::Zstd { level: 3 },
+            zstd_dict_bytes: 0,
             min_blob_size: 512,
             blob_file_size: 64 << 20,
             blob_compression: Compression::Zstd { level: 1 },
@@ -174,6 +189,8 @@ impl Default for Options {
             enable_blob_garbage_collection: true,
             max_blob_collections: 2,
             block_size: 4096,
+            index_partition_threshold: 1 << 20,
+            index_partition_size: 16 << 10,
             bloom_bits_per_key: 10.0,
             filters_by_level: true,
             block_cache_size: 32 << 20,
@@ -288,7 +305,7 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 18] = [
+        let checks: [(bool, &str); 20] = [
             (
                 (1..=64).contains(&self.max_subcompactions),
                 "max_subcompactions in 1..=64",
@@ -340,6 +357,14 @@ impl Options {
             (
                 self.delayed_write_rate >= 1024,
                 "delayed_write_rate >= 1024",
+            ),
+            (
+                self.zstd_dict_bytes <= 1 << 20,
+                "zstd_dict_bytes in 0..=1048576",
+            ),
+            (
+                self.index_partition_size >= 256,
+                "index_partition_size >= 256",
             ),
             (self.blob_file_size >= 4096, "blob_file_size >= 4096"),
             (self.max_blob_collections >= 1, "max_blob_collections >= 1"),
@@ -411,7 +436,10 @@ impl Options {
                 .get(level)
                 .or(self.compression_per_level.last())
                 .unwrap_or(&self.compression),
+            zstd_dict_bytes: self.zstd_dict_bytes,
             block_size: self.block_size,
+            index_partition_threshold: self.index_partition_threshold,
+            index_partition_size: self.index_partition_size,
             filter_bits_per_key,
             ..TableOptions::default()
         }
@@ -468,7 +496,7 @@ impl Options {
         fields
     }
 
-    fn parse(text: &str) -> Result<Options, String> {
+    pub(crate) fn parse(text: &str) -> Result<Options, String> {
         let mut lines = text.lines();
         if lines.next() != Some(OPTIONS_HEADER) {
             return Err(format!("first line is not \"{OPTIONS_HEADER}\""));
@@ -583,6 +611,7 @@ impl Options {
                 "delayed_write_rate",
                 Field::U64(&mut self.delayed_write_rate),
             ),
+            ("delete_rate", Field::U64(&mut self.delete_rate)),
             (
                 "max_total_wal_size",
                 Field::U64(&mut self.max_total_wal_size),
@@ -604,6 +633,7 @@ impl Options {
                 Field::Compressions(&mut self.compression_per_level),
             ),
             ("compression", Field::Compression(&mut self.compression)),
+            ("zstd_dict_bytes", Field::Usize(&mut self.zstd_dict_bytes)),
             ("min_blob_size", Field::Usize(&mut self.min_blob_size)),
             ("blob_file_size", Field::U64(&mut self.blob_file_size)),
             (
@@ -619,6 +649,14 @@ impl Options {
                 Field::Usize(&mut self.max_blob_collections),
             ),
             ("block_size", Field::Usize(&mut self.block_size)),
+            (
+                "index_partition_threshold",
+                Field::Usize(&mut self.index_partition_threshold),
+            ),
+            (
+                "index_partition_size",
+                Field::Usize(&mut self.index_partition_size),
+            ),
             (
                 "bloom_bits_per_key",
                 Field::F64(&mut self.bloom_bits_per_key),

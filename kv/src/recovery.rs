@@ -159,7 +159,8 @@ pub(crate) fn engine_for(
             return Err(Error::invalid_argument(what));
         }
     };
-    let remover = ObsoleteFiles::new(fs.clone(), dir.to_path_buf(), Arc::clone(&env));
+    let (at, rate) = (dir.to_path_buf(), options.delete_rate);
+    let remover = ObsoleteFiles::new(fs.clone(), at, Arc::clone(&env), rate);
     remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.
     let on_disk = fs

@@ -19,6 +19,7 @@ use parking_lot::MutexGuard;
 use crate::batch::CfId;
 use crate::blob::gc;
 use crate::compaction::{Choice, PickerOptions, pick};
+use crate::compaction_options::CompactionStyle;
 use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
@@ -27,6 +28,11 @@ use crate::options::Options;
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bounds of the age that the pause between two looks at the age of tables is reckoned from.
+const AGE_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// See [`AGE_PAUSE_MIN`].
+const AGE_PAUSE_MAX: Duration = Duration::from_secs(8 * 60);
 
 /// Queues what is due.
 pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
@@ -56,6 +62,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
             outcome
         });
     }
+    watch_age(engine, state);
     if state.manual_compactions > 0 {
         return;
     }
@@ -69,6 +76,46 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
             outcome
         });
     }
+}
+
+/// Starts the thread that looks at the age of a FIFO's tables, which changes without any write.
+fn watch_age(engine: &Arc<Engine>, state: &mut State) {
+    if state.watching_age || oldest_ttl(state).is_none() {
+        return;
+    }
+    let watcher = Arc::clone(engine);
+    let spawned = std::thread::Builder::new()
+        .name("lavakv-age".to_owned())
+        .spawn(move || {
+            let mut state = watcher.state.lock();
+            while let (false, Some(ttl)) = (state.closing, oldest_ttl(&state)) {
+                // A table may live an eighth longer than it should.
+                let pause = Duration::from_secs(ttl).clamp(AGE_PAUSE_MIN, AGE_PAUSE_MAX) / 8;
+                let until = Instant::now() + pause;
+                while !state.closing && Instant::now() < until {
+                    watcher.changed.wait_until(&mut state, until);
+                }
+                schedule(&watcher, &mut state);
+            }
+            state.watching_age = false;
+            drop(state);
+            watcher.changed.notify_all();
+        });
+    match spawned {
+        Ok(_) => state.watching_age = true,
+        Err(error) => tracing::warn!(%error, "no thread to look at the age of tables"),
+    }
+}
+
+/// The shortest time that a FIFO keeps its tables, if there is one that counts it.
+fn oldest_ttl(state: &State) -> Option<u64> {
+    let policies = state.cfs.values().map(|cf| &cf.options);
+    policies
+        .filter(|options| !options.disable_auto_compactions)
+        .map(|options| &options.compaction)
+        .filter(|policy| policy.style == CompactionStyle::Fifo && policy.fifo_ttl > 0)
+        .map(|policy| policy.fifo_ttl)
+        .min()
 }
 
 /// The compaction that is due, if one is.

@@ -8,14 +8,15 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{Rng, WatchFs, host, image, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{
-    CompactionOptions, CompactionStyle, Compression, Db, Options, ReadOptions, Snapshot,
-    WriteBatch, WriteOptions,
+    CompactionOptions, CompactionStyle, Compression, Db, Env, EnvOptions, Options, ReadOptions,
+    Snapshot, WalRecoveryMode, WriteBatch, WriteOptions,
 };
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -213,6 +214,8 @@ fn draw_policy(options: &mut Options, rng: &mut Rng) {
         bush_last_ratio: 1.0 + rng.below(5) as f64,
         universal_size_ratio: rng.below(100),
         universal_max_size_amplification_percent: 50 + rng.below(200),
+        universal_min_merge_width: 2 + rng.below(3) as usize,
+        universal_max_merge_width: [0, 10][rng.below(2) as usize],
         // Nothing may be dropped, or the model would not know.
         fifo_max_table_files_size: u64::MAX,
         tombstone_ratio: rng.below(3) as f64 / 4.0,
@@ -326,11 +329,41 @@ fn the_engine_is_an_ordered_map_with_static_levels_and_several_jobs() {
     run(host(dir.path()), &options, 2000, seed() ^ 1);
 }
 
+/// Threads, pace of writing and memory, drawn at random; often the process's own.
+fn random_env(rng: &mut Rng) -> Option<Arc<Env>> {
+    (rng.below(3) > 0).then(|| {
+        Env::with_options(EnvOptions {
+            flush_threads: 1 + rng.below(2) as usize,
+            compaction_threads: 1 + rng.below(3) as usize,
+            rate_bytes_per_s: rng.below(2) * (32 << 20),
+            memory_limit: (rng.below(2) << 20) as usize,
+        })
+    })
+}
+
 /// Options drawn at random, all of them small.
 fn random_options(rng: &mut Rng) -> Options {
     let slowdown = 4 + rng.below(20) as usize;
     let coin = |rng: &mut Rng| rng.below(2) == 0;
-    Options {
+    let mut options = Options {
+        filters_by_level: coin(rng),
+        soft_pending_compaction_bytes_limit: (64 << 10) << rng.below(20),
+        wal_recovery_mode: match coin(rng) {
+            true => WalRecoveryMode::PointInTime,
+            false => WalRecoveryMode::TolerateCorruptedTail,
+        },
+        blob_compression: match coin(rng) {
+            true => Compression::None,
+            false => Compression::Zstd { level: 1 },
+        },
+        enable_blob_garbage_collection: coin(rng),
+        max_blob_collections: 1 + rng.below(3) as usize,
+        zstd_dict_bytes: [0, 256, 1024][rng.below(3) as usize],
+        index_partition_threshold: [0, 1, 600][rng.below(3) as usize],
+        index_partition_size: 256 << rng.below(3),
+        delete_rate: [0, 64 << 10, 8 << 20][rng.below(3) as usize],
+        disable_auto_compactions: rng.below(8) == 0,
+        env: random_env(rng),
         write_buffer_size: 4096 << rng.below(6),
         max_write_buffer_number: 2 + rng.below(4) as usize,
         level0_file_num_compaction_trigger: 1 + rng.below(4) as usize,
@@ -342,7 +375,7 @@ fn random_options(rng: &mut Rng) -> Options {
         num_levels: 2 + rng.below(7) as usize,
         level_compaction_dynamic_level_bytes: coin(rng),
         max_background_jobs: 1 + rng.below(6) as usize,
-        delayed_write_rate: 4 << 20,
+        delayed_write_rate: 4 << (20 + rng.below(3)),
         max_total_wal_size: rng.below(2) * (64 << 10),
         max_manifest_file_size: 1000 << rng.below(8),
         compression: match rng.below(3) {
@@ -358,7 +391,51 @@ fn random_options(rng: &mut Rng) -> Options {
         protection_bytes_per_key: 8 * rng.below(2) as usize,
         allow_concurrent_memtable_write: coin(rng),
         histograms: coin(rng),
-        ..tiny()
+        ..separating(&tiny(), rng)
+    };
+    draw_policy(&mut options, rng);
+    if options.disable_auto_compactions {
+        // Nothing would ever lift a stall.
+        options.level0_slowdown_writes_trigger = 100_000;
+        options.level0_stop_writes_trigger = 100_000;
+    }
+    options
+}
+
+/// An option that is not drawn is one that no model test has ever changed.
+#[test]
+fn every_stored_option_is_drawn() {
+    let mut rng = Rng(seed());
+    let mut values: BTreeMap<String, HashSet<String>> = BTreeMap::new();
+    for _ in 0..60 {
+        let dir = tempfile::tempdir().unwrap();
+        let options = random_options(&mut rng);
+        let db = Db::open(host(dir.path()), Path::new("/db"), options).unwrap();
+        db.close().unwrap();
+        let files = std::fs::read_dir(dir.path().join("db")).unwrap();
+        let stored = files.map(|entry| entry.unwrap()).find(|entry| {
+            let name = entry.file_name();
+            name.to_string_lossy().starts_with("OPTIONS-")
+        });
+        let text = std::fs::read_to_string(stored.unwrap().path()).unwrap();
+        for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            let seen = values.entry(name.to_owned()).or_default();
+            seen.insert(value.to_owned());
+        }
+    }
+    // What would drop data or stop writers for good, and what is larger than any of these databases.
+    let fixed = [
+        "family/0",
+        "fifo_max_table_files_size",
+        "fifo_ttl",
+        "hard_pending_compaction_bytes_limit",
+    ];
+    for (name, values) in values {
+        if name.starts_with("cf/") {
+            continue;
+        }
+        let drawn = values.len() > 1;
+        assert_eq!(drawn, !fixed.contains(&name.as_str()), "{name}: {values:?}");
     }
 }
 

@@ -11,9 +11,10 @@ mod common;
 
 use std::f64::consts::LN_2;
 use std::path::Path;
+use std::sync::Arc;
 
-use common::{Rng, mount, sim_device};
-use lavafs::FileSystemRef;
+use common::{Rng, sim_device};
+use lavafs::{FileSystemRef, LavaFs, MountOptions};
 use lavakv::sstable::{OpenOptions, Table};
 use lavakv::{
     BlockCache, CompactionOptions, CompactionStyle, Compression, Db, Options, ReadOptions,
@@ -24,6 +25,18 @@ use lavakv::{
 const BUFFER: u64 = 32 << 10;
 /// Entries of a flush.
 const FLUSH: u64 = 500;
+
+/// A filesystem that reads nothing ahead: its device reads are the block reads that are counted. With
+/// reading ahead, a table of a few blocks is soon read by chance as if by a sequential reader, and
+/// from then on out of the window.
+fn mount() -> FileSystemRef {
+    let options = MountOptions {
+        background: false,
+        readahead: 0,
+        ..MountOptions::default()
+    };
+    Arc::new(LavaFs::mount(sim_device(256 << 20, 512), &options).unwrap())
+}
 
 fn options(style: CompactionStyle, ratio: f64) -> Options {
     Options {
@@ -106,7 +119,7 @@ fn reads_in_vain(fs: &FileSystemRef, db: &Db, keys: u64) -> f64 {
 fn filters_by_level_halve_the_reads_in_vain_and_cost_what_the_formula_says() {
     let (flushes, ratio, bits) = (261, 6.0, 5.0);
     let measured = |bits, by_level| {
-        let fs = mount(sim_device(256 << 20, 512));
+        let fs = mount();
         let options = Options {
             bloom_bits_per_key: bits,
             filters_by_level: by_level,
@@ -167,7 +180,7 @@ fn filters_by_level_halve_the_reads_in_vain_and_cost_what_the_formula_says() {
 /// Bytes written to tables for each byte flushed,
 /// and block reads of a lookup in vain.
 fn costs(style: CompactionStyle, ratio: f64, flushes: u64, bits: f64) -> (f64, f64) {
-    let fs = mount(sim_device(256 << 20, 512));
+    let fs = mount();
     let mut options = options(style, ratio);
     options.bloom_bits_per_key = bits;
     options.compaction.fluid_runs = 1;
@@ -237,7 +250,7 @@ fn lazy_leveling_writes_as_much_less_as_the_cost_model_says() {
 
 #[test]
 fn a_change_of_policy_rewrites_nothing_at_rest_and_little_with_each_write() {
-    let fs = mount(sim_device(256 << 20, 512));
+    let fs = mount();
     let at = Path::new("/db");
     let open = |style| Db::open(fs.clone(), at, options(style, 5.0)).unwrap();
     let db = open(CompactionStyle::Tiered);
@@ -272,5 +285,55 @@ fn a_change_of_policy_rewrites_nothing_at_rest_and_little_with_each_write() {
         after < before,
         "{after:?} runs of a level at most, {before:?} before"
     );
+    db.verify().unwrap();
+}
+
+#[test]
+fn a_change_to_universal_rewrites_little_with_each_write_and_ends_with_one_old_run() {
+    let fs = mount();
+    let at = Path::new("/db");
+    let open = |style| {
+        let options = Options {
+            level0_file_num_compaction_trigger: 8,
+            ..options(style, 5.0)
+        };
+        Db::open(fs.clone(), at, options).unwrap()
+    };
+    let db = open(CompactionStyle::Tiered);
+    load(&db, 0..70);
+    let runs = |db: &Db| {
+        let levels = db.stats().levels;
+        let below: usize = levels[1..].iter().map(|level| level.runs).sum();
+        below
+    };
+    assert!(runs(&db) >= 4, "{} runs of another policy", runs(&db));
+    db.close().unwrap();
+    // What the policy merges of its own accord is about what it merges of the same flushes elsewhere.
+    let own = |db: &Db| {
+        let told = db.tickers();
+        told.compaction_read_bytes - told.migration_bytes
+    };
+    let db = open(CompactionStyle::Universal);
+    let other = {
+        let options = Options {
+            level0_file_num_compaction_trigger: 7,
+            ..options(CompactionStyle::Universal, 5.0)
+        };
+        Db::open(mount(), at, options).unwrap()
+    };
+    let step = 12 * BUFFER;
+    let mut flushed = 70;
+    for more in [1, 2, 4, 8, 16, 32] {
+        load(&db, flushed..flushed + more);
+        load(&other, flushed..flushed + more);
+        flushed += more;
+        let told = db.tickers();
+        assert!(told.migration_bytes <= told.flush_bytes + step, "{told:?}");
+        let (here, there) = (own(&db), own(&other));
+        println!("{flushed} flushes: {here} merged, {there} in a new database");
+        assert!(here <= 2 * there + step, "{told:?}");
+    }
+    load(&db, flushed..flushed + 150);
+    assert!(runs(&db) <= 1, "{} runs are left", runs(&db));
     db.verify().unwrap();
 }

@@ -13,10 +13,11 @@ use lavafs::{
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Targets by crate.
-pub const TARGETS: [&[Target]; 3] = [
+pub const TARGETS: [&[Target]; 4] = [
     &lavafs::fuzzing::TARGETS,
     &[IMAGE],
     &lavalog::fuzzing::TARGETS,
+    &lavakv::fuzzing::TARGETS,
 ];
 
 /// Runs the target named `name` on `bytes`.

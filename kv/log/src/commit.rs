@@ -11,6 +11,9 @@
 //! Invariants: at most one leader; groups are done in order of arrival and so are their
 //! acknowledgements; after a leader's error nothing is led any more and everybody gets that
 //! error. Not done here: limits on a group's size. A leader may split its group.
+//!
+//! The tests are small enough for Miri, which checks each run's order of memory accesses:
+//! `MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p lavalog --lib commit`.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -384,11 +387,12 @@ mod tests {
         let commit = GroupCommit::<usize, usize, ()>::new();
         let busy = AtomicBool::new(false);
         let groups = AtomicUsize::new(0);
+        let rounds = if cfg!(miri) { 12 } else { 2000 };
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let (commit, busy, groups) = (&commit, &busy, &groups);
                 scope.spawn(move || {
-                    for i in 0..2000 {
+                    for i in 0..rounds {
                         let item = thread * 10_000 + i;
                         let result = commit.submit(item, |items| {
                             assert!(!busy.swap(true, Ordering::SeqCst), "two leaders");

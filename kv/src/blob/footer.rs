@@ -44,7 +44,7 @@ pub(super) const HEADER_LEN: usize = 64;
 /// Bytes of the footer.
 pub(super) const FOOTER_LEN: usize = 96;
 /// Bytes that follow a block's contents.
-const SEAL_LEN: usize = 5;
+pub(super) const SEAL_LEN: usize = 5;
 
 /// Ids of sections.
 pub(super) const SECTION_PROPERTIES: u16 = 1;

@@ -30,6 +30,8 @@ mod cbt_builder;
 #[cfg(test)]
 mod cbt_tests;
 mod footer;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 pub(crate) mod gc;
 mod iter;
 mod key_bits;
@@ -44,6 +46,8 @@ use std::sync::Arc;
 
 pub use self::builder::BlobFileBuilder;
 pub use self::cbt::{BlobIndex, RecordLocation};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::fuzzing::sealed;
 pub use self::iter::{BlobFileIterator, StoredValue};
 pub use self::properties::BlobFileProperties;
 pub use self::reader::BlobFileReader;

@@ -131,7 +131,8 @@ pub(crate) fn pick(
     busy: &[InFlight],
 ) -> Option<Choice> {
     match options.policy.style {
-        CompactionStyle::Universal => universal::pick(version, options, busy),
+        CompactionStyle::Universal => universal::pick(version, options, busy)
+            .or_else(|| universal::migrate(version, options, busy)),
         CompactionStyle::Fifo => fifo::pick(version, options, busy),
         CompactionStyle::Level => leveled::pick(version, options, busy)
             .or_else(|| migrate(version, options, busy))

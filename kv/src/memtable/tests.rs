@@ -1,4 +1,5 @@
-//! Tests of the memtable; small enough for Miri.
+//! Tests of the memtable; small enough for Miri:
+//! `MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p lavakv --lib memtable`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,8 @@
 //! Writes a table: entries in key order, then filter, index, properties and footer.
 //!
-//! Blocks are gathered and appended in large pieces. Nothing is durable until
+//! Blocks are gathered and appended in large pieces. A table with a dictionary keeps its first blocks
+//! in memory, [`SAMPLES_PER_BYTE`] times as much as the dictionary is to have: they are the samples that
+//! it is trained on, and are compressed with it like those that follow. Nothing is durable until
 //! [`TableBuilder::finish`] has returned; a table that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made the file.
 
@@ -12,12 +14,15 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::block::BlockBuilder;
 use super::footer::{
-    FOOTER_LEN, Footer, Handle, SECTION_FILTER, SECTION_PROPERTIES, encode_sections,
+    FEATURE_DICTIONARY, FEATURE_PARTITIONED_INDEX, FOOTER_LEN, Footer, Handle, SECTION_DICTIONARY,
+    SECTION_FILTER, SECTION_PROPERTIES, encode_sections,
 };
 use super::index::IndexBuilder;
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
-use crate::compression::{BlockCompressor, CODE_NONE, CODE_ZSTD};
+use crate::compression::{
+    BlockCompressor, CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Compression,
+};
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::key::{InternalKeyRef, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -27,6 +32,13 @@ use crate::version::{BlobUse, TableRefs};
 /// Bytes gathered before they are appended to the file. Also the block size from which a block
 /// is appended from where it is.
 const APPEND_BYTES: usize = 256 << 10;
+
+/// Bytes of samples per byte of dictionary, as zstd's authors advise (zdict.h: "about 100 times").
+const SAMPLES_PER_BYTE: usize = 100;
+/// Bytes of samples at most: they are held in memory.
+const SAMPLES_MAX: usize = 4 << 20;
+/// Fewer blocks than this make no dictionary.
+const SAMPLES_MIN: usize = 8;
 
 /// What was written, for the manifest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +74,9 @@ pub struct TableBuilder {
     options: TableOptions,
     block: BlockBuilder,
     compressor: Option<BlockCompressor>,
+    /// Blocks that wait for the dictionary; `None` without one and after it was trained.
+    samples: Option<Samples>,
+    dictionary: Option<Vec<u8>>,
     output: Output,
     index: IndexBuilder,
     /// Filter hash of each user key.
@@ -69,10 +84,19 @@ pub struct TableBuilder {
     /// Filter hash of the last user key.
     last_hash: u64,
     last_key: Vec<u8>,
-    /// End of a block that waits for the key after it to get its separator.
-    unindexed_end: Option<u64>,
+    /// A block waits for the key after it to get its separator.
+    unindexed: bool,
     properties: TableProperties,
     blob_refs: BTreeMap<FileNumber, BlobUse>,
+}
+
+/// Uncompressed blocks one after another.
+#[derive(Default)]
+struct Samples {
+    bytes: Vec<u8>,
+    lens: Vec<usize>,
+    /// Bytes from which they are enough.
+    enough: usize,
 }
 
 /// The file, and what is on its way there.
@@ -86,6 +110,8 @@ struct Output {
     digest: Xxh3,
     /// A block's parts put together for compression.
     whole: Vec<u8>,
+    /// The number on disk of how blocks are compressed that are.
+    compressed: u8,
 }
 
 impl TableBuilder {
@@ -95,6 +121,8 @@ impl TableBuilder {
         TableBuilder {
             block: BlockBuilder::new(options.restart_interval, options.hash_index),
             compressor: None,
+            samples: Samples::wanted(&options),
+            dictionary: None,
             output: Output {
                 seed: file.generation().0,
                 file,
@@ -102,6 +130,7 @@ impl TableBuilder {
                 len: 0,
                 digest: Xxh3::new(),
                 whole: Vec::new(),
+                compressed: CODE_ZSTD,
             },
             index: IndexBuilder::default(),
             hashes: Vec::with_capacity(match options.filter_bits_per_key > 0.0 {
@@ -110,7 +139,7 @@ impl TableBuilder {
             }),
             last_hash: 0,
             last_key: Vec::new(),
-            unindexed_end: None,
+            unindexed: false,
             blob_refs: BTreeMap::new(),
             properties: TableProperties {
                 smallest_seq: SeqNo::MAX,
@@ -145,8 +174,8 @@ impl TableBuilder {
         if !self.block.is_empty() && self.is_full_before(internal_key.len() + value.len()) {
             self.flush_block()?;
         }
-        if let Some(end) = self.unindexed_end.take() {
-            self.index.add(&self.last_key, Some(internal_key), end);
+        if std::mem::take(&mut self.unindexed) {
+            self.index.add_separator(&self.last_key, Some(internal_key));
         }
         if first || user_key(&self.last_key) != key.user_key {
             self.last_hash = filter::filter_hash(key.user_key);
@@ -210,20 +239,64 @@ impl TableBuilder {
         } else {
             self.block.size()
         };
-        self.output.len + block as u64 + self.index.size() as u64 + filter as u64
+        let samples = self.samples.as_ref().map_or(0, |held| held.bytes.len());
+        self.output.len + (block + samples) as u64 + self.index.size() as u64 + filter as u64
     }
 
     fn flush_block(&mut self) -> Result<()> {
+        self.properties.data_blocks += 1;
+        self.unindexed = true;
+        let parts = self.block.finish();
+        if let Some(samples) = &mut self.samples {
+            let before = samples.bytes.len();
+            parts
+                .iter()
+                .for_each(|part| samples.bytes.extend_from_slice(part));
+            samples.lens.push(samples.bytes.len() - before);
+            self.block.reset();
+            return match samples.bytes.len() >= samples.enough {
+                true => self.end_sampling(),
+                false => Ok(()),
+            };
+        }
         let compressor = match &mut self.compressor {
             Some(compressor) => compressor,
             None => self
                 .compressor
                 .insert(BlockCompressor::new(self.options.compression)?),
         };
-        self.output.write_block(&self.block.finish(), compressor)?;
+        self.output.write_block(&parts, compressor)?;
         self.block.reset();
-        self.properties.data_blocks += 1;
-        self.unindexed_end = Some(self.output.len);
+        self.index.add_end(self.output.len);
+        Ok(())
+    }
+
+    /// Trains the dictionary, if the samples give one, and writes the blocks that waited for it.
+    fn end_sampling(&mut self) -> Result<()> {
+        let Some(samples) = self.samples.take() else {
+            return Ok(());
+        };
+        let len = self.options.zstd_dict_bytes;
+        let dictionary = match samples.lens.len() >= SAMPLES_MIN {
+            true => BlockCompressor::train(&samples.bytes, &samples.lens, len),
+            false => None,
+        };
+        let compressor = match (&dictionary, self.options.compression) {
+            (Some(dictionary), Compression::Zstd { level }) => {
+                self.output.compressed = CODE_ZSTD_DICTIONARY;
+                BlockCompressor::with_dictionary(level, dictionary)?
+            }
+            (_, compression) => BlockCompressor::new(compression)?,
+        };
+        self.dictionary = dictionary;
+        let compressor = self.compressor.insert(compressor);
+        let mut rest = &samples.bytes[..];
+        for len in samples.lens {
+            let (block, after) = rest.split_at(len);
+            self.output.write_block(&[block], compressor)?;
+            self.index.add_end(self.output.len);
+            rest = after;
+        }
         Ok(())
     }
 
@@ -236,15 +309,22 @@ impl TableBuilder {
         if !self.block.is_empty() {
             self.flush_block()?;
         }
-        let end = self.unindexed_end.expect("the last block was just written");
-        self.index.add(&self.last_key, None, end);
-        self.properties.data_bytes = end;
+        self.end_sampling()?;
+        assert!(self.unindexed, "the last block was just written");
+        self.index.add_separator(&self.last_key, None);
+        self.properties.data_bytes = self.output.len;
         self.properties.largest = std::mem::take(&mut self.last_key);
         self.properties.blob_refs = std::mem::take(&mut self.blob_refs).into_iter().collect();
         self.properties.filter_keys = self.hashes.len() as u64;
-        let mut plain = BlockCompressor::new(super::Compression::None)?;
+        let mut plain = BlockCompressor::new(Compression::None)?;
         let output = &mut self.output;
         let mut sections = Vec::new();
+        let mut features = 0;
+        if let Some(dictionary) = &self.dictionary {
+            features |= FEATURE_DICTIONARY;
+            let handle = output.write_block(&[dictionary], &mut plain)?;
+            sections.push((SECTION_DICTIONARY, true, handle));
+        }
         if !self.hashes.is_empty() {
             let filter = filter::build(&self.hashes, self.options.filter_bits_per_key);
             sections.push((
@@ -254,11 +334,19 @@ impl TableBuilder {
             ));
         }
         let compressor = self.compressor.as_mut().expect("made with the first block");
-        let index = output.write_block(&[&self.index.finish()], compressor)?;
+        let threshold = self.options.index_partition_threshold;
+        let index = match threshold > 0 && self.index.size() >= threshold {
+            true => {
+                features |= FEATURE_PARTITIONED_INDEX;
+                let partition = self.options.index_partition_size;
+                output.write_partitioned(&self.index, partition, compressor)?
+            }
+            false => output.write_block(&[&self.index.finish()], compressor)?,
+        };
         let properties = output.write_block(&[&self.properties.encode()], &mut plain)?;
         sections.push((SECTION_PROPERTIES, true, properties));
         let meta = output.write_block(&[&encode_sections(&sections)], &mut plain)?;
-        let checksum = output.finish(index, meta)?;
+        let checksum = output.finish(features, index, meta)?;
         Ok(TableSummary {
             file_size: self.output.len,
             entries: self.properties.entries,
@@ -287,6 +375,16 @@ impl std::fmt::Debug for TableBuilder {
     }
 }
 
+impl Samples {
+    fn wanted(options: &TableOptions) -> Option<Samples> {
+        let zstd = matches!(options.compression, Compression::Zstd { .. });
+        (zstd && options.zstd_dict_bytes > 0).then(|| Samples {
+            enough: (options.zstd_dict_bytes * SAMPLES_PER_BYTE).min(SAMPLES_MAX),
+            ..Samples::default()
+        })
+    }
+}
+
 impl Output {
     /// Writes a block of the concatenation of `parts`.
     fn write_block(&mut self, parts: &[&[u8]], compressor: &mut BlockCompressor) -> Result<Handle> {
@@ -297,11 +395,27 @@ impl Output {
         whole.clear();
         parts.iter().for_each(|part| whole.extend_from_slice(part));
         let written = match compressor.compress(&whole) {
-            Some(compressed) => self.write_stored(&[compressed], CODE_ZSTD),
+            Some(compressed) => self.write_stored(&[compressed], self.compressed),
             None => self.write_stored(&[&whole], CODE_NONE),
         };
         self.whole = whole;
         written
+    }
+
+    /// Writes the index in partitions, and their index, whose place it returns.
+    fn write_partitioned(
+        &mut self,
+        index: &IndexBuilder,
+        partition: usize,
+        compressor: &mut BlockCompressor,
+    ) -> Result<Handle> {
+        let begin = self.len;
+        let mut written = Vec::new();
+        for blocks in index.partitions(partition) {
+            self.write_block(&[&index.partition(blocks.clone())], compressor)?;
+            written.push((blocks, self.len));
+        }
+        self.write_block(&[&index.of_partitions(begin, &written)], compressor)
     }
 
     fn write_stored(&mut self, parts: &[&[u8]], code: u8) -> Result<Handle> {
@@ -341,9 +455,10 @@ impl Output {
         Ok(())
     }
 
-    fn finish(&mut self, index: Handle, meta: Handle) -> Result<u64> {
+    fn finish(&mut self, features: u32, index: Handle, meta: Handle) -> Result<u64> {
         self.append_pending()?;
         let footer = Footer {
+            features,
             seed: self.seed,
             index,
             meta,

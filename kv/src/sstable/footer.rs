@@ -5,7 +5,9 @@
 //!   off  len  field
 //!     0    8  magic      "LAVA-SST"
 //!     8    4  version    1
-//!    12    4  incompat   feature bits; an unknown one: the file cannot be read
+//!    12    4  incompat   feature bits; an unknown one: the file cannot be read.
+//!                        bit 0: blocks may be compressed with the dictionary,
+//!                        bit 1: the index block is that of index partitions
 //!    16    4  compat     feature bits that a reader may ignore
 //!    20    4  reserved   zero
 //!    24    8  seed       of every block's checksum: the file's generation when it was written
@@ -19,7 +21,7 @@
 //! meta block
 //!     0    4  number of sections
 //!   then for each section
-//!     0    2  id         1 properties, 2 filter
+//!     0    2  id         1 properties, 2 filter, 3 dictionary
 //!     2    2  flags      bit 0: a reader that does not know the section must refuse the file
 //!     4    4  reserved   zero
 //!     8   16  offset and length, the trailer included
@@ -32,7 +34,11 @@ use crate::error::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"LAVA-SST";
 const VERSION: u32 = 1;
-const KNOWN_INCOMPAT: u32 = 0;
+/// Blocks may be compressed with the file's dictionary.
+pub(super) const FEATURE_DICTIONARY: u32 = 1;
+/// The index block is that of index partitions.
+pub(super) const FEATURE_PARTITIONED_INDEX: u32 = 2;
+const KNOWN_INCOMPAT: u32 = FEATURE_DICTIONARY | FEATURE_PARTITIONED_INDEX;
 /// Bytes of the footer.
 pub(super) const FOOTER_LEN: usize = 96;
 const CRC_AT: usize = 92;
@@ -43,6 +49,8 @@ const REQUIRED: u16 = 1;
 pub(super) const SECTION_PROPERTIES: u16 = 1;
 /// See [`SECTION_PROPERTIES`].
 pub(super) const SECTION_FILTER: u16 = 2;
+/// See [`SECTION_PROPERTIES`].
+pub(super) const SECTION_DICTIONARY: u16 = 3;
 
 /// Where a block lies in the file, its trailer included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +62,8 @@ pub(crate) struct Handle {
 /// See the module's layout.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Footer {
+    /// Incompatible features that the file has.
+    pub(super) features: u32,
     pub(super) seed: u64,
     pub(super) index: Handle,
     pub(super) meta: Handle,
@@ -66,6 +76,7 @@ impl Footer {
         let mut out = [0; FOOTER_LEN];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&self.features.to_le_bytes());
         let words = [
             (24, self.seed),
             (32, self.index.offset),
@@ -108,6 +119,7 @@ impl Footer {
             len: word(at + 8),
         };
         let footer = Footer {
+            features: half(12),
             seed: word(24),
             index: handle(32),
             meta: handle(48),
@@ -182,6 +194,7 @@ mod tests {
     use super::*;
 
     const FOOTER: Footer = Footer {
+        features: 0,
         seed: 7,
         index: Handle {
             offset: 100,
@@ -215,7 +228,7 @@ mod tests {
     fn a_newer_format_is_unsupported_not_corrupt() {
         for at in [8, 12] {
             let mut newer = FOOTER.encode();
-            newer[at] ^= 2;
+            newer[at] ^= 0x40;
             let crc = crc32c::crc32c(&newer[..CRC_AT]);
             newer[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
             let error = Footer::decode(&newer, "t", FOOTER.file_size).unwrap_err();

@@ -18,6 +18,10 @@
 //! i + 1, as short as possible. Where versions of one user key span two blocks that is not
 //! enough, and all separators of the table carry a trailer, 0 (after all versions) for most.
 //!
+//! A large index is cut into *partitions*, each an index of its data blocks, with an index of the
+//! partitions in the place of the index block. Both kinds have eight bytes before them, where the first
+//! of their blocks begins. A partition's last separator is that of the partition.
+//!
 //! Keys and places are apart, and a search runs over the heads alone until they tie: 14 steps in
 //! 128 KiB for a table of 64 MiB. Data blocks lie one after another from offset 0, so their ends
 //! say where they begin.
@@ -44,7 +48,15 @@ pub(super) struct IndexBuilder {
 impl IndexBuilder {
     /// Adds a data block that ends at `end` in the file. `last` is its last internal key, `next`
     /// the first of the next block if there is one.
+    #[cfg(test)]
     pub(super) fn add(&mut self, last: &[u8], next: Option<&[u8]>, end: u64) {
+        self.add_separator(last, next);
+        self.add_end(end);
+    }
+
+    /// Adds the separator of a data block: `last` is its last internal key, `next` the first of the next
+    /// block if there is one.
+    pub(super) fn add_separator(&mut self, last: &[u8], next: Option<&[u8]>) {
         let (last_key, next_key) = (user_key(last), next.map(user_key));
         if next_key == Some(last_key) {
             self.trailers = true;
@@ -57,12 +69,16 @@ impl IndexBuilder {
             self.keys.extend_from_slice(&[0; TRAILER_LEN]);
         }
         self.key_ends.push(self.keys.len());
+    }
+
+    /// Adds the end of a data block, once that is written; in the order of the separators.
+    pub(super) fn add_end(&mut self, end: u64) {
         self.ends.push(end);
     }
 
     /// Bytes of the block if it were finished now, at most.
     pub(super) fn size(&self) -> usize {
-        HEADER + self.keys.len() + 20 * self.ends.len()
+        HEADER + self.keys.len() + 20 * self.key_ends.len()
     }
 
     fn key(&self, index: usize) -> &[u8] {
@@ -74,13 +90,66 @@ impl IndexBuilder {
         &self.keys[start..self.key_ends[index]]
     }
 
+    /// The whole index.
     pub(super) fn finish(&self) -> Vec<u8> {
-        let count = self.ends.len();
-        assert!(count > 0, "a table has blocks");
-        let first = user_key(self.key(0));
-        // The keys ascend, so what the first and last share all share.
-        let prefix = common_prefix(first, user_key(self.key(count - 1)));
         let mut out = Vec::with_capacity(self.size());
+        self.encode(0..self.ends.len(), &mut out);
+        out
+    }
+
+    /// Data blocks by partition, each partition of about `partition` bytes.
+    pub(super) fn partitions(&self, partition: usize) -> Vec<Range<usize>> {
+        let mut partitions = Vec::new();
+        let (mut begin, mut size) = (0, 0);
+        for index in 0..self.ends.len() {
+            size += self.key(index).len() + 20;
+            if size >= partition || index + 1 == self.ends.len() {
+                partitions.push(begin..index + 1);
+                (begin, size) = (index + 1, 0);
+            }
+        }
+        partitions
+    }
+
+    /// The partition of these data blocks.
+    pub(super) fn partition(&self, blocks: Range<usize>) -> Vec<u8> {
+        let begin = match blocks.start {
+            0 => 0,
+            first => self.ends[first - 1],
+        };
+        let mut out = begin.to_le_bytes().to_vec();
+        self.encode(blocks, &mut out);
+        out
+    }
+
+    /// The index of partitions, the first of which begins at `begin`; each with its end.
+    pub(super) fn of_partitions(&self, begin: u64, partitions: &[(Range<usize>, u64)]) -> Vec<u8> {
+        let mut top = IndexBuilder {
+            trailers: self.trailers,
+            ..IndexBuilder::default()
+        };
+        for (blocks, end) in partitions {
+            top.keys.extend_from_slice(self.key(blocks.end - 1));
+            top.key_ends.push(top.keys.len());
+            top.ends.push(*end);
+        }
+        let mut out = begin.to_le_bytes().to_vec();
+        top.encode(0..partitions.len(), &mut out);
+        out
+    }
+
+    /// Appends the index of these data blocks.
+    fn encode(&self, blocks: Range<usize>, out: &mut Vec<u8>) {
+        let count = blocks.len();
+        assert!(count > 0, "a table has blocks");
+        assert_eq!(
+            self.ends.len(),
+            self.key_ends.len(),
+            "each block has a separator"
+        );
+        let first = user_key(self.key(blocks.start));
+        // The keys ascend, so what the first and last share all share.
+        let prefix = common_prefix(first, user_key(self.key(blocks.end - 1)));
         let header = [
             count as u32,
             prefix as u32,
@@ -88,13 +157,17 @@ impl IndexBuilder {
             0,
         ];
         out.extend(header.iter().flat_map(|field| field.to_le_bytes()));
-        for index in 0..count {
+        for index in blocks.clone() {
             let head = key_head(&user_key(self.key(index))[prefix..]);
             out.extend_from_slice(&head.to_le_bytes());
         }
-        out.extend(self.ends.iter().flat_map(|end| end.to_le_bytes()));
-        let mut area = Vec::with_capacity(self.keys.len());
-        for index in 0..count {
+        out.extend(
+            self.ends[blocks.clone()]
+                .iter()
+                .flat_map(|end| end.to_le_bytes()),
+        );
+        let mut area = Vec::new();
+        for index in blocks {
             let key = if self.trailers {
                 self.key(index)
             } else {
@@ -106,7 +179,6 @@ impl IndexBuilder {
         }
         out.extend_from_slice(&first[..prefix]);
         out.extend_from_slice(&area);
-        out
     }
 }
 
@@ -145,6 +217,8 @@ pub(super) struct IndexLayout {
     trailers: bool,
     /// Start of the key area.
     area: usize,
+    /// Where the first block begins in the file.
+    begin: u64,
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -159,6 +233,18 @@ impl IndexLayout {
     /// Checks an index block whose data blocks must end at `data_end`, so that no later call can
     /// leave the bytes.
     pub(super) fn parse(bytes: &[u8], data_end: u64) -> Result<Self, BadBlock> {
+        let layout = Self::parse_from(bytes, 0, data_end)?;
+        match layout.end(bytes, layout.count - 1) == data_end {
+            true => Ok(layout),
+            false => Err(BadBlock {
+                at: 0,
+                detail: "index that does not end where the data does",
+            }),
+        }
+    }
+
+    /// Like [`IndexLayout::parse`], of blocks that begin at `begin` and end at or before `limit`.
+    pub(super) fn parse_from(bytes: &[u8], begin: u64, limit: u64) -> Result<Self, BadBlock> {
         let bad = |at, detail| Err(BadBlock { at, detail });
         if bytes.len() < HEADER {
             return bad(0, "index shorter than its header");
@@ -178,8 +264,9 @@ impl IndexLayout {
             prefix,
             trailers: flags & FLAG_TRAILERS != 0,
             area,
+            begin,
         };
-        let (mut end, mut key_end) = (0, 0);
+        let (mut end, mut key_end) = (begin, 0);
         let least = if layout.trailers { TRAILER_LEN } else { 0 };
         for index in 0..count {
             let next_end = layout.end(bytes, index);
@@ -198,7 +285,7 @@ impl IndexLayout {
             }
             (end, key_end) = (next_end, next_key_end);
         }
-        if end != data_end || key_end != bytes.len() - area {
+        if end > limit || key_end != bytes.len() - area {
             return bad(0, "index that does not end where the data does");
         }
         Ok(layout)
@@ -221,7 +308,7 @@ impl IndexLayout {
     #[inline]
     pub(super) fn block(self, bytes: &[u8], index: usize) -> Range<u64> {
         let start = if index == 0 {
-            0
+            self.begin
         } else {
             self.end(bytes, index - 1)
         };

@@ -44,8 +44,10 @@ impl Default for TableReadOptions {
 pub struct TableIterator {
     table: Arc<Table>,
     options: TableReadOptions,
-    /// Read at the first seek.
+    /// Read at the first seek. Of a partitioned index, the partition that the walk is in.
     index: Option<Arc<Block>>,
+    /// The index of partitions, read at the first seek, and the number of the one that the walk is in.
+    top: Option<(Arc<Block>, usize)>,
     /// Number of the block that the cursor is in.
     at: usize,
     block: Option<Arc<Block>>,
@@ -72,6 +74,7 @@ impl TableIterator {
             table,
             options,
             index: None,
+            top: None,
             at: 0,
             block: None,
             cursor: BlockCursor::default(),
@@ -80,21 +83,61 @@ impl TableIterator {
         }
     }
 
-    /// Makes ready for a seek; the index block, unless it cannot be read.
-    fn begin(&mut self) -> Option<Arc<Block>> {
+    /// Makes ready for a seek and takes the index in which its place is, by the number that `find` gives
+    /// of the parts of an index of partitions. False where there is no such place or a read fails.
+    fn begin(&mut self, find: impl FnOnce(&Block) -> usize) -> bool {
         self.cursor.valid = false;
         self.failure = None;
-        if self.index.is_none() {
+        if self.index.is_none() && self.top.is_none() {
             let index = match self.options.bypass_cache {
                 true => self.table.read_index(),
                 false => self.table.index(),
             };
             match index {
+                Ok(index) if self.table.is_partitioned() => self.top = Some((index, usize::MAX)),
                 Ok(index) => self.index = Some(index),
-                Err(failure) => self.failure = Some(failure),
+                Err(failure) => {
+                    self.failure = Some(failure);
+                    return false;
+                }
             }
         }
-        self.index.clone()
+        match &self.top {
+            None => true,
+            Some((top, _)) => {
+                let part = find(top);
+                self.enter_partition(part)
+            }
+        }
+    }
+
+    /// Takes the partition `part` of a partitioned index; false where there is none or its read fails.
+    fn enter_partition(&mut self, part: usize) -> bool {
+        let Some((top, current)) = &mut self.top else {
+            return false;
+        };
+        let (bytes, layout) = top.as_index();
+        if part >= layout.count() {
+            return false;
+        }
+        if *current == part {
+            return true;
+        }
+        // Numbers of blocks are those of the partition.
+        self.block = None;
+        let place = layout.block(bytes, part);
+        match self.table.partition(place, self.options.bypass_cache) {
+            Ok(partition) => {
+                *current = part;
+                self.index = Some(partition);
+                true
+            }
+            Err(failure) => {
+                *current = usize::MAX;
+                self.failure = Some(failure);
+                false
+            }
+        }
     }
 
     /// Moves to block `at` and positions the cursor there.
@@ -159,8 +202,16 @@ impl TableIterator {
 
     #[cold]
     fn next_block(&mut self) {
-        if self.at + 1 < self.count() {
-            self.enter(self.at + 1, |cursor, block| {
+        let mut next = self.at + 1;
+        if next == self.count() {
+            let part = self.top.as_ref().map(|(_, part)| part + 1);
+            match part {
+                Some(part) if self.enter_partition(part) => next = 0,
+                _ => return,
+            }
+        }
+        if next < self.count() {
+            self.enter(next, |cursor, block| {
                 let (bytes, layout) = block.as_data();
                 cursor.seek_to_first(bytes, layout)
             });
@@ -169,8 +220,16 @@ impl TableIterator {
 
     #[cold]
     fn prev_block(&mut self) {
-        if self.at > 0 {
-            self.enter(self.at - 1, |cursor, block| {
+        let mut at = self.at;
+        if at == 0 {
+            let part = self.top.as_ref().and_then(|(_, part)| part.checked_sub(1));
+            match part {
+                Some(part) if self.enter_partition(part) => at = self.count(),
+                _ => return,
+            }
+        }
+        if at > 0 {
+            self.enter(at - 1, |cursor, block| {
                 let (bytes, layout) = block.as_data();
                 cursor.seek_to_last(bytes, layout)
             });
@@ -222,7 +281,7 @@ impl InternalIterator for TableIterator {
     }
 
     fn seek_to_first(&mut self) {
-        if self.begin().is_some() {
+        if self.begin(|_| 0) {
             self.enter(0, |cursor, block| {
                 let (bytes, layout) = block.as_data();
                 cursor.seek_to_first(bytes, layout)
@@ -231,8 +290,8 @@ impl InternalIterator for TableIterator {
     }
 
     fn seek_to_last(&mut self) {
-        if let Some(index) = self.begin() {
-            self.enter(index.as_index().1.count() - 1, |cursor, block| {
+        if self.begin(|top| top.as_index().1.count() - 1) {
+            self.enter(self.count() - 1, |cursor, block| {
                 let (bytes, layout) = block.as_data();
                 cursor.seek_to_last(bytes, layout)
             });
@@ -240,10 +299,15 @@ impl InternalIterator for TableIterator {
     }
 
     fn seek(&mut self, target: &[u8]) {
-        let Some(index) = self.begin() else { return };
-        let (bytes, layout) = index.as_index();
-        let at = layout.find(bytes, target);
-        if at == layout.count() {
+        let find = |index: &Block| {
+            let (bytes, layout) = index.as_index();
+            layout.find(bytes, target)
+        };
+        if !self.begin(find) {
+            return;
+        }
+        let at = find(self.index.as_ref().expect("taken by the beginning"));
+        if at == self.count() {
             return;
         }
         self.enter(at, |cursor, block| {

@@ -3,7 +3,9 @@
 //! ```text
 //! table file
 //!   data blocks         in key order, from offset 0
+//!   dictionary          where blocks were compressed with one
 //!   filter block        unless the table has no filter
+//!   index partitions    where the index is large
 //!   index block
 //!   properties block
 //!   meta block          lists filter, properties and what later versions add
@@ -11,7 +13,7 @@
 //!
 //! block, as it lies in the file
 //!   n  contents    as they are, or compressed (compression.rs)
-//!   1  compression 0 none, 1 zstd
+//!   1  compression 0 none, 1 zstd, 2 zstd with the file's dictionary
 //!   4  crc32c      over seed (8 bytes), the block's offset (8 bytes), contents, compression
 //! ```
 //!
@@ -25,6 +27,8 @@ mod block;
 mod builder;
 mod filter;
 mod footer;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod index;
 mod iter;
 mod properties;
@@ -38,6 +42,8 @@ pub(crate) use self::block::BadBlock;
 pub use self::builder::{TableBuilder, TableSummary};
 pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
 pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::fuzzing::{fuzz_parts, sealed};
 pub use self::iter::{TableIterator, TableReadOptions};
 pub use self::properties::TableProperties;
 pub(crate) use self::properties::{append as append_property, take as take_property};
@@ -71,6 +77,13 @@ pub struct TableOptions {
     pub restart_interval: usize,
     /// Default none.
     pub compression: Compression,
+    /// Bytes at most of a dictionary for zstd, trained on the table's first blocks; 0: none. Default 0.
+    pub zstd_dict_bytes: usize,
+    /// Bytes of index from which it is cut into partitions, which are read as they are needed; 0: never.
+    /// Default 1 MiB.
+    pub index_partition_threshold: usize,
+    /// Bytes of a partition of the index, about. Default 16 KiB.
+    pub index_partition_size: usize,
     /// Bits of filter per user key, not necessarily whole; 0: no filter. Default 10.
     pub filter_bits_per_key: f64,
     /// Adds a hash index to each data block: point reads take about a byte and a third per key
@@ -88,6 +101,9 @@ impl Default for TableOptions {
             block_size: 4096,
             restart_interval: 16,
             compression: Compression::None,
+            zstd_dict_bytes: 0,
+            index_partition_threshold: 1 << 20,
+            index_partition_size: 16 << 10,
             filter_bits_per_key: 10.0,
             hash_index: true,
             expected_entries: 0,
@@ -126,6 +142,24 @@ impl Block {
 
     fn index(bytes: Vec<u8>, data_end: u64) -> Result<Self, BadBlock> {
         let layout = Layout::Index(IndexLayout::parse(&bytes, data_end)?);
+        Ok(Block {
+            bytes,
+            start: 0,
+            layout,
+        })
+    }
+
+    /// The index of partitions, or a partition, whose blocks end at or before `limit`.
+    fn partition(mut bytes: Vec<u8>, limit: u64) -> Result<Self, BadBlock> {
+        let Some((begin, _)) = bytes.split_first_chunk::<8>() else {
+            return Err(BadBlock {
+                at: 0,
+                detail: "index partition without a beginning",
+            });
+        };
+        let begin = u64::from_le_bytes(*begin);
+        bytes.drain(..8);
+        let layout = Layout::Index(IndexLayout::parse_from(&bytes, begin, limit)?);
         Ok(Block {
             bytes,
             start: 0,

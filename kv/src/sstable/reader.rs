@@ -9,16 +9,18 @@ use std::sync::Arc;
 
 use lavafs::FileRef;
 use xxhash_rust::xxh3::Xxh3;
+use zstd::dict::DecoderDictionary;
 
 use super::block::BadBlock;
 use super::footer::{
-    FOOTER_LEN, Footer, Handle, SECTION_FILTER, SECTION_PROPERTIES, decode_sections,
+    FEATURE_PARTITIONED_INDEX, FOOTER_LEN, Footer, Handle, SECTION_DICTIONARY, SECTION_FILTER,
+    SECTION_PROPERTIES, decode_sections,
 };
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
 use crate::cache::{BlockCache, BlockKind, CacheKey, Reservation};
-use crate::compression::{CODE_NONE, CODE_ZSTD, decompress};
+use crate::compression::{CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, decompress, decompress_with};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -54,6 +56,7 @@ pub struct Table {
     footer: Footer,
     properties: TableProperties,
     filter: Option<Handle>,
+    dictionary: Option<DecoderDictionary<'static>>,
     pinned_index: Option<Arc<Block>>,
     pinned_filter: Option<Arc<Block>>,
     /// Charges what is pinned to the cache.
@@ -141,6 +144,7 @@ impl Table {
             footer,
             properties: TableProperties::default(),
             filter: None,
+            dictionary: None,
             pinned_index: None,
             pinned_filter: None,
             _charge: None,
@@ -171,7 +175,7 @@ impl Table {
         let meta = self.footer.meta;
         let sections = decode_sections(&read(meta)?, body_end)
             .map_err(|bad| self.bad_block(meta.offset, bad))?;
-        let (mut properties, mut filter) = (None, None);
+        let (mut properties, mut filter, mut dictionary) = (None, None, None);
         for (id, required, handle) in sections {
             match id {
                 SECTION_PROPERTIES => {
@@ -179,6 +183,7 @@ impl Table {
                     properties = Some(decoded.map_err(|bad| self.bad_block(handle.offset, bad))?);
                 }
                 SECTION_FILTER => filter = Some(handle),
+                SECTION_DICTIONARY => dictionary = Some(DecoderDictionary::copy(&read(handle)?)),
                 _ if required => {
                     return Err(Error::Unsupported {
                         what: format!("{}: section {id} of a newer table format", self.name),
@@ -209,6 +214,7 @@ impl Table {
             ));
         }
         (self.properties, self.filter) = (properties, filter);
+        self.dictionary = dictionary;
         Ok(())
     }
 
@@ -268,7 +274,45 @@ impl Table {
         };
         let (bytes, layout) = index.as_index();
         let at = layout.find(bytes, lookup.internal());
+        if at >= layout.count() {
+            return Ok(None);
+        }
+        let place = layout.block(bytes, at);
+        match self.is_partitioned() {
+            true => self.locate_in_partition(place, lookup.internal()),
+            false => Ok(Some(place)),
+        }
+    }
+
+    /// The data block in which `target` may be, by the partition of the index at `place`.
+    fn locate_in_partition(&self, place: BlockPlace, target: &[u8]) -> Result<Option<BlockPlace>> {
+        let partition = self.partition(place, false)?;
+        let (bytes, layout) = partition.as_index();
+        let at = layout.find(bytes, target);
         Ok((at < layout.count()).then(|| layout.block(bytes, at)))
+    }
+
+    /// True where the index block is that of partitions.
+    pub(super) fn is_partitioned(&self) -> bool {
+        self.footer.features & FEATURE_PARTITIONED_INDEX != 0
+    }
+
+    /// A partition of the index, from the cache unless that is bypassed.
+    pub(super) fn partition(&self, place: BlockPlace, bypass_cache: bool) -> Result<Arc<Block>> {
+        let key = self.cache_key(place.start);
+        if !bypass_cache && let Some(partition) = self.cache.get(key, BlockKind::Index) {
+            return Ok(partition);
+        }
+        let handle = Handle {
+            offset: place.start,
+            len: place.end - place.start,
+        };
+        let read = Block::partition(self.read_block(handle)?, self.properties.data_bytes);
+        let partition = Arc::new(read.map_err(|bad| self.bad_block(place.start, bad))?);
+        match bypass_cache {
+            true => Ok(partition),
+            false => Ok(self.cache.insert(key, partition)),
+        }
     }
 
     /// Looks for a key in the block that [`Table::locate`] told, which is at `place`.
@@ -360,10 +404,15 @@ impl Table {
         let index = self.index()?;
         let (bytes, layout) = index.as_index();
         let at = layout.find(bytes, internal_key);
-        Ok(match at == layout.count() {
-            true => self.properties.data_bytes,
-            false => layout.block(bytes, at).start,
-        })
+        if at == layout.count() {
+            return Ok(self.properties.data_bytes);
+        }
+        let place = layout.block(bytes, at);
+        if !self.is_partitioned() {
+            return Ok(place.start);
+        }
+        let found = self.locate_in_partition(place, internal_key)?;
+        Ok(found.map_or(self.properties.data_bytes, |block| block.start))
     }
 
     /// Reads and checks everything: the checksum of the file, of every block, that keys ascend,
@@ -479,7 +528,12 @@ impl Table {
 
     pub(super) fn read_index(&self) -> Result<Arc<Block>> {
         let handle = self.footer.index;
-        match Block::index(self.read_block(handle)?, self.properties.data_bytes) {
+        let contents = self.read_block(handle)?;
+        let index = match self.is_partitioned() {
+            true => Block::partition(contents, handle.offset),
+            false => Block::index(contents, self.properties.data_bytes),
+        };
+        match index {
             Ok(block) => Ok(Arc::new(block)),
             Err(bad) => Err(self.bad_block(handle.offset, bad)),
         }
@@ -506,7 +560,7 @@ impl Table {
                 stored.truncate(stored.len() - BLOCK_TRAILER);
                 Ok(stored)
             }
-            _ => self.decompress(&stored, handle.offset),
+            code => self.decompress(&stored, handle.offset, code),
         }
     }
 
@@ -514,7 +568,7 @@ impl Table {
     pub(super) fn unseal_slice(&self, stored: &[u8], offset: u64) -> Result<Vec<u8>> {
         match self.check(stored, offset)? {
             CODE_NONE => Ok(stored[..stored.len() - BLOCK_TRAILER].to_vec()),
-            _ => self.decompress(stored, offset),
+            code => self.decompress(stored, offset, code),
         }
     }
 
@@ -531,14 +585,19 @@ impl Table {
             return corrupt("block checksum mismatch");
         }
         match code {
-            CODE_NONE | CODE_ZSTD => Ok(code),
+            CODE_NONE | CODE_ZSTD | CODE_ZSTD_DICTIONARY => Ok(code),
             _ => corrupt("block of an unknown compression"),
         }
     }
 
-    fn decompress(&self, stored: &[u8], offset: u64) -> Result<Vec<u8>> {
-        decompress(&stored[..stored.len() - BLOCK_TRAILER])
-            .map_err(|detail| Error::corrupt(&self.name, offset, detail))
+    fn decompress(&self, stored: &[u8], offset: u64, code: u8) -> Result<Vec<u8>> {
+        let contents = &stored[..stored.len() - BLOCK_TRAILER];
+        let raw = match (code, &self.dictionary) {
+            (CODE_ZSTD, _) => decompress(contents),
+            (_, Some(dictionary)) => decompress_with(contents, dictionary),
+            _ => Err("block compressed with a dictionary that the table has not"),
+        };
+        raw.map_err(|detail| Error::corrupt(&self.name, offset, detail))
     }
 }
 

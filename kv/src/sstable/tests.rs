@@ -174,6 +174,9 @@ fn a_table_gives_back_what_was_added_with_all_options() {
             compression,
             filter_bits_per_key,
             hash_index,
+            zstd_dict_bytes: if restart_interval == 5 { 512 } else { 0 },
+            index_partition_threshold: if restart_interval == 16 { 0 } else { 500 },
+            index_partition_size: 200 * restart_interval,
             expected_entries: 10,
             column_family: None,
         };
@@ -217,10 +220,14 @@ fn a_table_gives_back_what_was_added_with_all_options() {
 #[test]
 fn no_damaged_byte_goes_unseen_or_panics() {
     let model = model(60);
-    for compression in [Compression::None, Compression::Zstd { level: 1 }] {
+    let zstd = Compression::Zstd { level: 1 };
+    for (compression, extras) in [(Compression::None, false), (zstd, false), (zstd, true)] {
         let options = TableOptions {
             block_size: 400,
             compression,
+            zstd_dict_bytes: if extras { 256 } else { 0 },
+            index_partition_threshold: usize::from(extras),
+            index_partition_size: 100,
             ..TableOptions::default()
         };
         let (file, _) = build(&model, options);
@@ -255,6 +262,69 @@ fn no_damaged_byte_goes_unseen_or_panics() {
             }
         }
     }
+}
+
+#[test]
+fn a_dictionary_and_a_partitioned_index_are_told_by_the_footer_and_pay() {
+    let model = model(3000);
+    let options = TableOptions {
+        block_size: 256,
+        compression: Compression::Zstd { level: 3 },
+        index_partition_threshold: 0,
+        ..TableOptions::default()
+    };
+    let features = |file: &MemFile| {
+        let bytes = file.bytes.lock();
+        let at = bytes.len() - footer::FOOTER_LEN + 12;
+        (
+            u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()),
+            bytes.len(),
+        )
+    };
+    let (plain, _) = build(&model, options.clone());
+    assert_eq!(features(&plain).0, 0, "readable by the first version");
+    let (with_dictionary, _) = build(
+        &model,
+        TableOptions {
+            zstd_dict_bytes: 2048,
+            ..options.clone()
+        },
+    );
+    let (told, len) = features(&with_dictionary);
+    assert_eq!(told, footer::FEATURE_DICTIONARY);
+    assert!(
+        len < features(&plain).1 * 3 / 4,
+        "{len} of {}",
+        features(&plain).1
+    );
+    // Too few blocks to learn from: as without.
+    let few = self::model(20);
+    let (small, _) = build(
+        &few,
+        TableOptions {
+            zstd_dict_bytes: 2048,
+            block_size: 4096,
+            ..options.clone()
+        },
+    );
+    assert_eq!(features(&small).0, 0);
+    let (partitioned, _) = build(
+        &model,
+        TableOptions {
+            index_partition_threshold: 1000,
+            index_partition_size: 1000,
+            ..options
+        },
+    );
+    assert_eq!(features(&partitioned).0, footer::FEATURE_PARTITIONED_INDEX);
+    // What a lookup takes into the cache is a partition, not the index.
+    let cache = |file: &MemFile| {
+        let table = open(file.bytes.lock().clone(), 8 << 20, false).unwrap();
+        let key = format!("user/{:08}", 1500 * 3);
+        assert!(get(&table, key.as_bytes(), MAX_SEQ).unwrap().is_some());
+        table.index().unwrap().memory()
+    };
+    assert!(cache(&partitioned) * 10 < cache(&plain));
 }
 
 #[test]
@@ -396,12 +466,20 @@ proptest! {
         probes in prop::collection::vec((prop::collection::vec(0u8..4, 0..6), 0u64..10), 60),
         block_size in 50usize..900,
         restart_interval in 1usize..9,
+        index_partition_threshold in 0usize..300,
+        index_partition_size in 20usize..400,
     ) {
         let model: Model = pairs
             .into_iter()
             .map(|(key, seq, len)| (InternalKey::new(&key, seq, ValueKind::Value), vec![9; len]))
             .collect();
-        let options = TableOptions { block_size, restart_interval, ..TableOptions::default() };
+        let options = TableOptions {
+            block_size,
+            restart_interval,
+            index_partition_threshold,
+            index_partition_size,
+            ..TableOptions::default()
+        };
         let (file, _) = build(&model, options);
         let table = open(file.bytes.lock().clone(), 30_000, false).expect("just built");
         let mut iter = table.iter(TableReadOptions::default());

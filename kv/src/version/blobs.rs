@@ -24,7 +24,7 @@ use crate::cache::Reservation;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 
-use super::version::ObsoleteFiles;
+use super::obsolete::ObsoleteFiles;
 
 /// What the manifest records of a blob file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -139,7 +139,8 @@ impl Drop for BlobFile {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
             drop(self.reader.take());
-            self.remover.push(FileName::Blob(self.meta.number));
+            let name = FileName::Blob(self.meta.number);
+            self.remover.push(name, self.meta.file_size);
         }
     }
 }

@@ -6,6 +6,7 @@
 mod blobs;
 mod edit;
 mod manifest;
+mod obsolete;
 mod set;
 #[expect(
     clippy::module_inception,
@@ -16,5 +17,6 @@ mod version;
 pub use blobs::BlobUse;
 pub(crate) use blobs::{BlobFile, BlobMeta, BlobOpener, BlobSet, LiveBlob, OpenBlob, TableRefs};
 pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
+pub(crate) use obsolete::ObsoleteFiles;
 pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
-pub(crate) use version::{Level, ObsoleteFiles, Run, SstFile, SstMeta, TableOpener, Version};
+pub(crate) use version::{Level, Run, SstFile, SstMeta, TableOpener, Version};

@@ -18,7 +18,8 @@ use crate::key::SeqNo;
 use super::blobs::{BlobMeta, BlobSet};
 use super::edit::{CfEdit, VersionEdit};
 use super::manifest::{self, ManifestWriter};
-use super::version::{ObsoleteFiles, SstMeta, Version};
+use super::obsolete::ObsoleteFiles;
+use super::version::{SstMeta, Version};
 
 /// Name of the key order, recorded in every manifest.
 pub(crate) const COMPARATOR: &str = "bytewise";

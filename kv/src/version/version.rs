@@ -10,22 +10,17 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use lavafs::FileSystemRef;
-use parking_lot::Mutex;
-
-use crate::env::{Env, Priority};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
-use crate::listener::{EventListener, FileEvent, FileKind};
 use crate::sstable::Table;
 
 use super::blobs::{BlobFile, BlobSet, TableRefs};
 use super::edit::CfEdit;
+use super::obsolete::ObsoleteFiles;
 
 /// What the manifest records of a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,77 +51,6 @@ impl SstMeta {
 
     pub(crate) fn largest_user_key(&self) -> &[u8] {
         user_key(&self.largest)
-    }
-}
-
-/// Removes tables and blob files that nothing needs any more, in the background.
-///
-/// Locks: `removing` is held while files are removed, so that a purge on closing waits for one in
-/// the background; `queue`, taken after it, for queue operations only.
-#[derive(Debug)]
-pub(crate) struct ObsoleteFiles {
-    fs: FileSystemRef,
-    dir: PathBuf,
-    env: Arc<Env>,
-    queue: Mutex<Vec<FileName>>,
-    removing: Mutex<()>,
-    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
-}
-
-impl ObsoleteFiles {
-    pub(crate) fn new(fs: FileSystemRef, dir: PathBuf, env: Arc<Env>) -> Arc<Self> {
-        Arc::new(ObsoleteFiles {
-            fs,
-            dir,
-            env,
-            queue: Mutex::new(Vec::new()),
-            removing: Mutex::new(()),
-            listeners: OnceLock::new(),
-        })
-    }
-
-    /// Whom to tell of removed files; the first call counts.
-    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
-        let _ = self.listeners.set(listeners);
-    }
-
-    pub(super) fn push(self: &Arc<Self>, name: FileName) {
-        let mut queue = self.queue.lock();
-        queue.push(name);
-        if queue.len() == 1 {
-            drop(queue);
-            let this = Arc::clone(self);
-            self.env.schedule(Priority::Low, move || this.purge());
-        }
-    }
-
-    /// Removes what is queued now. A file that cannot be removed is left for the next open,
-    /// which removes what no version names.
-    pub(crate) fn purge(&self) {
-        let _removing = self.removing.lock();
-        let names = std::mem::take(&mut *self.queue.lock());
-        for name in names {
-            let path = self.dir.join(name.to_string());
-            match self.fs.unlink(&path) {
-                Err(error) if !error.is_not_found() => {
-                    tracing::warn!(path = %path.display(), %error, "obsolete file not removed");
-                }
-                Ok(()) => {
-                    let event = FileEvent {
-                        kind: match name {
-                            FileName::Blob(_) => FileKind::Blob,
-                            _ => FileKind::Table,
-                        },
-                        path,
-                        bytes: None,
-                    };
-                    for listener in self.listeners.get().into_iter().flatten() {
-                        listener.on_file_deleted(&event);
-                    }
-                }
-                Err(_) => {}
-            }
-        }
     }
 }
 
@@ -180,7 +104,8 @@ impl Drop for SstFile {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
             drop(self.table.take());
-            self.remover.push(FileName::Table(self.meta.number));
+            let name = FileName::Table(self.meta.number);
+            self.remover.push(name, self.meta.file_size);
         }
     }
 }

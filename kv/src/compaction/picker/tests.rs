@@ -29,7 +29,7 @@ fn fixed() -> PickerOptions {
 fn version(tables: &[(u32, u64, u64, &str, &str, u64)]) -> Version {
     let dir = tempfile::tempdir().unwrap();
     let fs: FileSystemRef = Arc::new(HostFs::open(dir.path()).unwrap());
-    let remover = ObsoleteFiles::new(fs, "/".into(), Env::new(1, 1));
+    let remover = ObsoleteFiles::new(fs, "/".into(), Env::new(1, 1), 0);
     let added = tables
         .iter()
         .map(|&(level, run, number, low, high, file_size)| {

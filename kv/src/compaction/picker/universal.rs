@@ -5,11 +5,17 @@
 //! space taken by what is not the oldest run merges everything; runs of similar size at some place
 //! of the sequence are merged; else so many of the newest that fewer than the trigger are left. The
 //! result takes the place of its inputs; a merge of everything goes to the last level.
+//!
+//! So below level 0 there is one run at most. More of them are what another policy left: they count as
+//! one old run until what was written since justifies a merge of everything, and meanwhile become one
+//! step by step ([`migrate`]), at the pace of every change of policy.
+
+use std::sync::Arc;
 
 use crate::version::{Run, Version};
 
-use super::super::choice::{Choice, InFlight, Input};
-use super::{PickerOptions, tree};
+use super::super::choice::{Action, Choice, InFlight, Input, into_run};
+use super::{PickerOptions, by_overlap, overlap, tree};
 
 pub(super) fn pick(
     version: &Version,
@@ -21,13 +27,25 @@ pub(super) fn pick(
         .flat_map(|(level, runs)| runs.runs.iter().map(move |run| (level, run)))
         .collect();
     // Without a flush since the last merge there is nothing to do, whatever another policy left.
-    if version.levels[0].runs.is_empty() || runs.len() < options.l0_trigger.max(2) {
+    let newest = version.levels[0].runs.len();
+    let mut sizes: Vec<u64> = runs.iter().map(|(_, run)| run.size()).collect();
+    let foreign = runs.len() > newest + 1;
+    if foreign {
+        let left = sizes.drain(newest..).sum();
+        sizes.push(left);
+    }
+    if newest == 0 || sizes.len() < options.l0_trigger.max(2) {
         return None;
     }
-    let sizes: Vec<u64> = runs.iter().map(|(_, run)| run.size()).collect();
-    let (begin, end) = for_space(&sizes, options)
-        .or_else(|| for_similarity(&sizes, options))
-        .unwrap_or_else(|| for_number(&sizes, options));
+    let ours = if foreign { newest } else { sizes.len() };
+    let (begin, end) = match for_space(&sizes, options) {
+        Some(_) => (0, runs.len()),
+        None => for_similarity(&sizes[..ours], options)
+            .unwrap_or_else(|| for_number(sizes.len(), ours, options)),
+    };
+    if end - begin < 2 {
+        return None;
+    }
     let inputs: Vec<Input> = runs[begin..end]
         .iter()
         .map(|&(level, run)| Input::whole(level, run))
@@ -70,8 +88,38 @@ fn for_similarity(sizes: &[u64], options: &PickerOptions) -> Option<(usize, usiz
     })
 }
 
-/// The newest runs, so many that the trigger is not reached any more.
-fn for_number(sizes: &[u64], options: &PickerOptions) -> (usize, usize) {
-    let surplus = sizes.len() + 1 - options.l0_trigger.max(2);
-    (0, (surplus + 1).min(sizes.len()))
+/// The newest of `ours`, so many that of all `runs` fewer than the trigger are left.
+fn for_number(runs: usize, ours: usize, options: &PickerOptions) -> (usize, usize) {
+    let surplus = runs + 1 - options.l0_trigger.max(2);
+    (0, (surplus + 1).min(ours))
+}
+
+/// A table of the second-oldest run below level 0, the one that drags the least, into the oldest run.
+pub(super) fn migrate(
+    version: &Version,
+    options: &PickerOptions,
+    busy: &[InFlight],
+) -> Option<Choice> {
+    if options.migration_credit <= 0 || !busy.is_empty() {
+        return None;
+    }
+    let levels = version.levels.iter().enumerate().skip(1).rev();
+    let mut runs =
+        levels.flat_map(|(level, runs)| runs.runs.iter().rev().map(move |run| (level, run)));
+    let ((target_level, target), (level, source)) = (runs.next()?, runs.next()?);
+    let ranked = by_overlap(&source.files, |low, high| {
+        overlap(target.overlapping(Some(low), Some(high)))
+    });
+    ranked.into_iter().find_map(|file| {
+        let inputs = vec![Input {
+            level,
+            run: source.id,
+            files: vec![Arc::clone(file)],
+        }];
+        let choice = into_run(inputs, target_level, Some(target), busy)?;
+        Some(Choice {
+            action: Action::Migrate,
+            ..choice
+        })
+    })
 }
