@@ -91,6 +91,9 @@ impl Engine {
             // Otherwise the record may be durable: the files stay until the next open knows.
             return Err(error);
         }
+        for blob in &outputs.blobs {
+            self.tell_blob_file(blob.number, blob.file_size);
+        }
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);

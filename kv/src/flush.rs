@@ -200,6 +200,9 @@ impl Engine {
             return Ok(Vec::new());
         }
         installed?;
+        for blob in &outputs.blobs {
+            self.tell_blob_file(blob.number, blob.file_size);
+        }
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
         self.tickers.blob_write_bytes.add(blob_bytes);

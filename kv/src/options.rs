@@ -110,6 +110,9 @@ pub struct Options {
     pub enable_blob_garbage_collection: bool,
     /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
     pub max_blob_collections: usize,
+    /// Milliseconds without a write after which collections leave at most 5% of garbage, since copying then
+    /// disturbs nobody. Default 10,000.
+    pub blob_collection_idle_millis: u64,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
     /// Bits of Bloom filter per key, on average over all tables; 0 for none. Default 10.
@@ -173,6 +176,7 @@ impl Default for Options {
             compression_per_level: Vec::new(),
             enable_blob_garbage_collection: true,
             max_blob_collections: 2,
+            blob_collection_idle_millis: 10_000,
             block_size: 4096,
             bloom_bits_per_key: 10.0,
             filters_by_level: true,
@@ -617,6 +621,10 @@ impl Options {
             (
                 "max_blob_collections",
                 Field::Usize(&mut self.max_blob_collections),
+            ),
+            (
+                "blob_collection_idle_millis",
+                Field::U64(&mut self.blob_collection_idle_millis),
             ),
             ("block_size", Field::Usize(&mut self.block_size)),
             (

@@ -23,6 +23,7 @@ use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::stall::Stall;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
@@ -77,7 +78,10 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
         if cf.options.disable_auto_compactions {
             return None;
         }
-        let options = picker_options(engine, &cf.options);
+        let mut options = picker_options(engine, &cf.options);
+        if state.space_stall != Stall::None && !cf.view().version.blobs.files().is_empty() {
+            options.l0_trigger = 1;
+        }
         let busy: Vec<_> = state
             .compacting
             .iter()

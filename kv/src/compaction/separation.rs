@@ -22,7 +22,7 @@ use crate::key::{InternalKeyRef, ValueKind, append_internal};
 use crate::reference::BlobReference;
 use crate::version::BlobMeta;
 
-use super::job::{CompactionContext, remove_file};
+use super::job::{CompactionContext, PACE_BYTES, remove_file};
 
 /// Which values are separated, and how.
 pub(crate) struct Separation<'a> {
@@ -53,6 +53,8 @@ pub(super) struct BlobWriter {
     /// The last entry as the table is to have it.
     key: Vec<u8>,
     reference: Vec<u8>,
+    /// Bytes that the rate limiter does not know of.
+    unpaced: u64,
 }
 
 impl BlobWriter {
@@ -110,13 +112,16 @@ impl BlobWriter {
             self.open = Some(begin(context)?);
         }
         let open = self.open.as_mut().expect("opened above");
-        open.builder.add(&self.key, value)?;
+        self.unpaced += open.builder.add(&self.key, value)?;
         open.value_bytes += value.len() as u64;
         let reference = BlobReference {
             file: open.number,
             value_len: value.len() as u64,
         };
         reference.encode_into(&mut self.reference);
+        if self.unpaced >= PACE_BYTES {
+            (context.pace)(std::mem::take(&mut self.unpaced))?;
+        }
         Ok(())
     }
 

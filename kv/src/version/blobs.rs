@@ -130,7 +130,9 @@ impl BlobFile {
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer needs it, durably.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        if !self.obsolete.swap(true, Ordering::AcqRel) {
+            self.remover.hold(self.meta.file_size);
+        }
     }
 }
 
@@ -139,7 +141,8 @@ impl Drop for BlobFile {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
             drop(self.reader.take());
-            self.remover.push(FileName::Blob(self.meta.number));
+            let name = FileName::Blob(self.meta.number);
+            self.remover.let_go(name, self.meta.file_size);
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lavafs::FileSystemRef;
@@ -70,6 +70,8 @@ pub(crate) struct ObsoleteFiles {
     queue: Mutex<Vec<FileName>>,
     removing: Mutex<()>,
     listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
+    /// Bytes of obsolete files that readers still hold.
+    held_bytes: AtomicU64,
 }
 
 impl ObsoleteFiles {
@@ -81,6 +83,7 @@ impl ObsoleteFiles {
             queue: Mutex::new(Vec::new()),
             removing: Mutex::new(()),
             listeners: OnceLock::new(),
+            held_bytes: AtomicU64::new(0),
         })
     }
 
@@ -89,7 +92,23 @@ impl ObsoleteFiles {
         let _ = self.listeners.set(listeners);
     }
 
-    pub(super) fn push(self: &Arc<Self>, name: FileName) {
+    /// Bytes of files that no version of the database needs, but that iterators, reads or jobs keep.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A file of so many bytes is obsolete, and goes when its last holder lets go.
+    pub(super) fn hold(&self, bytes: u64) {
+        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// An obsolete file of so many bytes is held no more: it is removed soon.
+    pub(super) fn let_go(self: &Arc<Self>, name: FileName, bytes: u64) {
+        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.push(name);
+    }
+
+    fn push(self: &Arc<Self>, name: FileName) {
         let mut queue = self.queue.lock();
         queue.push(name);
         if queue.len() == 1 {
@@ -170,7 +189,9 @@ impl SstFile {
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer names it, durably.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        if !self.obsolete.swap(true, Ordering::AcqRel) {
+            self.remover.hold(self.meta.file_size);
+        }
     }
 }
 
@@ -179,7 +200,8 @@ impl Drop for SstFile {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
             drop(self.table.take());
-            self.remover.push(FileName::Table(self.meta.number));
+            let name = FileName::Table(self.meta.number);
+            self.remover.let_go(name, self.meta.file_size);
         }
     }
 }
