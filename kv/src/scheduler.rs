@@ -23,7 +23,7 @@ use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::options::Options;
-use crate::stall::Stall;
+use crate::space::compaction_for_space;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
@@ -78,17 +78,16 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
         if cf.options.disable_auto_compactions {
             return None;
         }
-        let mut options = picker_options(engine, &cf.options);
-        if state.space_stall != Stall::None && !cf.view().version.blobs.files().is_empty() {
-            options.l0_trigger = 1;
-        }
+        let options = picker_options(engine, &cf.options);
         let busy: Vec<_> = state
             .compacting
             .iter()
             .filter(|(id, _)| *id == cf.id)
             .map(|(_, running)| running.clone())
             .collect();
-        let choice = pick(&cf.view().version, &options, &busy)?;
+        let version = &cf.view().version;
+        let choice = pick(version, &options, &busy)
+            .or_else(|| compaction_for_space(engine, state, version, &options, &busy))?;
         Some((cf.id, choice))
     })
 }

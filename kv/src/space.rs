@@ -2,20 +2,67 @@
 //! the end of the space.
 //!
 //! The leader of the writers looks at the disk every so many bytes, because logs grow between two changes
-//! of the structure; every change of the structure looks too. While the pressure lasts, level 0 of families
-//! with blob files is compacted at once: what newer writes hide in blob files becomes garbage only then.
+//! of the structure; every change of the structure looks too.
+//!
+//! Levels are sized by their tables, which are small beside the values that they refer to: newer
+//! writes may hide many values of the last level before a compaction is due for the tables' sake, and what is
+//! hidden is garbage only after it. [`compaction_for_space`] therefore merges upper levels down where
+//! the disk is filling and hidden values weigh more than all tables.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::compaction::{Choice, InFlight, PickerOptions, pick_range};
+use crate::compaction_options::CompactionStyle;
 use crate::engine::{Engine, State};
+use crate::garbage::shadowed_bytes;
 use crate::stall::{SpaceLeft, Stall};
+use crate::version::Version;
 
 /// Bytes written between two looks.
 const LOOK_BYTES: u64 = 64 << 10;
 
 /// Part of the disk that is kept for one collection, at most.
 const COLLECTION_PART: u64 = 16;
+
+/// Disk usage from which hidden values are merged away, and their share of all values then.
+const FILLING: f64 = 0.75;
+const HIDDEN_SHARE: f64 = 0.10;
+
+/// Their share under pressure.
+const HIDDEN_SHARE_PRESSED: f64 = 0.02;
+
+/// A compaction that turns hidden values into garbage, if the disk calls for one: of the first level
+/// that has something below it.
+pub(crate) fn compaction_for_space(
+    engine: &Engine,
+    state: &State,
+    version: &Version,
+    options: &PickerOptions,
+    busy: &[InFlight],
+) -> Option<Choice> {
+    let no_merges = options.policy.style == CompactionStyle::Fifo;
+    if version.blobs.files().is_empty() || no_merges {
+        return None;
+    }
+    let space = engine.fs.space();
+    let usage = 1.0 - space.free as f64 / (space.total as f64).max(1.0);
+    let share = match state.space_stall {
+        Stall::None if usage < FILLING => return None,
+        Stall::None => HIDDEN_SHARE,
+        _ => HIDDEN_SHARE_PRESSED,
+    };
+    let hidden = shadowed_bytes(version);
+    let values = version.blobs.files().values();
+    let value_bytes: u64 = values.map(|live| live.file.meta.value_bytes).sum();
+    let table_bytes: u64 = version.levels.iter().map(|level| level.size()).sum();
+    if hidden <= table_bytes || (hidden as f64) < share * value_bytes as f64 {
+        return None;
+    }
+    let filled = |level: &usize| version.levels[*level].file_count() > 0;
+    let first = (0..version.levels.len()).find(filled)?;
+    pick_range(version, first, (None, None), options, busy)?.ok()
+}
 
 impl Engine {
     /// Looks at the disk if the bytes about to be written call for it; sets the stall in `state`.

@@ -239,7 +239,14 @@ fn writers_at_full_speed_do_not_outrun_collections_on_a_nearly_full_disk() {
             &noise(number, round),
             &WriteOptions::default(),
         );
-        written.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        written.unwrap_or_else(|error| {
+            panic!(
+                "round {round}: {error}, {} free of {}; {:?}",
+                fs.space().free,
+                fs.space().total,
+                db.stats()
+            )
+        });
         model.insert(number, round);
     }
     db.wait_for_background_work().unwrap();
