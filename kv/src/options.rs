@@ -110,6 +110,9 @@ pub struct Options {
     pub enable_blob_garbage_collection: bool,
     /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
     pub max_blob_collections: usize,
+    /// Bytes of values, as they are stored, that a compaction may take along from blob files with much garbage or
+    /// that scans found scattered; 0: none. Default 64 MiB.
+    pub blob_correlated_compaction_bytes: u64,
     /// Milliseconds without a write after which collections leave at most 5% of garbage, since copying then
     /// disturbs nobody. Default 10,000.
     pub blob_collection_idle_millis: u64,
@@ -176,6 +179,7 @@ impl Default for Options {
             compression_per_level: Vec::new(),
             enable_blob_garbage_collection: true,
             max_blob_collections: 2,
+            blob_correlated_compaction_bytes: 64 << 20,
             blob_collection_idle_millis: 10_000,
             block_size: 4096,
             bloom_bits_per_key: 10.0,
@@ -621,6 +625,10 @@ impl Options {
             (
                 "max_blob_collections",
                 Field::Usize(&mut self.max_blob_collections),
+            ),
+            (
+                "blob_correlated_compaction_bytes",
+                Field::U64(&mut self.blob_correlated_compaction_bytes),
             ),
             (
                 "blob_collection_idle_millis",

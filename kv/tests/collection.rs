@@ -30,6 +30,7 @@ fn options() -> Options {
         blob_file_size: 64 << 10,
         blob_compression: Compression::Zstd { level: 1 },
         enable_blob_garbage_collection: false,
+        blob_correlated_compaction_bytes: 0,
         ..tiny()
     }
 }
@@ -312,6 +313,88 @@ fn bytes_of_collected_files_that_an_iterator_holds_are_told_and_return() {
     drop(iter);
     assert_eq!(db.stats().held_obsolete_bytes, 0);
     check(&db, keys);
+}
+
+#[test]
+fn a_compaction_takes_along_blob_files_with_much_garbage() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let keys = 1000;
+    let load = open(&fs, options());
+    with_garbage(&load, keys);
+    load.close().unwrap();
+    drop(load);
+    let options = Options {
+        blob_correlated_compaction_bytes: 1 << 30,
+        ..options()
+    };
+    let db = open(&fs, options);
+    let snapshot = db.snapshot();
+    let before = db.stats();
+    assert!(before.blobs.garbage_ratio() > 0.2, "{:?}", before.blobs);
+    // Another merge of everything, with something to merge.
+    for number in (0..keys).step_by(3) {
+        put(&db, number, 1);
+    }
+    db.compact_range(None, None).unwrap();
+    let after = db.stats();
+    assert!(after.tickers.blob_files_along > before.tickers.blob_files_along);
+    assert_eq!(after.tickers.blob_collections, 0);
+    check(&db, keys);
+    let old = ReadOptions {
+        snapshot: Some(snapshot),
+        ..ReadOptions::default()
+    };
+    for number in 0..keys {
+        let round = u64::from(number % 3 == 0);
+        assert_eq!(
+            db.get(&key(number), &old).unwrap(),
+            Some(value(number, round))
+        );
+    }
+}
+
+#[test]
+fn a_compaction_brings_scattered_values_together_when_a_scan_has_met_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let options = Options {
+        blob_correlated_compaction_bytes: 1 << 30,
+        write_buffer_size: 16 << 10,
+        max_bytes_for_level_base: 1 << 20,
+        target_file_size_base: 1 << 20,
+        ..options()
+    };
+    let db = open(&fs, options);
+    let keys = 600;
+    let scan = || {
+        let before = db.stats().tickers.blob_reads;
+        let mut iter = db.iter(&ReadOptions::default()).unwrap();
+        iter.seek_to_first();
+        let mut count = 0;
+        while iter.valid() {
+            assert_eq!(iter.value(), value(count, 0));
+            count += 1;
+            iter.next();
+        }
+        iter.status().unwrap();
+        assert_eq!(count, keys);
+        db.stats().tickers.blob_reads - before
+    };
+    for number in (0..keys).map(|number| number * 7 % keys + number * 7 / keys) {
+        put(&db, number % keys, 0);
+    }
+    for number in 0..keys {
+        put(&db, number * 211 % keys, 0);
+    }
+    db.compact_range(None, None).unwrap();
+    let scattered = scan();
+    put(&db, 0, 0);
+    put(&db, keys - 1, 0);
+    db.compact_range(None, None).unwrap();
+    let together = scan();
+    assert!(together * 4 < scattered, "{together} of {scattered} reads");
+    db.verify_garbage().unwrap();
 }
 
 /// Counts what it is told.

@@ -25,6 +25,7 @@ fn options() -> Options {
         blob_compression: Compression::None,
         // The figures here are those before a collection.
         enable_blob_garbage_collection: false,
+        blob_correlated_compaction_bytes: 0,
         ..tiny()
     }
 }
