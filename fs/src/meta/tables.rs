@@ -32,6 +32,8 @@ pub(crate) struct Tables {
     /// How many extents may yet appear with earlier ones of the same file missing; see
     /// [`Tables::allow_gaps`].
     gaps_left: u64,
+    /// Inodes whose extents a replay has left loose; see [`Tables::settle_extents`].
+    loose: Vec<Ino>,
 }
 
 /// A directory's entries.
@@ -66,6 +68,16 @@ impl Tables {
         let admitted = missing <= self.gaps_left;
         self.gaps_left -= if admitted { missing } else { 0 };
         admitted
+    }
+
+    /// Ends a replay: what it has changed in the middle of extent lists is added up, once for each list
+    /// (`extents.rs`).
+    pub(crate) fn settle_extents(&mut self) {
+        for ino in std::mem::take(&mut self.loose) {
+            if let Some(inode) = self.inodes.get(&ino) {
+                inode.state.write().extents.settle();
+            }
+        }
     }
 
     /// The operations that make an empty filesystem.
@@ -137,7 +149,12 @@ impl Tables {
             | Op::SetXattr { ino, .. }
             | Op::RemoveXattr { ino, .. } => {
                 if let Some(inode) = self.inodes.get(&ino) {
-                    inode.state.write().apply(op, freed);
+                    let mut state = inode.state.write();
+                    let was_loose = state.extents.is_loose();
+                    state.apply(op, freed);
+                    if state.extents.is_loose() && !was_loose {
+                        self.loose.push(ino);
+                    }
                 }
             }
         }

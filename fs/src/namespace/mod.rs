@@ -152,6 +152,8 @@ impl LavaFs {
         if let (Some(open), FileKind::File) = (open, kind) {
             attributes.size = open.size();
             attributes.modified_ns = open.modified_ns.load(Ordering::Acquire);
+            let appended_ns = open.changed_ns.load(Ordering::Acquire);
+            attributes.changed_ns = attributes.changed_ns.max(appended_ns);
         }
         Ok(attributes)
     }

@@ -14,15 +14,21 @@
 //! It needs no kernel: the tests here run it on a simulated device.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
-use fuser::Errno;
-use lavafs::device::AlignedBuf;
-use lavafs::{BLOCK_SIZE, FileRef, FileSize, FileSystem, Ino, LavaFs};
+use crate::device::AlignedBuf;
+use crate::{
+    BLOCK_SIZE, Error, FileRef, FileSize, FileSystem, Ino, LavaFs, SetAttributes, align_up,
+};
+use fuser::{Errno, TimeOrNow};
 
+use super::behind::Writers;
 use super::errno::{Answer, answer, errno};
 use super::handles::{Files, Listings, OpenFile};
+use super::names::{Removed, from_kernel};
+use super::view::Follower;
 
 /// Most zeros that one truncation appends, in bytes.
 pub(super) const EXTEND_LEN_MAX: u64 = 1 << 30;
@@ -33,6 +39,12 @@ const ZEROS_LEN: usize = 256 << 10;
 /// Writes of at least this many bytes are copied into an aligned buffer, from which LavaFS writes to
 /// the device in one piece.
 const ALIGNED_LEN_MIN: usize = 64 << 10;
+
+/// Writes of at least this many bytes are answered before they have reached the device.
+const BEHIND_LEN_MIN: usize = 64 << 10;
+
+/// Free space in bytes without which no write is answered early.
+const ROOM_LEN_MIN: u64 = 64 << 20;
 
 /// Longest request, in bytes; what the session agrees on with the kernel.
 pub(super) const REQUEST_LEN_MAX: usize = 1 << 20;
@@ -48,7 +60,15 @@ pub(super) struct Mount {
     pub(super) fs: LavaFs,
     pub(super) files: Files,
     pub(super) listings: Listings,
+    pub(super) removed: Removed,
     size_free: bool,
+    /// Changes are refused.
+    read_only: bool,
+    /// The filesystem changes otherwise than through this mount too.
+    pub(super) live: bool,
+    pub(super) follower: Follower,
+    /// Set where large appends are answered early.
+    writers: OnceLock<Writers>,
 }
 
 /// A handle that lasts for one request.
@@ -76,8 +96,69 @@ impl Mount {
             fs,
             files: Files::default(),
             listings: Listings::default(),
+            removed: Removed::default(),
             size_free,
+            read_only: false,
+            live: false,
+            follower: Follower::default(),
+            writers: OnceLock::new(),
         }
+    }
+
+    pub(super) fn read_only(self, read_only: bool) -> Self {
+        Mount { read_only, ..self }
+    }
+
+    pub(super) fn live(self, live: bool) -> Self {
+        Mount { live, ..self }
+    }
+
+    /// Answers large appends early from here on.
+    pub(super) fn start_writers(&self) -> io::Result<()> {
+        if !self.read_only {
+            let writers = Writers::start()?;
+            self.writers.get_or_init(|| writers);
+        }
+        Ok(())
+    }
+
+    /// Refuses a change where the mount accepts none.
+    pub(super) fn writable(&self) -> Answer<()> {
+        if self.read_only {
+            return Err(Errno::EROFS);
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was answered of `file` has been appended.
+    pub(super) fn drain(&self, file: &OpenFile) {
+        if let Some(writers) = self.writers.get() {
+            writers.drain(file);
+        }
+    }
+
+    /// As [`Mount::drain`], for a file that may not be open.
+    pub(super) fn drain_ino(&self, ino: Ino) {
+        if let Some(writers) = self.writers.get()
+            && let Some(file) = self.files.find(ino)
+        {
+            writers.drain(&file);
+        }
+    }
+
+    /// Moves a view on, if the filesystem is one.
+    pub(super) fn follow(&self) {
+        if self.live {
+            self.follower.follow(&self.fs);
+        }
+    }
+
+    /// Closes everything, when the kernel has gone.
+    pub(super) fn close_all(&self) {
+        for file in self.files.all() {
+            self.drain(&file);
+        }
+        self.files.close_all();
     }
 
     fn open_file(&self, ino: Ino) -> Answer<(u64, Arc<OpenFile>)> {
@@ -96,11 +177,16 @@ impl Mount {
 
     /// Opens a file as open(2) with `flags`.
     pub(super) fn open(&self, ino: Ino, flags: i32) -> Answer<u64> {
+        self.follow();
+        if flags & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY {
+            self.writable()?;
+        }
         let (handle, file) = self.open_file(ino)?;
         let prepared = if flags & libc::O_TRUNC != 0 {
             self.truncate(&file, 0)
         } else if flags & libc::O_ACCMODE != libc::O_RDONLY {
             let _writing = file.writing.lock();
+            self.drain(&file);
             settle(&file)
         } else {
             Ok(())
@@ -114,42 +200,76 @@ impl Mount {
 
     /// Closes a handle; with the last one of a file its buffered bytes go to the device.
     pub(super) fn close(&self, handle: u64) {
+        if let Ok(file) = self.files.get(handle) {
+            self.drain(&file);
+        }
         self.files.close(handle);
     }
 
-    /// Reads, and gives what was read to `reply`. A failure is logged with the file's path and the
-    /// offset, because the program only learns EIO.
+    /// close(2) of one descriptor, which reports what has failed since.
+    pub(super) fn flush(&self, handle: u64) -> Answer<()> {
+        let file = self.files.get(handle)?;
+        self.drain(&file);
+        file.behind.failure()
+    }
+
+    /// Reads, and gives what was read to `reply`. Where a part cannot be read, `direct` readers get
+    /// what lies before it; to the kernel's cache a short answer would be the end of the file, so it
+    /// gets EIO, and asks again page by page. A failure is logged with the file's path and the
+    /// offset of the first block that cannot be read, because the program only learns EIO.
     pub(super) fn read(
         &self,
         handle: u64,
         offset: u64,
         len: usize,
+        direct: bool,
         reply: impl FnOnce(Answer<&[u8]>),
     ) {
         let file = match self.files.get(handle) {
             Ok(file) => file,
             Err(error) => return reply(Err(error)),
         };
+        self.drain(&file);
         with_buffer(len, |buf| match file.file.read_at(offset, buf) {
             Ok(read) => reply(Ok(&buf[..read])),
             Err(error) => {
-                let path = self.path_of(file.ino);
-                tracing::error!(path, offset, len, %error, "a read failed");
-                reply(Err(errno(&error)));
+                let (good, error) = read_blocks(&file.file, offset, buf, error);
+                let (path, at) = (self.path_of(file.ino), offset + good as u64);
+                tracing::error!(path, offset = at, %error, "a read failed");
+                if direct && good > 0 {
+                    reply(Ok(&buf[..good]));
+                } else {
+                    reply(Err(errno(&error)));
+                }
             }
         });
     }
 
     /// Appends `data`, if `offset` is the end of the file. `flags` are those of the open file.
     pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8], flags: i32) -> Answer<u32> {
+        self.writable()?;
         let file = self.files.get(handle)?;
         let written = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         let writing = file.writing.lock();
-        if file.file.size() != FileSize::Exact(offset) {
+        file.behind.failure()?;
+        let coming = file.behind.end();
+        let end = coming.map_or_else(|| file.file.size(), FileSize::Exact);
+        if end != FileSize::Exact(offset) {
             return Err(Errno::EOPNOTSUPP);
         }
-        let appended = append(&file.file, data);
         file.unsynced.store(true, Ordering::Release);
+        let large = data.len() >= BEHIND_LEN_MIN || coming.is_some();
+        if large
+            && flags & libc::O_DSYNC == 0
+            && let Some(writers) = self.writers.get()
+            && self.has_room(writers.queued() + data.len() as u64)
+        {
+            writers.push(&file, offset, data);
+            return Ok(written);
+        }
+        self.drain(&file);
+        file.behind.failure()?;
+        let appended = append(&file.file, data);
         let at = answer("write", file.ino.0, appended)?;
         assert_eq!(at, offset, "nobody else appends while `writing` is held");
         drop(writing);
@@ -161,13 +281,28 @@ impl Mount {
         Ok(written)
     }
 
+    /// True where `coming` bytes, and what other writers may take meanwhile, are free.
+    fn has_room(&self, coming: u64) -> bool {
+        self.fs.space().free >= coming + ROOM_LEN_MIN
+    }
+
     /// Gives the file the length `size`.
     pub(super) fn truncate(&self, file: &OpenFile, size: u64) -> Answer<()> {
+        self.writable()?;
         let _writing = file.writing.lock();
+        self.drain(file);
         settle(file)?;
         let present = file.file.size().lower();
         if size == present {
-            return Ok(());
+            let touch = SetAttributes {
+                modified_ns: Some(from_kernel(TimeOrNow::Now)),
+                ..SetAttributes::default()
+            };
+            return answer(
+                "truncate",
+                file.ino.0,
+                self.fs.set_attributes(file.ino, &touch),
+            );
         }
         file.unsynced.store(true, Ordering::Release);
         if size < present {
@@ -199,6 +334,8 @@ impl Mount {
 
     fn sync(&self, file: &OpenFile, data_only: bool) -> Answer<()> {
         file.unsynced.store(false, Ordering::Release);
+        self.drain(file);
+        file.behind.failure()?;
         let synced = if data_only && self.size_free {
             file.file.fdatasync()
         } else {
@@ -209,7 +346,9 @@ impl Mount {
 
     /// See fallocate(2).
     pub(super) fn fallocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        self.writable()?;
         let file = self.files.get(handle)?;
+        self.drain(&file);
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         let size = file.file.size().lower();
         match mode {
@@ -235,13 +374,31 @@ impl Mount {
                 if child == ino {
                     return path;
                 }
-                if kind == lavafs::FileKind::Directory {
+                if kind == crate::FileKind::Directory {
                     dirs.push((child, path));
                 }
             }
         }
         format!("unlinked inode {ino}")
     }
+}
+
+/// Reads what failed as a whole block by block, up to the first that fails by itself. Returns how many
+/// bytes are good, and that block's error.
+fn read_blocks(file: &FileRef, offset: u64, buf: &mut [u8], whole: Error) -> (usize, Error) {
+    let mut good = 0;
+    while good < buf.len() {
+        let at = offset + good as u64;
+        let part = (align_up(at + 1, BLOCK_SIZE) - at).min((buf.len() - good) as u64) as usize;
+        match file.read_at(at, &mut buf[good..good + part]) {
+            Ok(read) => good += read,
+            Err(error) => return (good, error),
+        }
+        if file.size().lower() <= offset + good as u64 {
+            break;
+        }
+    }
+    (good, whole)
 }
 
 /// Ends an uncertain size. The caller holds `writing`.
@@ -252,7 +409,7 @@ fn settle(file: &OpenFile) -> Answer<()> {
     }
 }
 
-fn append(file: &FileRef, data: &[u8]) -> lavafs::Result<u64> {
+fn append(file: &FileRef, data: &[u8]) -> crate::Result<u64> {
     if data.len() < ALIGNED_LEN_MIN {
         return file.append(data);
     }

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
+use crate::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 use fuser::{Errno, INodeNo};
-use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use lavafs::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 
 use super::names::{Caller, Changes};
 use super::ops::Mount;
@@ -80,7 +80,7 @@ fn an_uncertain_size_is_settled_by_opening_for_writing_only() {
     let writing = after.open(ino, libc::O_WRONLY).unwrap();
     assert_eq!(known(), FileSize::Exact(3));
     after.write(writing, 3, b"xyz", 0).unwrap();
-    after.read(reading, 0, 10, |bytes| {
+    after.read(reading, 0, 10, false, |bytes| {
         assert_eq!(bytes, Ok(&b"abcxyz"[..]));
     });
 }
@@ -134,7 +134,9 @@ fn after_a_failed_write_programs_learn_that_the_filesystem_is_read_only() {
     assert_eq!(mount.fsync(handle, false), Err(Errno::EIO));
     assert_eq!(mount.fsync(handle, false), Err(Errno::EROFS));
     assert_eq!(mount.write(handle, 3, b"d", 0), Err(Errno::EROFS));
-    mount.read(handle, 0, 3, |bytes| assert_eq!(bytes, Ok(&b"abc"[..])));
+    mount.read(handle, 0, 3, false, |bytes| {
+        assert_eq!(bytes, Ok(&b"abc"[..]));
+    });
 }
 
 #[test]

@@ -3,24 +3,48 @@
 //! Inode numbers are LavaFS's own and are never reused, so the kernel's generation is always 0 and
 //! no count of its references is kept: what it asks about and is gone is ENOENT.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
-use lavafs::{
-    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, Ownership, RenameMode,
-    SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
+use crate::{
+    Attributes, BLOCK_SIZE, CreateOptions, Error, FileKind, FileSystem, Ino, LavaFs, Ownership,
+    RenameMode, SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
 };
+use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use parking_lot::Mutex;
 
 use super::errno::{Answer, answer};
 use super::handles::{Entry, OpenFile};
 use super::ops::Mount;
+use super::view;
 
 /// Prefix of the extended attributes that programs may set.
 const USER_ATTRIBUTES: &[u8] = b"user.";
+
+/// Directories that were removed, as they were then: whoever has one open, or is in it, can still
+/// ask about it, until the kernel forgets it.
+#[derive(Debug, Default)]
+pub(super) struct Removed(Mutex<HashMap<INodeNo, FileAttr>>);
+
+impl Removed {
+    fn insert(&self, attr: FileAttr) {
+        self.0
+            .lock()
+            .insert(attr.ino, FileAttr { nlink: 0, ..attr });
+    }
+
+    fn get(&self, ino: INodeNo) -> Option<FileAttr> {
+        self.0.lock().get(&ino).copied()
+    }
+
+    pub(super) fn forget(&self, ino: INodeNo) {
+        self.0.lock().remove(&ino);
+    }
+}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +73,21 @@ pub(super) struct Statfs {
 
 impl Mount {
     pub(super) fn lookup(&self, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.follow();
         let ino = answer("lookup", dir.0, self.fs.lookup(Ino(dir.0), name))?;
         self.attributes(INodeNo(ino.0))
     }
 
     pub(super) fn attributes(&self, ino: INodeNo) -> Answer<FileAttr> {
-        let attributes = answer("stat", ino.0, self.fs.attributes(Ino(ino.0)))?;
-        Ok(file_attr(&attributes))
+        self.follow();
+        self.drain_ino(Ino(ino.0));
+        let found = self.fs.attributes(Ino(ino.0));
+        if found.as_ref().is_err_and(Error::is_not_found)
+            && let Some(attr) = self.removed.get(ino)
+        {
+            return Ok(attr);
+        }
+        Ok(file_attr(&answer("stat", ino.0, found)?))
     }
 
     /// See setattr. The size is changed through the file, the rest through the inode.
@@ -65,6 +97,8 @@ impl Mount {
         ino: INodeNo,
         changes: &Changes,
     ) -> Answer<FileAttr> {
+        self.writable()?;
+        self.drain_ino(Ino(ino.0));
         if let Some(size) = changes.size {
             let file = self.temporary_file(Ino(ino.0))?;
             self.truncate(file.file(), size)?;
@@ -97,6 +131,7 @@ impl Mount {
 
     /// Takes the set-user-id and set-group-id bits from a file that another user writes to.
     pub(super) fn drop_privileges(&self, ino: Ino) -> Answer<()> {
+        self.writable()?;
         let mode = answer("stat", ino.0, self.fs.attributes(ino))?.mode;
         let set = SetAttributes {
             mode: Some(without_privileges(mode)),
@@ -111,6 +146,7 @@ impl Mount {
     /// Owner and mode of something new: in a set-group-id directory the group is the directory's,
     /// and new directories are so too.
     fn ownership(&self, caller: Caller, dir: INodeNo, mode: u32) -> Answer<Ownership> {
+        self.writable()?;
         let parent = answer("create", dir.0, self.fs.attributes(Ino(dir.0)))?;
         let inherits = parent.mode & libc::S_ISGID != 0;
         let makes_directory = mode & libc::S_IFMT == libc::S_IFDIR;
@@ -188,17 +224,23 @@ impl Mount {
     }
 
     pub(super) fn link(&self, ino: INodeNo, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.writable()?;
         let linked = self.fs.link_at(Ino(ino.0), Ino(dir.0), name);
         answer("link", ino.0, linked)?;
         self.attributes(ino)
     }
 
     pub(super) fn unlink(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         answer("unlink", dir.0, self.fs.unlink_at(Ino(dir.0), name))
     }
 
     pub(super) fn rmdir(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
-        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))
+        self.writable()?;
+        let before = self.lookup(dir, name);
+        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))?;
+        self.removed.insert(before?);
+        Ok(())
     }
 
     pub(super) fn rename(
@@ -207,6 +249,7 @@ impl Mount {
         to: (INodeNo, &OsStr),
         flags: RenameFlags,
     ) -> Answer<()> {
+        self.writable()?;
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -269,13 +312,20 @@ impl Mount {
 
     pub(super) fn xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<Vec<u8>> {
         check_xattr_name(name)?;
+        if self.live && ino.0 == LavaFs::ROOT.0 && view::is_mark(name) {
+            return Ok(view::sentence(&self.fs).into_bytes());
+        }
         let value = answer("getxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?;
         value.ok_or(Errno::ENODATA)
     }
 
     /// The names, each with a NUL behind it.
     pub(super) fn xattr_names(&self, ino: INodeNo) -> Answer<Vec<u8>> {
-        let names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
+        let mut names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
+        if self.live && ino.0 == LavaFs::ROOT.0 {
+            names.retain(|name| !view::is_mark(name));
+            names.push(view::VIEW_ATTRIBUTE.into());
+        }
         let with_nul = |name: &std::ffi::OsString| [name.as_bytes(), b"\0"].concat();
         Ok(names.iter().flat_map(with_nul).collect())
     }
@@ -287,6 +337,7 @@ impl Mount {
         value: &[u8],
         flags: i32,
     ) -> Answer<()> {
+        self.writable()?;
         check_xattr_name(name)?;
         if name.len() > XATTR_NAME_LEN_MAX {
             return Err(Errno::ERANGE);
@@ -309,6 +360,7 @@ impl Mount {
     }
 
     pub(super) fn remove_xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         check_xattr_name(name)?;
         let removed = self.fs.remove_xattr(Ino(ino.0), name);
         if answer("removexattr", ino.0, removed)? {
@@ -319,10 +371,11 @@ impl Mount {
     }
 
     /// Makes namespace changes durable, and with `files` also what was written to open files.
-    pub(super) fn commit(&self, files: bool) -> lavafs::Result<()> {
+    pub(super) fn commit(&self, files: bool) -> crate::Result<()> {
         if files {
             for file in self.files.unsynced() {
                 file.unsynced.store(false, Ordering::Release);
+                self.drain(&file);
                 file.file.fsync()?;
             }
         }
@@ -397,7 +450,7 @@ fn to_time(ns: i64) -> SystemTime {
 /// A time that the kernel sent, in nanoseconds since 1970 UTC. Times before 1970 reach us from
 /// fuser 0.18 with their nanoseconds counted in the wrong direction: seconds -2 and 0.8 s, which is
 /// 1.2 s before 1970, arrive as 2.8 s before it.
-fn from_kernel(time: TimeOrNow) -> i64 {
+pub(super) fn from_kernel(time: TimeOrNow) -> i64 {
     let time = match time {
         TimeOrNow::SpecificTime(time) => time,
         TimeOrNow::Now => SystemTime::now(),

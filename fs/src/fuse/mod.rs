@@ -1,0 +1,28 @@
+//! A mounted filesystem as a directory of the kernel, through FUSE. Behind the feature `fuse`.
+//!
+//! - `session`: a mount from its first request to its end; the public API
+//! - `kernel`: requests unpacked, replies packed
+//! - `ops`, `names`: what the requests do, testable without a kernel
+//! - `behind`: appends that are answered before they have reached the device
+//! - `handles`: what is open
+//! - `view`: following an owner that goes on writing
+//! - `errno`: errors as numbers
+//!
+//! Whoever has the filesystem mounted serves it: `mount.lavafs`, or an engine's process that lets
+//! people look inside while it works ([`crate::LavaFs::mount_on`]).
+
+mod behind;
+mod errno;
+mod handles;
+mod kernel;
+mod names;
+mod ops;
+mod session;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use fuser::{MountOption as KernelOption, SessionACL as Access};
+
+pub use self::session::{FuseMount, FuseOptions, detach};
+pub use self::view::VIEW_ATTRIBUTE;
