@@ -186,6 +186,8 @@ pub(crate) struct State {
     pub(crate) retries: u32,
     pub(crate) closing: bool,
     pub(crate) stall: Stall,
+    /// The part of `stall` that the disk demands.
+    pub(crate) space_stall: Stall,
 }
 
 /// The shared state of one open database.
@@ -202,6 +204,8 @@ pub(crate) struct Engine {
     /// The newest sequence number that readers see.
     pub(crate) published: AtomicU64,
     pub(crate) snapshots: Arc<SnapshotList>,
+    /// Bytes written since the disk's space was looked at.
+    pub(crate) written_unseen: AtomicU64,
     pub(crate) tickers: Tickers,
     pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,

@@ -58,6 +58,8 @@ tickers! {
     write_groups,
     /// Groups that several threads inserted into the memtables.
     shared_inserts,
+    /// Blob files whose values compactions took along.
+    blob_files_along,
     /// Bytes appended to write-ahead logs, framing not included.
     wal_bytes,
     /// Syncs of write-ahead logs.

@@ -24,6 +24,7 @@ use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::space::compaction_for_space;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
@@ -131,7 +132,9 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
             .filter(|(id, _)| *id == cf.id)
             .map(|(_, running)| running.clone())
             .collect();
-        let choice = pick(&cf.view().version, &options, &busy)?;
+        let version = &cf.view().version;
+        let choice = pick(version, &options, &busy)
+            .or_else(|| compaction_for_space(engine, state, version, &options, &busy))?;
         Some((cf.id, choice))
     })
 }

@@ -95,7 +95,9 @@ impl SstFile {
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer names it, durably.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        if !self.obsolete.swap(true, Ordering::AcqRel) {
+            self.remover.hold(self.meta.file_size);
+        }
     }
 }
 
@@ -105,7 +107,7 @@ impl Drop for SstFile {
             // The handle goes first: space of an open file does not return.
             drop(self.table.take());
             let name = FileName::Table(self.meta.number);
-            self.remover.push(name, self.meta.file_size);
+            self.remover.let_go(name, self.meta.file_size);
         }
     }
 }
