@@ -19,8 +19,8 @@ use lavakv::{CfId, Compression, Db, Error, Options, ReadOptions, WriteBatch, Wri
 
 const AT: &str = "/db";
 
-/// Every golden database.
-const NAMES: [&str; 1] = ["golden-1"];
+/// Every golden database: the first version; dictionaries and partitioned indexes.
+const NAMES: [&str; 2] = ["golden-1", "golden-2"];
 
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -33,6 +33,16 @@ fn options() -> Options {
     Options {
         compression: Compression::Zstd { level: 3 },
         ..tiny()
+    }
+}
+
+/// With every feature that a table can have.
+fn with_all_features() -> Options {
+    Options {
+        zstd_dict_bytes: 512,
+        index_partition_threshold: 1,
+        index_partition_size: 256,
+        ..options()
     }
 }
 
@@ -72,9 +82,9 @@ fn check(db: &Db) {
 }
 
 /// Fills a new database in `dir` and leaves it as a crash would.
-fn make(dir: &Path) {
+fn make(dir: &Path, options: Options) {
     std::fs::create_dir_all(dir).unwrap();
-    let db = Db::open(host(dir), Path::new(AT), options()).unwrap();
+    let db = Db::open(host(dir), Path::new(AT), options).unwrap();
     let logs = db.create_cf("logs").unwrap();
     let contents = contents();
     for (index, key) in contents["default"].keys().enumerate() {
@@ -107,7 +117,7 @@ fn make(dir: &Path) {
 #[ignore = "makes the golden database of this version"]
 fn make_golden() {
     let target = testdata("golden-new");
-    make(&target);
+    make(&target, with_all_features());
     std::fs::remove_file(target.join("db/LOCK")).unwrap();
 }
 
@@ -129,6 +139,21 @@ fn every_golden_database_opens_and_holds_what_it_held() {
         assert!(report.manifest_kept && report.lost.is_empty(), "{report:?}");
         check(&Db::open(fs, Path::new(AT), options()).unwrap());
     }
+}
+
+#[test]
+fn the_golden_tables_have_the_features_that_they_stand_for() {
+    let features = |name: &str| {
+        let tables = std::fs::read_dir(testdata(name).join("db")).unwrap();
+        let tables = tables.map(|entry| entry.unwrap().path());
+        let tables = tables.filter(|path| path.extension().is_some_and(|end| end == "sst"));
+        tables.fold(0, |all, path| {
+            let bytes = std::fs::read(path).unwrap();
+            let at = bytes.len() - 96 + 12;
+            all | u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+        })
+    };
+    assert_eq!(NAMES.map(features), [0, 3]);
 }
 
 /// The only file of the database whose name has this part.
@@ -203,7 +228,7 @@ fn repair_brings_every_pair_back_without_current_and_manifest() {
         vec!["MANIFEST"],
     ] {
         let dir = tempfile::tempdir().unwrap();
-        make(dir.path());
+        make(dir.path(), options());
         let fs = host(dir.path());
         for name in &names {
             std::fs::remove_file(file(dir.path(), name)).unwrap();
@@ -225,7 +250,7 @@ fn repair_brings_every_pair_back_without_current_and_manifest() {
 fn repair_sets_a_damaged_table_aside_and_keeps_the_rest() {
     for keep_manifest in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        make(dir.path());
+        make(dir.path(), options());
         let fs = host(dir.path());
         let path = file(dir.path(), ".sst");
         let mut data = std::fs::read(&path).unwrap();

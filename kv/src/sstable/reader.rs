@@ -57,6 +57,8 @@ pub struct Table {
     properties: TableProperties,
     filter: Option<Handle>,
     dictionary: Option<DecoderDictionary<'static>>,
+    /// Bytes of the dictionary.
+    dictionary_len: usize,
     pinned_index: Option<Arc<Block>>,
     pinned_filter: Option<Arc<Block>>,
     /// Charges what is pinned to the cache.
@@ -145,6 +147,7 @@ impl Table {
             properties: TableProperties::default(),
             filter: None,
             dictionary: None,
+            dictionary_len: 0,
             pinned_index: None,
             pinned_filter: None,
             _charge: None,
@@ -156,8 +159,9 @@ impl Table {
                 Some(handle) => Some(table.read_filter(handle)?),
                 None => None,
             };
-            table._charge = Some(table.cache.reserve(table.pinned_memory()));
         }
+        let pinned = table.pinned_memory();
+        table._charge = (pinned > 0).then(|| table.cache.reserve(pinned));
         Ok(Arc::new(table))
     }
 
@@ -183,7 +187,10 @@ impl Table {
                     properties = Some(decoded.map_err(|bad| self.bad_block(handle.offset, bad))?);
                 }
                 SECTION_FILTER => filter = Some(handle),
-                SECTION_DICTIONARY => dictionary = Some(DecoderDictionary::copy(&read(handle)?)),
+                SECTION_DICTIONARY => {
+                    let bytes = read(handle)?;
+                    dictionary = Some((DecoderDictionary::copy(&bytes), bytes.len()));
+                }
                 _ if required => {
                     return Err(Error::Unsupported {
                         what: format!("{}: section {id} of a newer table format", self.name),
@@ -214,7 +221,9 @@ impl Table {
             ));
         }
         (self.properties, self.filter) = (properties, filter);
-        self.dictionary = dictionary;
+        if let Some((dictionary, len)) = dictionary {
+            (self.dictionary, self.dictionary_len) = (Some(dictionary), len);
+        }
         Ok(())
     }
 
@@ -241,11 +250,8 @@ impl Table {
     /// Bytes of memory that the table keeps beside the cache.
     pub fn pinned_memory(&self) -> usize {
         let blocks = [&self.pinned_index, &self.pinned_filter];
-        blocks
-            .into_iter()
-            .flatten()
-            .map(|block| block.memory())
-            .sum()
+        let blocks = blocks.into_iter().flatten();
+        self.dictionary_len + blocks.map(|block| block.memory()).sum::<usize>()
     }
 
     /// The newest version that `lookup` may see. `hash` is [`filter::filter_hash`] of the

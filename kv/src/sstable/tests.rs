@@ -211,7 +211,8 @@ fn a_table_gives_back_what_was_added_with_all_options() {
                     );
                 }
             }
-            assert_eq!(pin, table.pinned_memory() > 0);
+            let kept = table.pinned_memory();
+            assert!(if pin { kept > 0 } else { kept <= 512 }, "{kept} bytes");
         }
     }
 }
