@@ -160,13 +160,17 @@ fn without_space_obsolete_files_go_at_once() {
         fill(&db, 0..6000, 200);
         db.flush().unwrap();
     }
-    let ballast = fs
-        .create(Path::new("/ballast"), &lavafs::CreateOptions::default())
-        .unwrap();
     let space = fs.space();
     let len = space.free - space.total / 9;
+    let options = lavafs::CreateOptions {
+        expected_size: len,
+        ..lavafs::CreateOptions::default()
+    };
+    let ballast = fs.create(Path::new("/ballast"), &options).unwrap();
     ballast.append(&vec![1; len as usize]).unwrap();
     ballast.fsync().unwrap();
+    drop(ballast);
+    assert!(fs.space().free < space.total / 8);
     db.compact_range(None, None).unwrap();
     // At the rate they would take an hour.
     wait_for("nothing waits", || fs.space().free > space.total / 8);
