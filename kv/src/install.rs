@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 
 use crate::batch::CfId;
 use crate::compaction::{PickerOptions, score};
-use crate::compaction_options::CompactionStyle;
 use crate::engine::{ColumnFamily, Engine, State, View, no_such_cf};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
+use crate::options::CompactionStyle;
 use crate::options::Options;
 use crate::stall::Stall;
 use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};

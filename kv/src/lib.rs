@@ -10,7 +10,6 @@ mod close;
 mod codec;
 mod compact;
 mod compaction;
-mod compaction_options;
 mod compression;
 mod db;
 mod engine;
@@ -54,7 +53,6 @@ mod write;
 
 pub use batch::{BatchEntry, CfId, MAX_KEY_LEN, MAX_VALUE_LEN, WriteBatch};
 pub use cache::BlockCache;
-pub use compaction_options::{CompactionOptions, CompactionStyle};
 pub use db::Db;
 pub use env::{Env, EnvOptions, Priority};
 pub use error::{Error, Result, Severity};
@@ -64,7 +62,9 @@ pub use iter::DbIterator;
 pub use ledger::{MemoryLedger, MemoryUsage};
 pub use listener::{CollectionEvent, EventListener, FileEvent, FileKind, JobEvent};
 pub use metrics::TickerValues;
-pub use options::{Options, ReadOptions, WalRecoveryMode, WriteOptions};
+pub use options::{
+    CompactionOptions, CompactionStyle, Options, ReadOptions, WalRecoveryMode, WriteOptions,
+};
 pub use pinned::PinnedSlice;
 pub use properties::{LevelStats, Stats};
 pub use rate_limiter::RateLimiter;

@@ -19,10 +19,10 @@ use parking_lot::MutexGuard;
 use crate::batch::CfId;
 use crate::blob::gc;
 use crate::compaction::{Choice, PickerOptions, pick};
-use crate::compaction_options::CompactionStyle;
 use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
+use crate::options::CompactionStyle;
 use crate::options::Options;
 use crate::space::compaction_for_space;
 

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::compaction::{Choice, InFlight, PickerOptions, pick_range};
-use crate::compaction_options::CompactionStyle;
 use crate::engine::{Engine, State};
 use crate::garbage::shadowed_bytes;
+use crate::options::CompactionStyle;
 use crate::stall::{SpaceLeft, Stall};
 use crate::version::Version;
 

@@ -16,9 +16,9 @@ mod universal;
 
 use std::sync::Arc;
 
-use crate::compaction_options::{CompactionOptions, CompactionStyle};
 use crate::key::SeqNo;
 use crate::options::Options;
+use crate::options::{CompactionOptions, CompactionStyle};
 use crate::version::{Level, SstFile, Version};
 
 use super::choice::{Action, Choice, InFlight, Input, into_newest_run, into_run};

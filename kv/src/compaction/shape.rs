@@ -6,7 +6,7 @@
 //! (RocksDB's dynamic level sizes; Dong et al., CIDR 2017). Only leveled compaction can be told to
 //! count from level 1 downwards with fixed targets instead.
 
-use crate::compaction_options::CompactionStyle;
+use crate::options::CompactionStyle;
 use crate::version::{Level, Version};
 
 use super::filters::{FilterPlan, RunGroup};
