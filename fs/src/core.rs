@@ -149,7 +149,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn reserve(&self, blocks: u64) -> bool {
+    fn reserve(&self, blocks: u64) -> bool {
         self.alloc.lock().reserve(blocks)
     }
 

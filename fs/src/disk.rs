@@ -29,6 +29,7 @@ pub(crate) struct Disk {
     refusal: OnceLock<Arc<str>>,
     writes: AtomicU64,
     flushed: AtomicU64,
+    syncs: AtomicU64,
     flushing: Mutex<()>,
 }
 
@@ -40,6 +41,7 @@ impl Disk {
             refusal: OnceLock::new(),
             writes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
             flushing: Mutex::new(()),
         }
     }
@@ -107,7 +109,10 @@ impl Disk {
         };
         outcome.map_err(|e| self.fail("write", writes[0].offset, e))?;
         Ok(match durability {
-            Durability::Durable => WriteTicket(0),
+            Durability::Durable => {
+                self.syncs.fetch_add(1, Ordering::Relaxed);
+                WriteTicket(0)
+            }
             Durability::Volatile => WriteTicket(self.writes.fetch_add(1, Ordering::AcqRel) + 1),
         })
     }
@@ -125,7 +130,13 @@ impl Disk {
         let covered = self.writes.load(Ordering::Acquire);
         self.device.flush().map_err(|e| self.fail("flush", 0, e))?;
         self.flushed.store(covered, Ordering::Release);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Durable writes and flushes so far.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 
     /// True where the writes up to `ticket` are durable.

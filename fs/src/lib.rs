@@ -19,6 +19,8 @@ mod file;
 mod format;
 mod fragmentation;
 mod fs;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod host_fs;

@@ -132,6 +132,7 @@ impl LavaFs {
             add_inodes(ops, &mut touched);
         }
         let all = apply_checked(&core.disk, &mut tables, last).ok_or_else(|| malformed(&end))??;
+        tables.settle_extents();
         position.unbelieved = (!all).then(|| last.clone());
         add_inodes(last, &mut touched);
         position.end = end;

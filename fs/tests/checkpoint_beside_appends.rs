@@ -5,6 +5,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -29,6 +30,8 @@ struct Gated {
     device: Arc<SimDevice>,
     gate: Mutex<Gate>,
     moved: Condvar,
+    /// Length in bytes of the longest transfer.
+    longest: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +83,7 @@ impl BlockDevice for Gated {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.longest.fetch_max(buf.len(), Ordering::Relaxed);
         self.device.read(offset, buf)
     }
 
@@ -89,6 +93,7 @@ impl BlockDevice for Gated {
 
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
         self.pass(offset);
+        self.longest.fetch_max(data.len(), Ordering::Relaxed);
         self.device.write(offset, data, durability)
     }
 
@@ -191,6 +196,7 @@ fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
         device: device.clone(),
         gate: Mutex::default(),
         moved: Condvar::new(),
+        longest: AtomicUsize::new(0),
     });
     let fs = mount(gated.clone());
     let files: Vec<_> = (0..THREADS)
@@ -257,4 +263,36 @@ fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
             );
         }
     }
+}
+
+/// An append that comes meanwhile waits for the rest of one transfer: none may be long.
+#[test]
+fn a_checkpoint_is_written_and_read_back_in_short_parts() {
+    const PART_LEN: usize = 64 << 10;
+    let device = Arc::new(SimDevice::new(16 << 20, 512));
+    let options = MkfsOptions {
+        journal_size: Some(REGION_BLOCKS * BLOCK_SIZE),
+        ..MkfsOptions::default()
+    };
+    mkfs(&*device, &options).unwrap();
+    let gated = Arc::new(Gated {
+        device: device.clone(),
+        gate: Mutex::default(),
+        moved: Condvar::new(),
+        longest: AtomicUsize::new(0),
+    });
+    let fs = mount(gated.clone());
+    for at in 0..4000 {
+        let path = format!("/file-{at}");
+        fs.create(Path::new(&path), &CreateOptions::default())
+            .unwrap();
+    }
+    fs.commit().unwrap();
+    gated.longest.store(0, Ordering::Relaxed);
+    let before = device.counters();
+    fs.checkpoint().unwrap();
+    let done = device.counters() - before;
+    assert!(done.write_bytes > 2 * PART_LEN as u64);
+    assert!(done.read_bytes > 2 * PART_LEN as u64);
+    assert_eq!(gated.longest.load(Ordering::Relaxed), PART_LEN);
 }

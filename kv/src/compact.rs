@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, Action, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
+    self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
     VersionFilter, pick_range, split,
 };
 use crate::engine::{ColumnFamily, Engine, State, read_only};
@@ -91,6 +91,9 @@ impl Engine {
             // Otherwise the record may be durable: the files stay until the next open knows.
             return Err(error);
         }
+        for blob in &outputs.blobs {
+            self.tell_blob_file(blob.number, blob.file_size);
+        }
         self.tickers.compactions.add(1);
         self.tickers.compaction_read_bytes.add(choice.bytes());
         self.tickers.compaction_write_bytes.add(bytes);
@@ -110,14 +113,18 @@ impl Engine {
         family: &ColumnFamily,
     ) -> Result<TableOutputs> {
         let bytes_min = family.options.target_file_size_base;
+        let along_max = family.options.blob_correlated_compaction_bytes;
+        let along_max = along_max.min(self.fs.space().free / 4);
+        let along = compaction::take_along(choice, version, along_max, &**self)?;
+        self.tickers.blob_files_along.add(along.len() as u64);
         let mut parts = split(choice, family.options.max_subcompactions, bytes_min).into_iter();
         let first = parts.next().expect("a compaction has a part");
         let mut outcomes = Vec::new();
         std::thread::scope(|scope| {
             let others: Vec<_> = parts
-                .map(|part| scope.spawn(|| self.merge_part(choice, version, family, part)))
+                .map(|part| scope.spawn(|| self.merge_part(choice, version, family, part, &along)))
                 .collect();
-            outcomes.push(self.merge_part(choice, version, family, first));
+            outcomes.push(self.merge_part(choice, version, family, first, &along));
             for other in others {
                 match other.join() {
                     Ok(outcome) => outcomes.push(outcome),
@@ -148,8 +155,11 @@ impl Engine {
         version: &Version,
         family: &ColumnFamily,
         part: Part,
+        along: &Along,
     ) -> Result<TableOutputs> {
         let options = &family.options;
+        let copied = along.values().map(|reader| reader.properties().file_bytes);
+        let blob_bytes = copied.sum::<u64>().max(choice.bytes());
         let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
@@ -159,7 +169,8 @@ impl Engine {
             .iter()
             .map(|input| {
                 let run = RunIterator::new(
-                    input.files.clone(),
+                    Arc::new(input.files.clone()),
+                    0..input.files.len(),
                     Arc::clone(self) as Arc<dyn crate::version::TableOpener>,
                     TableReadOptions {
                         fill_cache: false,
@@ -193,7 +204,7 @@ impl Engine {
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::Low),
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
-            separation: self.separation(options, choice.bytes(), &resolve),
+            separation: self.separation(options, blob_bytes, &resolve, along),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }

@@ -4,10 +4,10 @@
 //! 1. leadership of the writers' queue (held across log I/O; that is its purpose);
 //! 2. `log`: the write-ahead log in use; taken by the leader, and by nobody during its I/O;
 //! 3. `versions`: one change of the structure at a time; held across manifest I/O;
-//! 4. `state`: short; never held across I/O;
-//! 5. a column family's `view`: for one clone or swap of an `Arc`.
+//! 4. `state`: short; never held across I/O.
 //!
-//! Readers take only a view. A view is replaced under `state`, so whoever holds `state` sees no
+//! Readers take only a view, without a lock: it is swapped as a whole, and a point read borrows it
+//! without touching its reference count, which all threads would write. A view is replaced under `state`, so whoever holds `state` sees no
 //! view change. Sequence numbers are published after the memtables hold their writes; a reader
 //! takes its view first and the sequence number second, so that nothing visible to it can have
 //! been dropped from the view by a merge.
@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::{ArcSwap, Guard};
 use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 
 use crate::batch::CfId;
 use crate::blob::gc::Collections;
@@ -103,7 +104,7 @@ pub(crate) struct ColumnFamily {
     pub(crate) name: String,
     /// Of these only what concerns a family.
     pub(crate) options: Arc<Options>,
-    view: RwLock<Arc<View>>,
+    view: ArcSwap<View>,
     /// As recorded in the manifest: logs below hold nothing unflushed of it.
     pub(crate) log_number: AtomicU64,
     pub(crate) dropped: AtomicBool,
@@ -121,7 +122,7 @@ impl ColumnFamily {
             id,
             name,
             options,
-            view: RwLock::new(Arc::new(view)),
+            view: ArcSwap::from_pointee(view),
             log_number: AtomicU64::new(log_number),
             dropped: AtomicBool::new(false),
         })
@@ -136,12 +137,18 @@ impl ColumnFamily {
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read())
+        self.view.load_full()
+    }
+
+    /// The view of this moment, borrowed: for a short read.
+    #[inline]
+    pub(crate) fn borrow_view(&self) -> Guard<Arc<View>> {
+        self.view.load()
     }
 
     /// Replaces the view. The old one is returned, to be dropped without a lock held.
     pub(crate) fn set_view(&self, view: View, _state: &State) -> Arc<View> {
-        std::mem::replace(&mut *self.view.write(), Arc::new(view))
+        self.view.swap(Arc::new(view))
     }
 }
 
@@ -179,6 +186,8 @@ pub(crate) struct State {
     pub(crate) retries: u32,
     pub(crate) closing: bool,
     pub(crate) stall: Stall,
+    /// The part of `stall` that the disk demands.
+    pub(crate) space_stall: Stall,
 }
 
 /// The shared state of one open database.
@@ -195,6 +204,8 @@ pub(crate) struct Engine {
     /// The newest sequence number that readers see.
     pub(crate) published: AtomicU64,
     pub(crate) snapshots: Arc<SnapshotList>,
+    /// Bytes written since the disk's space was looked at.
+    pub(crate) written_unseen: AtomicU64,
     pub(crate) tickers: Tickers,
     pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
@@ -265,6 +276,21 @@ impl Engine {
             return Ok(Arc::clone(self.default_cf.get_or_init(|| cf)));
         }
         Ok(cf)
+    }
+
+    /// The column family's view of this moment.
+    #[inline]
+    pub(crate) fn borrow_view(&self, id: CfId) -> Result<Guard<Arc<View>>> {
+        if id == CfId::DEFAULT
+            && let Some(cf) = self.default_cf.get()
+        {
+            return Ok(cf.borrow_view());
+        }
+        let cf = self.cf(id)?;
+        if cf.dropped.load(Ordering::Acquire) {
+            return Err(no_such_cf(id));
+        }
+        Ok(cf.borrow_view())
     }
 
     fn find_cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {

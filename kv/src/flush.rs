@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::CfId;
 use crate::compaction::{
-    self, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
+    self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
 };
 use crate::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
@@ -47,6 +47,7 @@ impl Engine {
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
         let entries = mems.iter().map(|mem| mem.table.entries()).sum();
+        let nothing = Along::new();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
@@ -63,7 +64,7 @@ impl Engine {
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::High),
             is_oldest: &|_| false,
-            separation: self.separation(&cf.options, memory as u64, &|_| None),
+            separation: self.separation(&cf.options, memory as u64, &|_| None, &nothing),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -86,6 +87,7 @@ impl Engine {
         options: &Options,
         input_bytes: u64,
         resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+        along: &'a Along,
     ) -> Separation<'a> {
         let expected = options.blob_file_size.min(input_bytes);
         Separation {
@@ -94,6 +96,7 @@ impl Engine {
             expected_size: expected.min(self.fs.space().free / 4),
             options: options.blob_file_options(),
             resolve,
+            along,
         }
     }
 
@@ -200,6 +203,9 @@ impl Engine {
             return Ok(Vec::new());
         }
         installed?;
+        for blob in &outputs.blobs {
+            self.tell_blob_file(blob.number, blob.file_size);
+        }
         self.tickers.flushes.add(1);
         self.tickers.flush_bytes.add(bytes);
         self.tickers.blob_write_bytes.add(blob_bytes);

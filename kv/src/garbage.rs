@@ -43,7 +43,7 @@ impl BlobStats {
             self.garbage_bytes += live.garbage_bytes();
             self.ancestors += live.names.len() as u64 - 1;
         }
-        self.shadowed_bytes += shadowed(version);
+        self.shadowed_bytes += shadowed_bytes(version);
     }
 
     /// Garbage as a part of all values, 0 to 1.
@@ -65,7 +65,7 @@ impl LiveBlob<Arc<BlobFile>> {
 
 /// Bytes of separated values that entries above the last level may hide in it: as many as those refer to, and
 /// for each deletion one of mean length.
-fn shadowed(version: &Version) -> u64 {
+pub(crate) fn shadowed_bytes(version: &Version) -> u64 {
     let mut levels = version.levels.iter().rev();
     let last = levels.find(|level| level.file_count() > 0);
     let sum = |level: &crate::version::Level| {

@@ -158,7 +158,8 @@ impl Engine {
                 pending,
             ))
         });
-        state.stall = stall;
+        state.space_stall = self.space_stall(state);
+        state.stall = stall.stricter(state.space_stall);
     }
 
     /// Makes a column family. Durable on return.

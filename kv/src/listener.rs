@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::batch::CfId;
 use crate::engine::Engine;
 use crate::error::{Error, Severity};
+use crate::file_names::{FileName, FileNumber};
 use crate::stall::Stall;
 
 /// A flush or compaction.
@@ -25,6 +26,23 @@ pub struct JobEvent {
     pub output_bytes: u64,
     /// Level of the output.
     pub output_level: usize,
+    /// Time from begin to end; at the begin 0.
+    pub elapsed: Duration,
+    /// What it failed with.
+    pub error: Option<Error>,
+}
+
+/// A collection of blob files' garbage.
+#[derive(Clone, Debug)]
+pub struct CollectionEvent {
+    /// Column family.
+    pub cf: CfId,
+    /// Blob files that go in.
+    pub input_files: u64,
+    /// Their bytes.
+    pub input_bytes: u64,
+    /// Bytes of the blob file written; 0 at the begin, and where nothing was live or wanted.
+    pub output_bytes: u64,
     /// Time from begin to end; at the begin 0.
     pub elapsed: Duration,
     /// What it failed with.
@@ -64,6 +82,10 @@ pub trait EventListener: Send + Sync + std::fmt::Debug {
     fn on_compaction_begin(&self, job: &JobEvent) {}
     /// A compaction has ended.
     fn on_compaction_end(&self, job: &JobEvent) {}
+    /// A collection of blob files' garbage begins.
+    fn on_collection_begin(&self, collection: &CollectionEvent) {}
+    /// A collection has ended.
+    fn on_collection_end(&self, collection: &CollectionEvent) {}
     /// Writers are slowed, stopped or set free.
     fn on_stall_changed(&self, from: Stall, to: Stall) {}
     /// Background work or the log failed.
@@ -77,6 +99,16 @@ pub trait EventListener: Send + Sync + std::fmt::Debug {
 }
 
 impl Engine {
+    /// Tells that a blob file is whole, durable and part of the database.
+    pub(crate) fn tell_blob_file(&self, number: FileNumber, bytes: u64) {
+        let file = FileEvent {
+            kind: FileKind::Blob,
+            path: self.dir.join(FileName::Blob(number).to_string()),
+            bytes: Some(bytes),
+        };
+        self.tell(|listener| listener.on_file_created(&file));
+    }
+
     /// Tells every listener. No lock may be held.
     pub(crate) fn tell(&self, event: impl Fn(&dyn EventListener)) {
         for listener in &self.options.listeners {

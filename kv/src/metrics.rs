@@ -1,13 +1,23 @@
 //! Counters of what the engine did since it was opened. Relaxed atomics: exact in sum, and no
 //! order between two of them is promised.
+//!
+//! There are a few sets of them, and a thread counts in one: a counter that all threads write would
+//! cost a read from memory more than the rest of its bookkeeping does, as its cache line goes
+//! from core to core. The sum is made when somebody asks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Sets of counters of one database.
+const SETS: usize = 8;
 
 macro_rules! tickers {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counters.
+        /// One set of counters, on cache lines of its own.
         #[derive(Debug, Default)]
-        pub(crate) struct Tickers {
+        #[repr(align(128))]
+        pub(crate) struct TickerSet {
             $(pub(crate) $name: Ticker,)+
         }
 
@@ -19,7 +29,9 @@ macro_rules! tickers {
 
         impl Tickers {
             pub(crate) fn values(&self) -> TickerValues {
-                TickerValues { $($name: self.$name.get(),)+ }
+                TickerValues {
+                    $($name: self.sets.iter().map(|set| set.$name.get()).sum(),)+
+                }
             }
         }
 
@@ -46,6 +58,8 @@ tickers! {
     write_groups,
     /// Groups that several threads inserted into the memtables.
     shared_inserts,
+    /// Blob files whose values compactions took along.
+    blob_files_along,
     /// Bytes appended to write-ahead logs, framing not included.
     wal_bytes,
     /// Syncs of write-ahead logs.
@@ -90,16 +104,70 @@ tickers! {
     blob_collection_write_bytes,
 }
 
+/// The counters of one database. A thread reaches its own set through [`Deref`].
+#[derive(Debug, Default)]
+pub(crate) struct Tickers {
+    sets: [TickerSet; SETS],
+}
+
+thread_local! {
+    static SET: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// The set that this thread counts in: threads take turns, as they first ask.
+#[inline]
+fn set_of_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    SET.with(|set| {
+        if set.get() == usize::MAX {
+            set.set(NEXT.fetch_add(1, Ordering::Relaxed) % SETS);
+        }
+        set.get()
+    })
+}
+
+impl Deref for Tickers {
+    type Target = TickerSet;
+
+    #[inline]
+    fn deref(&self) -> &TickerSet {
+        &self.sets[set_of_thread()]
+    }
+}
+
 /// One counter.
 #[derive(Debug, Default)]
 pub(crate) struct Ticker(AtomicU64);
 
 impl Ticker {
+    #[inline]
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(crate) fn get(&self) -> u64 {
+    fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_threads_count_is_in_the_sum() {
+        let tickers = Tickers::default();
+        std::thread::scope(|scope| {
+            for _ in 0..3 * SETS {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        tickers.keys_read.add(2);
+                    }
+                });
+            }
+        });
+        let values = tickers.values();
+        assert_eq!(values.keys_read, 3 * SETS as u64 * 200);
+        assert_eq!(values.keys_found, 0);
     }
 }

@@ -118,6 +118,12 @@ pub struct Options {
     pub enable_blob_garbage_collection: bool,
     /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
     pub max_blob_collections: usize,
+    /// Bytes of values, as they are stored, that a compaction may take along from blob files with much garbage or
+    /// that scans found scattered; 0: none. Default 64 MiB.
+    pub blob_correlated_compaction_bytes: u64,
+    /// Milliseconds without a write after which collections leave at most 5% of garbage, since copying then
+    /// disturbs nobody. Default 10,000.
+    pub blob_collection_idle_millis: u64,
     /// Bytes of a data block before compression, 512 B to 16 MiB. Default 4 KiB.
     pub block_size: usize,
     /// Bytes of a table's index from which it is cut into partitions, which take their place in the
@@ -188,6 +194,8 @@ impl Default for Options {
             compression_per_level: Vec::new(),
             enable_blob_garbage_collection: true,
             max_blob_collections: 2,
+            blob_correlated_compaction_bytes: 64 << 20,
+            blob_collection_idle_millis: 10_000,
             block_size: 4096,
             index_partition_threshold: 1 << 20,
             index_partition_size: 16 << 10,
@@ -647,6 +655,14 @@ impl Options {
             (
                 "max_blob_collections",
                 Field::Usize(&mut self.max_blob_collections),
+            ),
+            (
+                "blob_correlated_compaction_bytes",
+                Field::U64(&mut self.blob_correlated_compaction_bytes),
+            ),
+            (
+                "blob_collection_idle_millis",
+                Field::U64(&mut self.blob_collection_idle_millis),
             ),
             ("block_size", Field::Usize(&mut self.block_size)),
             (

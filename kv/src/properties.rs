@@ -48,6 +48,9 @@ pub struct Stats {
     pub writes_stopped: bool,
     /// Bytes per second that writers are slowed to; 0 at full speed.
     pub delayed_write_rate: u64,
+    /// Bytes of obsolete files that iterators, reads and jobs still hold: space that returns when
+    /// they let go.
+    pub held_obsolete_bytes: u64,
     /// Blob files and their garbage.
     pub blobs: BlobStats,
     /// The block cache: where reads went, by kind of block. Shared caches count for all databases.
@@ -115,6 +118,7 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
         running_compactions: state.compacting.len() as u64,
         last_sequence: engine.last_sequence(),
         snapshots: engine.snapshots.sequences().len() as u64,
+        held_obsolete_bytes: engine.remover.held_bytes(),
         writes_stopped: state.stall == Stall::Stopped,
         delayed_write_rate: match state.stall {
             Stall::Delayed(rate) => rate,
@@ -168,6 +172,7 @@ pub(crate) fn property(engine: &Arc<Engine>, name: &str) -> Option<String> {
         "num-blob-files" => stats.blobs.files,
         "total-blob-file-size" | "live-blob-file-size" => stats.blobs.file_bytes,
         "live-blob-file-garbage-size" => stats.blobs.garbage_bytes,
+        "held-obsolete-bytes" => stats.held_obsolete_bytes,
         "num-running-compactions" => stats.running_compactions,
         "num-snapshots" => stats.snapshots,
         "actual-delayed-write-rate" => stats.delayed_write_rate,
@@ -196,6 +201,7 @@ impl fmt::Display for Stats {
             ("memtable_entries", self.memtable_entries),
             ("pending_compaction_bytes", self.pending_compaction_bytes),
             ("last_sequence", self.last_sequence),
+            ("held_obsolete_bytes", self.held_obsolete_bytes),
             ("blob_files", self.blobs.files),
             ("blob_file_bytes", self.blobs.file_bytes),
             ("blob_value_bytes", self.blobs.value_bytes),

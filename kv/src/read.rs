@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::Guard;
+
 use crate::batch::CfId;
-use crate::engine::{Engine, View, closing, no_such_cf};
+use crate::engine::{Engine, View, closing};
 use crate::error::{Error, Result};
 use crate::iter::{DbIterator, InternalIterator, Origin, RunIterator, VisibleIterator};
 use crate::key::{LookupKey, SeqNo, ValueKind, append_internal};
@@ -20,18 +22,18 @@ use crate::version::{TableOpener, Version};
 
 impl Engine {
     /// A view and the sequence number to read it at.
-    pub(crate) fn read_view(&self, id: CfId, options: &ReadOptions) -> Result<(Arc<View>, SeqNo)> {
+    pub(crate) fn read_view(
+        &self,
+        id: CfId,
+        options: &ReadOptions,
+    ) -> Result<(Guard<Arc<View>>, SeqNo)> {
         if self.unreadable.load(Ordering::Acquire) {
             let error = &self.state.lock().error;
             return Err(error
                 .as_ref()
                 .map_or_else(closing, |known| known.error.clone()));
         }
-        let cf = self.cf(id)?;
-        if cf.dropped.load(Ordering::Acquire) {
-            return Err(no_such_cf(id));
-        }
-        let view = cf.view();
+        let view = self.borrow_view(id)?;
         let sequence = match &options.snapshot {
             Some(snapshot) if !snapshot.is_of(&self.snapshots) => {
                 return Err(Error::invalid_argument(
@@ -122,15 +124,20 @@ impl Engine {
     /// An iterator, not positioned.
     pub(crate) fn iter(self: &Arc<Self>, cf: CfId, options: &ReadOptions) -> Result<DbIterator> {
         let (view, sequence) = self.read_view(cf, options)?;
+        let view = Guard::into_inner(view);
         self.tickers.iterators.add(1);
         let mut children: Vec<Box<dyn InternalIterator>> = Vec::new();
         for mem in std::iter::once(&view.mem).chain(&view.imms) {
+            // What it is given from now on is newer than `sequence`.
+            if mem.table.is_empty() {
+                continue;
+            }
             children.push(Box::new(mem.table.iter()));
         }
         let bounds = options.bounds();
         for run in view.version.levels.iter().flat_map(|level| &level.runs) {
-            let files = run.overlapping(bounds.0.as_deref(), bounds.1.as_deref());
-            if files.is_empty() {
+            let range = run.overlapping_range(bounds.0.as_deref(), bounds.1.as_deref());
+            if range.is_empty() {
                 continue;
             }
             let opener = Arc::clone(self) as Arc<dyn TableOpener>;
@@ -139,7 +146,7 @@ impl Engine {
                 readahead_bytes: options.readahead,
                 ..TableReadOptions::default()
             };
-            let run = RunIterator::new(files.to_vec(), opener, table_options);
+            let run = RunIterator::new(Arc::clone(&run.files), range, opener, table_options);
             children.push(Box::new(run));
         }
         let walk = VisibleIterator::new(children, sequence, bounds);

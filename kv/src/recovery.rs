@@ -187,6 +187,7 @@ pub(crate) fn engine_for(
         next_mem: AtomicU64::new(1),
         published: AtomicU64::new(recovered.last_sequence),
         snapshots: Arc::new(SnapshotList::default()),
+        written_unseen: AtomicU64::new(0),
         tickers: Tickers::default(),
         histograms,
         writers: GroupCommit::new(),

@@ -26,7 +26,7 @@ use lavafs::FileSystemRef;
 
 use crate::batch::CfId;
 use crate::cache::BlockCache;
-use crate::compaction::{self, CompactionContext, Retention, Separation, VersionFilter};
+use crate::compaction::{self, Along, CompactionContext, Retention, Separation, VersionFilter};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::{InternalIterator, MergingIterator};
@@ -338,6 +338,7 @@ impl Repair<'_> {
             let empty = Version::empty(options.num_levels);
             let mut table_options = options.table_options(&empty, level, entries, entries);
             table_options.column_family = Some((id.0, name));
+            let nothing = Along::new();
             let context = CompactionContext {
                 fs: self.fs,
                 dir: self.dir,
@@ -358,6 +359,7 @@ impl Repair<'_> {
                     expected_size: 0,
                     options: options.blob_file_options(),
                     resolve: &|_| None,
+                    along: &nothing,
                 },
             };
             let filter = VersionFilter::new(Retention {

@@ -24,6 +24,7 @@ use crate::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::space::compaction_for_space;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
@@ -131,18 +132,19 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
             .filter(|(id, _)| *id == cf.id)
             .map(|(_, running)| running.clone())
             .collect();
-        let choice = pick(&cf.view().version, &options, &busy)?;
+        let version = &cf.view().version;
+        let choice = pick(version, &options, &busy)
+            .or_else(|| compaction_for_space(engine, state, version, &options, &busy))?;
         Some((cf.id, choice))
     })
 }
 
 /// What the pickers need, as of now.
 fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
-    let written = engine.tickers.flush_bytes.get() as i64;
-    let migrated = engine.tickers.migration_bytes.get() as i64;
+    let tickers = engine.tickers.values();
     let held = engine.snapshots.sequences().first().copied();
     PickerOptions {
-        migration_credit: written - migrated,
+        migration_credit: tickers.flush_bytes as i64 - tickers.migration_bytes as i64,
         now: now(),
         oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
         ..PickerOptions::of(options)

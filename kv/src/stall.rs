@@ -44,6 +44,21 @@ impl Stall {
         Stall::Delayed(rate as u64)
     }
 
+    /// The stall for a disk that is nearly full. Without garbage there is nothing to wait for, and
+    /// writers run into the end of the space at full speed.
+    pub(crate) fn of_space(options: &Options, space: SpaceLeft) -> Stall {
+        let enough = space.reserve.saturating_mul(2);
+        if space.free >= enough || space.reclaimable == 0 {
+            return Stall::None;
+        }
+        let progress = (enough - space.free) as f64 / space.reserve.max(1) as f64;
+        if progress >= 1.0 && space.is_reclaiming {
+            return Stall::Stopped;
+        }
+        let rate = options.delayed_write_rate as f64 * (1.0 - progress).max(1.0 / 16.0);
+        Stall::Delayed((rate as u64).max(1))
+    }
+
     /// The stricter of two.
     pub(crate) fn stricter(self, other: Stall) -> Stall {
         match (self, other) {
@@ -52,6 +67,18 @@ impl Stall {
             (Stall::None, stall) | (stall, Stall::None) => stall,
         }
     }
+}
+
+/// The disk, as writers need to know it. Bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SpaceLeft {
+    pub(crate) free: u64,
+    /// What background work must have to go on: flushes of what is in memory, and one collection.
+    pub(crate) reserve: u64,
+    /// What collections would give back.
+    pub(crate) reclaimable: u64,
+    /// Work that gives space back is queued or running, so that waiting for it ends.
+    pub(crate) is_reclaiming: bool,
 }
 
 /// Where `value` lies between two limits, 0 to 1; `None` below the first.
@@ -87,6 +114,38 @@ mod tests {
             Stall::of(&options, 0, 100 << 30),
             Stall::Delayed(_)
         ));
+    }
+
+    #[test]
+    fn a_full_disk_slows_writers_while_there_is_garbage_and_stops_them_while_it_is_collected() {
+        let options = Options::default();
+        let at = |free, reclaimable, is_reclaiming| {
+            let reserve = 100;
+            let space = SpaceLeft {
+                free,
+                reserve,
+                reclaimable,
+                is_reclaiming,
+            };
+            Stall::of_space(&options, space)
+        };
+        assert_eq!(at(200, 50, true), Stall::None);
+        assert_eq!(at(0, 0, false), Stall::None, "nothing to wait for");
+        let mut last = options.delayed_write_rate;
+        for free in (101..200).rev() {
+            let Stall::Delayed(rate) = at(free, 50, true) else {
+                panic!("not delayed with {free} bytes left");
+            };
+            assert!(rate <= last && rate >= options.delayed_write_rate / 16);
+            last = rate;
+        }
+        assert_eq!(at(100, 50, true), Stall::Stopped);
+        let slowest = Stall::Delayed(options.delayed_write_rate / 16);
+        assert_eq!(
+            at(0, 50, false),
+            slowest,
+            "waiting for nothing would not end"
+        );
     }
 
     #[test]

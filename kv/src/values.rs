@@ -4,6 +4,7 @@
 //! values are one submission; records that lie next to each other become one read, as they do
 //! where a file was written in the order in which it is scanned.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lavafs::ReadRequest;
@@ -24,6 +25,12 @@ const READ_MAX: u64 = 1 << 20;
 
 /// Bytes between two records that are read in vain rather than starting another read.
 const GAP_MAX: u64 = 4096;
+
+/// Values of one batch of a scan from which their places say something.
+const SCAN_MIN: usize = 16;
+
+/// Files of one batch of a scan from which its values are scattered.
+const SCATTERED_FILES: usize = 4;
 
 /// An entry whose value is in a blob file.
 #[derive(Clone, Debug)]
@@ -127,6 +134,26 @@ impl Engine {
         }
         self.tickers.blob_reads.add(groups.len() as u64);
         Ok(values)
+    }
+
+    /// The values of neighbouring entries of `version`, in their order. Where they lie in many files, compactions
+    /// are asked to bring them together.
+    pub(crate) fn scanned_values(
+        &self,
+        version: &Version,
+        wanted: &[SeparatedValue],
+    ) -> Result<Vec<Vec<u8>>> {
+        if wanted.len() >= SCAN_MIN {
+            let files = wanted.iter().map(|one| one.reference.file);
+            let files: BTreeSet<_> = files
+                .filter_map(|number| version.blobs.resolve_number(number))
+                .collect();
+            if files.len() > SCATTERED_FILES {
+                let files = files.iter().map(|number| &version.blobs.files()[number]);
+                files.for_each(|live| live.file.mark_scattered());
+            }
+        }
+        self.separated_values(version, wanted)
     }
 
     /// Reads each group's bytes, all in one submission.

@@ -261,6 +261,7 @@ impl Engine {
     fn make_room(self: &Arc<Self>, log: &mut Option<WalWriter>, bytes: usize) -> Result<()> {
         let begin = Instant::now();
         let mut delayed = false;
+        let mut looked = false;
         loop {
             let mut state = self.state.lock();
             check_writable(&state)?;
@@ -269,6 +270,8 @@ impl Engine {
                 self.switch_log(log)?;
                 continue;
             }
+            self.look_at_space(&mut state, if looked { 0 } else { bytes });
+            looked = true;
             if state.stall == Stall::Stopped {
                 self.wait_for_change(&mut state)?;
                 continue;

@@ -10,10 +10,16 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use common::{Rng, copy_dir, host, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Compression, Db, Options, ReadOptions, WriteBatch, WriteOptions};
+use lavakv::{
+    CollectionEvent, Compression, Db, Env, EnvOptions, EventListener, FileEvent, FileKind, Options,
+    ReadOptions, WriteBatch, WriteOptions,
+};
 
 const AT: &str = "/db";
 
@@ -24,6 +30,7 @@ fn options() -> Options {
         blob_file_size: 64 << 10,
         blob_compression: Compression::Zstd { level: 1 },
         enable_blob_garbage_collection: false,
+        blob_correlated_compaction_bytes: 0,
         ..tiny()
     }
 }
@@ -194,6 +201,271 @@ fn collections_in_the_background_keep_garbage_within_bounds() {
         assert_eq!(get(&db, number), Some(value(number, round)));
     }
     db.verify_garbage().unwrap();
+}
+
+/// A device with `keys` values of 8000 B that do not compress, of about `percent` of its space.
+fn nearly_full(keys: u64, percent: u64) -> (FileSystemRef, Options) {
+    let fs = mount(sim_device((keys * 8100 * 100 / percent) >> 20 << 20, 512));
+    let options = Options {
+        enable_blob_garbage_collection: true,
+        blob_compression: Compression::None,
+        write_buffer_size: 512 << 10,
+        blob_file_size: 1 << 20,
+        ..options()
+    };
+    (fs, options)
+}
+
+fn noise(number: u64, round: u64) -> Vec<u8> {
+    let mut rng = Rng(number * 100_003 + round + 1);
+    (0..8000).map(|_| rng.next() as u8).collect()
+}
+
+#[test]
+fn writers_at_full_speed_do_not_outrun_collections_on_a_nearly_full_disk() {
+    let keys = 5000;
+    let (fs, options) = nearly_full(keys, 62);
+    let db = open(&fs, options);
+    let mut rng = Rng(seed());
+    let mut model = BTreeMap::new();
+    for number in 0..keys {
+        db.put(&key(number), &noise(number, 0), &WriteOptions::default())
+            .unwrap();
+        model.insert(number, 0);
+    }
+    for round in 1..3 * keys {
+        let number = rng.next() % keys;
+        let written = db.put(
+            &key(number),
+            &noise(number, round),
+            &WriteOptions::default(),
+        );
+        written.unwrap_or_else(|error| {
+            panic!(
+                "round {round}: {error}, {} free of {}; {:?}",
+                fs.space().free,
+                fs.space().total,
+                db.stats()
+            )
+        });
+        model.insert(number, round);
+    }
+    db.wait_for_background_work().unwrap();
+    let stats = db.stats();
+    assert!(stats.tickers.stall_micros > 0, "{:?}", stats.tickers);
+    for (&number, &round) in &model {
+        assert_eq!(get(&db, number), Some(noise(number, round)));
+    }
+    db.verify_garbage().unwrap();
+}
+
+#[test]
+fn garbage_is_collected_when_nobody_writes_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let options = Options {
+        enable_blob_garbage_collection: true,
+        blob_collection_idle_millis: 50,
+        ..options()
+    };
+    let db = open(&fs, options);
+    // Below what an empty disk tolerates while somebody writes.
+    let keys = 2000;
+    for number in 0..keys {
+        put(&db, number, 0);
+    }
+    db.compact_range(None, None).unwrap();
+    for number in (0..keys).step_by(8) {
+        put(&db, number, 1);
+    }
+    db.compact_range(None, None).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let ratio = db.stats().blobs.garbage_ratio();
+        if ratio <= 0.06 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "garbage {ratio:.3}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(db.stats().tickers.blob_collections > 0);
+    db.wait_for_background_work().unwrap();
+    let report = db.verify_garbage().unwrap();
+    assert_eq!(report.garbage_bytes, db.stats().blobs.garbage_bytes);
+}
+
+#[test]
+fn bytes_of_collected_files_that_an_iterator_holds_are_told_and_return() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let db = open(&fs, options());
+    let keys = 1000;
+    with_garbage(&db, keys);
+    assert_eq!(db.stats().held_obsolete_bytes, 0);
+    let before = db.stats().blobs;
+    let iter = db.iter(&ReadOptions::default()).unwrap();
+    db.collect_blob_garbage().unwrap();
+    let held = db.stats().held_obsolete_bytes;
+    assert!(
+        held > 0 && held <= before.file_bytes,
+        "{held} of {before:?}"
+    );
+    drop(iter);
+    assert_eq!(db.stats().held_obsolete_bytes, 0);
+    check(&db, keys);
+}
+
+#[test]
+fn a_compaction_takes_along_blob_files_with_much_garbage() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let keys = 1000;
+    let load = open(&fs, options());
+    with_garbage(&load, keys);
+    load.close().unwrap();
+    drop(load);
+    let options = Options {
+        blob_correlated_compaction_bytes: 1 << 30,
+        ..options()
+    };
+    let db = open(&fs, options);
+    let snapshot = db.snapshot();
+    let before = db.stats();
+    assert!(before.blobs.garbage_ratio() > 0.2, "{:?}", before.blobs);
+    // Another merge of everything, with something to merge.
+    for number in (0..keys).step_by(3) {
+        put(&db, number, 1);
+    }
+    db.compact_range(None, None).unwrap();
+    let after = db.stats();
+    assert!(after.tickers.blob_files_along > before.tickers.blob_files_along);
+    assert_eq!(after.tickers.blob_collections, 0);
+    check(&db, keys);
+    let old = ReadOptions {
+        snapshot: Some(snapshot),
+        ..ReadOptions::default()
+    };
+    for number in 0..keys {
+        let round = u64::from(number % 3 == 0);
+        assert_eq!(
+            db.get(&key(number), &old).unwrap(),
+            Some(value(number, round))
+        );
+    }
+}
+
+#[test]
+fn a_compaction_brings_scattered_values_together_when_a_scan_has_met_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let options = Options {
+        blob_correlated_compaction_bytes: 1 << 30,
+        write_buffer_size: 16 << 10,
+        max_bytes_for_level_base: 1 << 20,
+        target_file_size_base: 1 << 20,
+        ..options()
+    };
+    let db = open(&fs, options);
+    let keys = 600;
+    let scan = || {
+        let before = db.stats().tickers.blob_reads;
+        let mut iter = db.iter(&ReadOptions::default()).unwrap();
+        iter.seek_to_first();
+        let mut count = 0;
+        while iter.valid() {
+            assert_eq!(iter.value(), value(count, 0));
+            count += 1;
+            iter.next();
+        }
+        iter.status().unwrap();
+        assert_eq!(count, keys);
+        db.stats().tickers.blob_reads - before
+    };
+    for number in (0..keys).map(|number| number * 7 % keys + number * 7 / keys) {
+        put(&db, number % keys, 0);
+    }
+    for number in 0..keys {
+        put(&db, number * 211 % keys, 0);
+    }
+    db.compact_range(None, None).unwrap();
+    let scattered = scan();
+    put(&db, 0, 0);
+    put(&db, keys - 1, 0);
+    db.compact_range(None, None).unwrap();
+    let together = scan();
+    assert!(together * 4 < scattered, "{together} of {scattered} reads");
+    db.verify_garbage().unwrap();
+}
+
+/// Counts what it is told.
+#[derive(Debug, Default)]
+struct Told {
+    begun: AtomicU64,
+    read: AtomicU64,
+    written: AtomicU64,
+    made: AtomicU64,
+    removed: AtomicU64,
+}
+
+impl EventListener for Told {
+    fn on_collection_begin(&self, collection: &CollectionEvent) {
+        self.begun.fetch_add(1, Relaxed);
+        assert_eq!(collection.output_bytes, 0);
+    }
+
+    fn on_collection_end(&self, collection: &CollectionEvent) {
+        assert!(collection.error.is_none());
+        self.read.fetch_add(collection.input_bytes, Relaxed);
+        self.written.fetch_add(collection.output_bytes, Relaxed);
+    }
+
+    fn on_file_created(&self, file: &FileEvent) {
+        self.made
+            .fetch_add(u64::from(file.kind == FileKind::Blob), Relaxed);
+    }
+
+    fn on_file_deleted(&self, file: &FileEvent) {
+        self.removed
+            .fetch_add(u64::from(file.kind == FileKind::Blob), Relaxed);
+    }
+}
+
+#[test]
+fn collections_tell_listeners_and_keep_to_the_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let told = Arc::new(Told::default());
+    let env = Env::with_options(EnvOptions {
+        rate_bytes_per_s: 1 << 20,
+        ..EnvOptions::default()
+    });
+    let load = open(&fs, options());
+    with_garbage(&load, 2000);
+    load.close().unwrap();
+    drop(load);
+    let options = Options {
+        env: Some(env),
+        listeners: vec![Arc::clone(&told) as Arc<dyn EventListener>],
+        ..options()
+    };
+    let db = open(&fs, options);
+    let begin = std::time::Instant::now();
+    db.collect_blob_garbage().unwrap();
+    let elapsed = begin.elapsed().as_secs_f64();
+    let tickers = db.stats().tickers;
+    assert_eq!(told.begun.load(Relaxed), tickers.blob_collections);
+    assert_eq!(told.read.load(Relaxed), tickers.blob_collection_read_bytes);
+    assert_eq!(
+        told.written.load(Relaxed),
+        tickers.blob_collection_write_bytes
+    );
+    assert_eq!(told.made.load(Relaxed), tickers.blob_collections);
+    let files = db.stats().blobs.files;
+    db.close().unwrap();
+    drop(db);
+    assert!(told.removed.load(Relaxed) > 0 && files > 0);
+    let rate = tickers.blob_collection_write_bytes as f64 / elapsed;
+    assert!(rate < 2.5e6, "{rate:.0} bytes a second");
 }
 
 #[test]

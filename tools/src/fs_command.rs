@@ -1,20 +1,19 @@
 //! `lava fs`: looks at and changes a filesystem without mounting it.
 
-use std::fs::File as KernelFile;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use lavafs::{CreateOptions, FileKind, FileSize, FileSystem, Metadata};
+use lavafs::{FileKind, FileSize, FileSystem, Metadata};
 use serde_json::{Value, json};
 
 use crate::cli::{
-    Access, Context, Failure, Outcome, Progress, Table, Target, human_bytes, human_count,
-    json_line, line,
+    Access, Outcome, Progress, Table, Target, human_bytes, human_count, json_line, line,
 };
 
-use crate::fs_inside::{DumpCommand, Expand, Frag};
+use crate::fs_copy::Copy;
+use crate::fs_inside::{DumpCommand, Expand, Frag, Label};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -28,9 +27,9 @@ pub enum FsCommand {
     Stat(Paths),
     /// Write files to standard output
     Cat(Paths),
-    /// Copy a file out of the filesystem
+    /// Copy a file or a tree out of the filesystem
     Get(Copy),
-    /// Copy a file into the filesystem; it must not exist there
+    /// Copy a file or a tree into the filesystem; it must not exist there
     Put(Copy),
     /// Make directories and their missing parents
     Mkdir(Paths),
@@ -46,6 +45,8 @@ pub enum FsCommand {
     Frag(Frag),
     /// Grow the filesystem to the size that its device or image has now
     Expand(Expand),
+    /// Show the filesystem's label, or give it another
+    Label(Label),
 }
 
 /// The filesystem that every command needs.
@@ -83,17 +84,6 @@ pub struct Paths {
     /// Files or directories
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-}
-
-/// A copy between the filesystem and the kernel's.
-#[derive(Debug, Args)]
-pub struct Copy {
-    #[command(flatten)]
-    at: Where,
-    /// What to copy
-    from: PathBuf,
-    /// The copy
-    to: PathBuf,
 }
 
 /// A rename.
@@ -158,6 +148,7 @@ impl FsCommand {
             FsCommand::Dump(dump) => dump.run(),
             FsCommand::Frag(frag) => frag.run(),
             FsCommand::Expand(expand) => expand.run(),
+            FsCommand::Label(label) => label.run(),
         }
     }
 }
@@ -302,53 +293,6 @@ fn copy_out(
         out.write_all(&buffer[..read])?;
         offset += read as u64;
         progress.add(read as u64);
-    }
-}
-
-impl Copy {
-    fn get(&self) -> Outcome {
-        on(&self.at, Access::ReadOnly, |fs| {
-            if fs.metadata(&self.from)?.kind == FileKind::Directory {
-                return Err(Failure::new(format!(
-                    "{}: is a directory",
-                    self.from.display()
-                )));
-            }
-            let mut out = KernelFile::create(&self.to).context(|| self.to.display())?;
-            copy_out(fs, &self.from, &mut out, "copying").context(|| self.to.display())
-        })
-    }
-
-    fn put(&self) -> Outcome {
-        on(&self.at, Access::ReadWrite, |fs| {
-            let mut source = KernelFile::open(&self.from).context(|| self.from.display())?;
-            let size = source.metadata().context(|| self.from.display())?.len();
-            let options = CreateOptions {
-                expected_size: size,
-                ..CreateOptions::default()
-            };
-            let file = fs.create(&self.to, &options)?;
-            let progress = Progress::bytes("copying", size);
-            let copied = (|| {
-                let mut buffer = vec![0; COPY_BYTES];
-                loop {
-                    let read = source.read(&mut buffer).context(|| self.from.display())?;
-                    if read == 0 {
-                        break;
-                    }
-                    file.append(&buffer[..read])?;
-                    progress.add(read as u64);
-                }
-                file.fsync()?;
-                Ok(fs.sync_dir(parent(&self.to))?)
-            })();
-            if copied.is_err() {
-                // Half a copy is of no use; the first error is the one to report.
-                drop(file);
-                let _ = fs.unlink(&self.to);
-            }
-            copied
-        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! `lava fs dump`, `frag` and `expand`: the inside of a LavaFS, for those who look after it.
+//! `lava fs dump`, `frag`, `expand` and `label`: the inside of a LavaFS, for those who look after it.
 
 use std::process::ExitCode;
 
@@ -37,6 +37,35 @@ pub struct Expand {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// `lava fs label`.
+#[derive(Debug, Args)]
+pub struct Label {
+    /// Block device or image file
+    #[arg(long, value_name = "TARGET")]
+    fs: Target,
+    /// The new label, at most 64 bytes; empty for none
+    label: Option<String>,
+}
+
+impl Label {
+    /// Prints the label, or sets it.
+    pub(crate) fn run(&self) -> Outcome {
+        device_of(&self.fs)?;
+        let access = match self.label {
+            Some(_) => Access::ReadWrite,
+            None => Access::ReadOnly,
+        };
+        self.fs.open(access)?.with(|_, mounted| {
+            let lava = mounted.lava().expect("a device holds a LavaFS");
+            match &self.label {
+                Some(label) => Ok(lava.set_label(label)?),
+                None => line(lava.superblock().label),
+            }
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 impl DumpCommand {

@@ -8,6 +8,7 @@ use crate::demo::{Demo, DemoLoad};
 use crate::fs_command::FsCommand;
 use crate::kv_command::KvCommand;
 use crate::log_command::LogCommand;
+use crate::manual::{CompletionsCommand, ManCommand};
 
 /// LavaStore's tool: an append-only filesystem, a log engine and a key-value engine
 #[derive(Debug, Parser)]
@@ -36,6 +37,10 @@ enum Command {
     /// Measure a filesystem, a database or logs
     #[command(subcommand)]
     Bench(Bench),
+    /// Write the manual pages of all programs to a directory
+    Man(ManCommand),
+    /// Print completions for a shell
+    Completions(CompletionsCommand),
 }
 
 impl Lava {
@@ -48,6 +53,8 @@ impl Lava {
             Command::Demo(demo) => demo.run(),
             Command::DemoLoad(load) => load.run(),
             Command::Bench(bench) => bench.run(),
+            Command::Man(man) => man.run(),
+            Command::Completions(completions) => completions.run(),
         }
     }
 }

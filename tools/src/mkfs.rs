@@ -1,11 +1,12 @@
 //! `mkfs.lavafs`: makes a filesystem on a block device or in an image file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use lavafs::MkfsOptions;
-use lavafs::device::{self, OpenMode};
+use lavafs::device::{self, BlockDevice, OpenMode};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -50,13 +51,8 @@ impl Mkfs {
     /// Makes the filesystem and says what was made.
     pub fn run(&self) -> Outcome {
         let Some(size) = self.size else {
-            return self.format(&self.device);
+            return self.format(self.open()?.as_ref());
         };
-        if self.dry_run {
-            return Err(Failure::usage(
-                "-n needs a device that exists; it cannot be combined with --size",
-            ));
-        }
         let existed = self.device.symlink_metadata().is_ok();
         if existed && !self.force {
             return Err(Failure::new(format!(
@@ -64,8 +60,13 @@ impl Mkfs {
                 self.device.display()
             )));
         }
+        if self.dry_run {
+            // In memory: nothing is written, not even an empty file.
+            let size = lavafs::align_down(size, lavafs::BLOCK_SIZE);
+            return self.format(&device::SimDevice::new(size, 512));
+        }
         drop(device::create_image(&self.device, size, self.force)?);
-        let formatted = self.format(&self.device);
+        let formatted = self.open().and_then(|device| self.format(device.as_ref()));
         if formatted.is_err() && !existed {
             // Only what this command made is removed; the first error is the one to report.
             let _ = std::fs::remove_file(&self.device);
@@ -73,13 +74,17 @@ impl Mkfs {
         formatted
     }
 
-    fn format(&self, path: &Path) -> Outcome {
+    fn open(&self) -> Outcome<Arc<dyn BlockDevice>> {
         let mode = if self.dry_run {
             OpenMode::ReadOnly
         } else {
             OpenMode::ReadWrite
         };
-        let device = device::open(path, mode)?;
+        Ok(device::open(&self.device, mode)?)
+    }
+
+    fn format(&self, device: &dyn BlockDevice) -> Outcome {
+        let path = &self.device;
         let options = MkfsOptions {
             label: self.label.clone(),
             uuid: self.uuid,
@@ -88,7 +93,7 @@ impl Mkfs {
             force: self.force,
             dry_run: self.dry_run,
         };
-        let superblock = lavafs::mkfs(device.as_ref(), &options)?;
+        let superblock = lavafs::mkfs(device, &options)?;
         let size = superblock.total_blocks * lavafs::BLOCK_SIZE;
         // Two regions, A and B.
         let journal = 2 * superblock.journal_blocks * lavafs::BLOCK_SIZE;

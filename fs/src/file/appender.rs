@@ -29,14 +29,12 @@ use crate::disk::WriteTicket;
 use crate::error::{Error, Result};
 use crate::file::handle::OpenFile;
 use crate::file::tail::{BUFFER_LEN_MAX, Tail};
+use crate::format::op::CHECKED_LEN_MAX;
 use crate::types::{BLOCK_SIZE, align_down, align_up};
 use crate::vfs::TailPolicy;
 
 /// Appends of at least this many aligned bytes skip the buffer.
 const DIRECT_LEN_MIN: usize = 64 << 10;
-
-/// Most bytes that one size record covers by checksum. Bounds what recovery reads.
-pub(super) const CHECKED_LEN_MAX: u64 = 64 << 10;
 
 /// Appending state of one open file.
 #[derive(Debug)]
@@ -135,8 +133,7 @@ impl OpenFile {
         }
         if len > 0 {
             appender.dirty = true;
-            self.modified_ns
-                .store(self.core.now_ns(), Ordering::Release);
+            self.note_change(self.core.now_ns());
         }
         Ok(offset)
     }
@@ -190,8 +187,7 @@ impl OpenFile {
         appender.synced_end = end;
         appender.closed = false;
         appender.dirty = true;
-        self.modified_ns
-            .store(self.core.now_ns(), Ordering::Release);
+        self.note_change(self.core.now_ns());
         appender.restart_check(end);
     }
 

@@ -40,8 +40,7 @@ impl OpenFile {
         self.unreserve(&mut appender);
         *appender = Appender::new(size, 0, appender.created_ticket);
         appender.dirty = true;
-        self.modified_ns
-            .store(self.core.now_ns(), Ordering::Release);
+        self.note_change(self.core.now_ns());
         let ticket = self.enqueue_size(&mut appender, size, Cover::Checksum);
         self.uncertain.store(false, Ordering::Release);
         drop(gate);
@@ -74,7 +73,7 @@ impl OpenFile {
     /// Cuts the file to `size` in memory and enqueues it.
     fn cut(&self, appender: &mut Appender, size: u64, generation: Option<u64>) {
         let now_ns = self.core.now_ns();
-        self.modified_ns.store(now_ns, Ordering::Release);
+        self.note_change(now_ns);
         let mut ops = Vec::new();
         let mut freed = Vec::new();
         let mut state = self.inode.state.write();

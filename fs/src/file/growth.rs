@@ -18,11 +18,9 @@ const GROWTH_BLOCKS_MAX: u64 = 16384;
 /// First extent in blocks of a file that is synced while it is small: 64 KiB.
 const GROWTH_BLOCKS_FIRST: u64 = 16;
 
-/// Blocks reserved at a time for buffered bytes.
-const RESERVE_BLOCKS: u64 = 64;
-
 impl OpenFile {
-    /// Sets space aside for a file of `end` bytes.
+    /// Sets space aside for a file of `end` bytes: what it needs and no more. Many open files with some
+    /// blocks each in store would keep a small device's last space from those who append.
     pub(super) fn reserve(&self, appender: &mut Appender, end: u64) -> Result<()> {
         let allocated = self.inode.state.read().extents.blocks();
         let covered = allocated + appender.reserved_blocks;
@@ -31,11 +29,6 @@ impl OpenFile {
             return Ok(());
         }
         self.reserve_journal(appender)?;
-        let generous = needed.max(RESERVE_BLOCKS);
-        if self.core.reserve(generous) {
-            appender.reserved_blocks += generous;
-            return Ok(());
-        }
         self.core.reserve_or_reclaim(needed)?;
         appender.reserved_blocks += needed;
         Ok(())

@@ -42,16 +42,24 @@ pub(crate) struct OpenFile {
     pub(super) uncertain: AtomicBool,
     /// Time of the last change of contents, of the appends that no record tells of yet too.
     pub(crate) modified_ns: AtomicI64,
+    /// The same for the time of the last change of anything, which nobody can set.
+    pub(crate) changed_ns: AtomicI64,
     /// The background thread was asked for the next extent.
     pub(super) ahead_asked: AtomicBool,
 }
 
 impl OpenFile {
     pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, expected_size: u64) -> Self {
-        let (size, policy, journaled, modified_ns) = {
+        let (size, policy, journaled, modified_ns, changed_ns) = {
             let state = inode.state.read();
             let journaled = state.journaled_size();
-            (state.size, state.tail, journaled, state.modified_ns)
+            (
+                state.size,
+                state.tail,
+                journaled,
+                state.modified_ns,
+                state.changed_ns,
+            )
         };
         let uncertain = matches!(journaled, FileSize::Between { .. }) && journaled.lower() == size;
         let last_ticket = core.last_ticket();
@@ -66,6 +74,7 @@ impl OpenFile {
             policy,
             uncertain: AtomicBool::new(uncertain),
             modified_ns: AtomicI64::new(modified_ns),
+            changed_ns: AtomicI64::new(changed_ns),
             ahead_asked: AtomicBool::new(false),
         }
     }
@@ -77,6 +86,12 @@ impl OpenFile {
     /// The size is only known between bounds, since a crash.
     pub(super) fn is_uncertain(&self) -> bool {
         self.uncertain.load(Ordering::Acquire)
+    }
+
+    /// Notes that the contents changed at `now_ns`.
+    pub(super) fn note_change(&self, now_ns: i64) {
+        self.modified_ns.store(now_ns, Ordering::Release);
+        self.changed_ns.store(now_ns, Ordering::Release);
     }
 
     /// What is known of the size, buffered bytes included.

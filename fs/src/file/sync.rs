@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use crate::device::Durability;
 use crate::error::Result;
-use crate::file::appender::{Appender, CHECKED_LEN_MAX};
+use crate::file::appender::Appender;
 use crate::file::handle::OpenFile;
-use crate::format::op::Op;
+use crate::format::op::{CHECKED_LEN_MAX, Op};
 use crate::meta::journal::DataState;
 
 /// How a size record is kept from being believed without its data.
@@ -101,7 +101,9 @@ impl OpenFile {
         }
         if appender.dirty {
             state.modified_ns = self.modified_ns.load(Ordering::Acquire);
-            state.changed_ns = self.core.now_ns();
+            state.changed_ns = state
+                .changed_ns
+                .max(self.changed_ns.load(Ordering::Acquire));
         }
         let unflushed = !self.core.disk.is_flushed(appender.last_write);
         let checked =

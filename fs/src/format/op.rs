@@ -33,6 +33,9 @@ pub(crate) const FLAG_EXACT: u64 = 1 << 0;
 /// Inode flag: the file's tail policy is *seal*.
 pub(crate) const FLAG_SEAL: u64 = 1 << 1;
 
+/// Most bytes that one `SetSize` covers by checksum. Bounds what recovery reads for it.
+pub(crate) const CHECKED_LEN_MAX: u64 = 64 << 10;
+
 /// Bounds that no filesystem reaches, so that sums of what a device claims do not overflow and
 /// its claims do not make memory run out: bytes of a file, blocks of a device, extents of a file.
 const SIZE_MAX: u64 = 1 << 60;
@@ -223,7 +226,9 @@ impl<'a> Op<'a> {
     fn is_within_bounds(&self) -> bool {
         match *self {
             Op::SetInode(inode) => inode.size <= SIZE_MAX,
-            Op::SetSize { size, .. } => size <= SIZE_MAX,
+            Op::SetSize {
+                size, check_from, ..
+            } => size <= SIZE_MAX && size.saturating_sub(check_from) <= CHECKED_LEN_MAX,
             Op::SetExtent {
                 index,
                 start,

@@ -5,7 +5,8 @@
 //! switch carries over, and operations are absolute, so replaying them over the pieces gives the
 //! state at the switch. Inodes come first, then names.
 //!
-//! Written in large volatile writes, flushed, read back and compared (ceph#45246: a checkpoint
+//! Written in volatile writes of a part each, at a pace that leaves synced appends their share of the
+//! device (`pace.rs`), flushed, read back and compared (ceph#45246: a checkpoint
 //! that was never read back); only then may the journal switch to it.
 
 use parking_lot::RwLock;
@@ -15,14 +16,12 @@ use crate::device::{AlignedBuf, DeviceWrite, Durability};
 use crate::disk::{Disk, WriteTicket};
 use crate::error::{Error, Result};
 use crate::format::op::Op;
+use crate::meta::pace::{PART_LEN, Pace};
 use crate::meta::tables::{ROOT, Tables};
 use crate::types::{BLOCK_SIZE, Ino, align_up};
 
 /// Inodes or names encoded under one hold of the tables' lock.
 const PIECE: usize = 512;
-
-/// Bytes per device write, so that appends of others get between.
-const CHUNK: usize = 256 << 10;
 
 /// A checkpoint that is durable and verified.
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +39,12 @@ pub(crate) fn write(
     tables: &RwLock<Tables>,
     offset: u64,
     len_max: u64,
+    pace: &mut Pace<'_>,
 ) -> Result<Written> {
-    let mut out = Stream::new(disk, offset, len_max);
+    let mut out = Stream::new(disk, offset, len_max, pace);
     for_each_piece(tables, |bytes| out.push(bytes))?;
     let written = out.finish()?;
-    verify(disk, offset, &written)?;
+    verify(disk, offset, &written, pace)?;
     Ok(written)
 }
 
@@ -99,9 +99,17 @@ fn encode_entries(
 }
 
 /// Reads a checkpoint back and compares its hash.
-fn verify(disk: &Disk, offset: u64, written: &Written) -> Result<()> {
+fn verify(disk: &Disk, offset: u64, written: &Written, pace: &mut Pace<'_>) -> Result<()> {
     let mut hash = Xxh3::new();
-    read_chunks(disk, offset, written.len, |bytes| hash.update(bytes))?;
+    let mut buf = AlignedBuf::zeroed(PART_LEN);
+    let mut at = 0;
+    while at < written.len {
+        let part = (written.len - at).min(PART_LEN as u64);
+        let aligned = align_up(part, BLOCK_SIZE) as usize;
+        pace.part(|| disk.read(offset + at, &mut buf[..aligned]))?;
+        hash.update(&buf[..part as usize]);
+        at += part;
+    }
     if hash.digest() != written.hash {
         let error = Error::corrupt("checkpoint", offset, "read back other than it was written");
         disk.refuse_changes(&error.to_string());
@@ -110,28 +118,8 @@ fn verify(disk: &Disk, offset: u64, written: &Written) -> Result<()> {
     Ok(())
 }
 
-/// Gives the `len` bytes at `offset` to `sink`, chunk by chunk.
-pub(crate) fn read_chunks(
-    disk: &Disk,
-    offset: u64,
-    len: u64,
-    mut sink: impl FnMut(&[u8]),
-) -> Result<()> {
-    const READ_CHUNK: u64 = 1 << 20;
-    let mut buf = AlignedBuf::zeroed(READ_CHUNK.min(align_up(len, BLOCK_SIZE)) as usize);
-    let mut at = 0;
-    while at < len {
-        let part = READ_CHUNK.min(len - at);
-        let aligned = align_up(part, BLOCK_SIZE) as usize;
-        disk.read(offset + at, &mut buf[..aligned])?;
-        sink(&buf[..part as usize]);
-        at += part;
-    }
-    Ok(())
-}
-
-/// Buffers a stream of bytes into chunked writes and hashes it.
-struct Stream<'a> {
+/// Buffers a stream of bytes into writes of a part each and hashes it.
+struct Stream<'a, 'b> {
     disk: &'a Disk,
     offset: u64,
     len: u64,
@@ -140,19 +128,21 @@ struct Stream<'a> {
     buf: AlignedBuf,
     buffered: usize,
     last: WriteTicket,
+    pace: &'a mut Pace<'b>,
 }
 
-impl<'a> Stream<'a> {
-    fn new(disk: &'a Disk, offset: u64, len_max: u64) -> Self {
+impl<'a, 'b> Stream<'a, 'b> {
+    fn new(disk: &'a Disk, offset: u64, len_max: u64, pace: &'a mut Pace<'b>) -> Self {
         Stream {
             disk,
             offset,
             len: 0,
             len_max,
             hash: Xxh3::new(),
-            buf: AlignedBuf::zeroed(CHUNK),
+            buf: AlignedBuf::zeroed(PART_LEN),
             buffered: 0,
             last: WriteTicket::default(),
+            pace,
         }
     }
 
@@ -166,12 +156,12 @@ impl<'a> Stream<'a> {
             });
         }
         while !bytes.is_empty() {
-            let part = bytes.len().min(CHUNK - self.buffered);
+            let part = bytes.len().min(PART_LEN - self.buffered);
             self.buf[self.buffered..self.buffered + part].copy_from_slice(&bytes[..part]);
             self.buffered += part;
             bytes = &bytes[part..];
-            if self.buffered == CHUNK {
-                self.write_out(CHUNK)?;
+            if self.buffered == PART_LEN {
+                self.write_out(PART_LEN)?;
             }
         }
         Ok(())
@@ -182,7 +172,10 @@ impl<'a> Stream<'a> {
             offset: self.offset,
             data: &self.buf[..len],
         };
-        self.last = self.disk.write(&[write], Durability::Volatile)?;
+        let disk = self.disk;
+        self.last = self
+            .pace
+            .part(|| disk.write(&[write], Durability::Volatile))?;
         self.offset += len as u64;
         self.buffered = 0;
         Ok(())

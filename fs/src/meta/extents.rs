@@ -3,6 +3,12 @@
 //! Extents follow one another without holes, since files only grow. An entry holds its first
 //! device block and the file block after its last one: 16 bytes an extent, found by binary
 //! search.
+//!
+//! Where an extent that is not the last one changes its length, all behind it move. Only a replay does
+//! that, over a checkpoint that saw a later state, and may do it for each of many operations. So the entries
+//! from there on hold their lengths instead (they are *loose*) until [`ExtentList::settle`] adds them up
+//! once. Everything works on loose entries too, but looking for a block among them is a search one by
+//! one. A single loose entry at the end is settled at once: a list that only grows never has any.
 
 use crate::alloc::Run;
 
@@ -10,12 +16,14 @@ use crate::alloc::Run;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ExtentList {
     entries: Vec<Entry>,
+    /// Entries from here on are loose.
+    settled: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     start: u64,
-    /// File block after the extent's last.
+    /// File block after the extent's last; of a loose one, its number of blocks.
     end: u64,
 }
 
@@ -29,7 +37,8 @@ impl ExtentList {
 
     /// Blocks allocated to the file.
     pub(crate) fn blocks(&self) -> u64 {
-        self.entries.last().map_or(0, |entry| entry.end)
+        let loose = &self.entries[self.settled..];
+        self.first_block(self.settled) + loose.iter().map(|entry| entry.end).sum::<u64>()
     }
 
     /// The runs, in file order.
@@ -44,12 +53,15 @@ impl ExtentList {
 
     /// The device run that holds file block `block` and what follows it in the same extent.
     pub(crate) fn find(&self, block: u64) -> Option<Run> {
-        let index = self.entries.partition_point(|entry| entry.end <= block);
-        let entry = self.entries.get(index)?;
-        let skipped = block - self.first_block(index);
+        let (index, first) = self.locate(block);
+        if index == self.entries.len() {
+            return None;
+        }
+        let Run { start, blocks } = self.run(index);
+        let skipped = block - first;
         Some(Run {
-            start: entry.start + skipped,
-            blocks: entry.end - block,
+            start: start + skipped,
+            blocks: blocks - skipped,
         })
     }
 
@@ -59,27 +71,38 @@ impl ExtentList {
         if self.entries.capacity() == 0 {
             self.entries.reserve_exact(1);
         }
-        let end = self.blocks();
         while self.entries.len() < index {
-            self.entries.push(Entry { start: 0, end });
+            self.push(Run {
+                start: 0,
+                blocks: 0,
+            });
         }
         if index == self.entries.len() {
-            let end = self.blocks() + run.blocks;
-            self.entries.push(Entry {
-                start: run.start,
-                end,
-            });
+            self.push(run);
             return None;
         }
         let old = self.run(index);
         self.entries[index].start = run.start;
-        if old.blocks == run.blocks {
-            return Some(old);
-        }
-        for entry in &mut self.entries[index..] {
-            entry.end = entry.end - old.blocks + run.blocks;
+        if old.blocks != run.blocks {
+            self.loosen(index);
+            self.entries[index].end = run.blocks;
+            if self.settled + 1 == self.entries.len() {
+                self.settle_next();
+            }
         }
         Some(old)
+    }
+
+    /// Adds up the lengths of loose entries.
+    pub(crate) fn settle(&mut self) {
+        while self.settled < self.entries.len() {
+            self.settle_next();
+        }
+    }
+
+    /// True where [`ExtentList::settle`] has something to do.
+    pub(crate) fn is_loose(&self) -> bool {
+        self.settled < self.entries.len()
     }
 
     /// Keeps the first `count` extents, the last of them only to `last_blocks`. Returns what was cut
@@ -89,6 +112,7 @@ impl ExtentList {
             .map(|index| self.run(index))
             .collect();
         self.entries.truncate(count);
+        self.settled = self.settled.min(self.entries.len());
         if count > 0 && self.entries.len() == count {
             let last = self.run(count - 1);
             if last_blocks < last.blocks {
@@ -97,6 +121,7 @@ impl ExtentList {
                     start: last.start + last_blocks,
                     blocks: surplus,
                 });
+                // Whether it holds its end or its length.
                 self.entries[count - 1].end -= surplus;
             }
         }
@@ -106,13 +131,58 @@ impl ExtentList {
 
     /// How many extents, and how many blocks of the last of them, hold `blocks` blocks.
     pub(crate) fn prefix(&self, blocks: u64) -> (usize, u64) {
-        if blocks == 0 {
+        let Some(last) = blocks.checked_sub(1) else {
             return (0, 0);
-        }
-        let index = self.entries.partition_point(|entry| entry.end < blocks);
-        (index + 1, blocks - self.first_block(index))
+        };
+        let (index, first) = self.locate(last);
+        (index + 1, blocks - first)
     }
 
+    /// The extent that holds file block `block`, and its first file block; behind the last extent, the
+    /// place where the next one will be.
+    fn locate(&self, block: u64) -> (usize, u64) {
+        let settled = &self.entries[..self.settled];
+        let mut index = settled.partition_point(|entry| entry.end <= block);
+        let mut first = self.first_block(index);
+        while index >= self.settled
+            && let Some(loose) = self.entries.get(index)
+            && first + loose.end <= block
+        {
+            first += loose.end;
+            index += 1;
+        }
+        (index, first)
+    }
+
+    /// Makes the entries from `index` on loose.
+    fn loosen(&mut self, index: usize) {
+        for at in (index..self.settled).rev() {
+            self.entries[at].end -= self.first_block(at);
+            #[cfg(test)]
+            tests::MOVED.set(tests::MOVED.get() + 1);
+        }
+        self.settled = self.settled.min(index);
+    }
+
+    fn settle_next(&mut self) {
+        self.entries[self.settled].end += self.first_block(self.settled);
+        self.settled += 1;
+        #[cfg(test)]
+        tests::MOVED.set(tests::MOVED.get() + 1);
+    }
+
+    fn push(&mut self, run: Run) {
+        let loose = self.is_loose();
+        self.entries.push(Entry {
+            start: run.start,
+            end: run.blocks,
+        });
+        if !loose {
+            self.settle_next();
+        }
+    }
+
+    /// The first file block of settled entry `index`, or of the first loose one.
     fn first_block(&self, index: usize) -> u64 {
         index
             .checked_sub(1)
@@ -121,16 +191,30 @@ impl ExtentList {
 
     fn run(&self, index: usize) -> Run {
         let entry = self.entries[index];
+        let before = if index < self.settled {
+            self.first_block(index)
+        } else {
+            0
+        };
         Run {
             start: entry.start,
-            blocks: entry.end - self.first_block(index),
+            blocks: entry.end - before,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    thread_local! {
+        /// Entries whose end was computed anew, by lists of this thread.
+        pub(super) static MOVED: Cell<u64> = const { Cell::new(0) };
+    }
 
     fn run(start: u64, blocks: u64) -> Run {
         Run { start, blocks }
@@ -177,5 +261,89 @@ mod tests {
             [run(10, 1), run(20, 2), run(30, 3)]
         );
         assert_eq!(list.find(3), Some(run(30, 3)));
+    }
+
+    /// A crafted journal set the first of many extents to one length and another in turns, and each
+    /// moved all that follow: hours for a region full of them.
+    #[test]
+    fn extents_that_change_their_length_in_turns_move_the_others_once() {
+        const EXTENTS: u64 = 10_000;
+        let mut list = ExtentList::default();
+        for index in 0..EXTENTS {
+            list.set(index as usize, run(index * 10, 1));
+        }
+        assert!(!list.is_loose());
+        MOVED.set(0);
+        for turn in 0..EXTENTS {
+            list.set((turn % 7) as usize, run(5, 1 + turn % 2));
+        }
+        list.settle();
+        assert!(!list.is_loose());
+        let moved = MOVED.get();
+        assert!(moved <= 2 * EXTENTS, "{moved} entries were moved");
+        let blocks: u64 = list.runs().map(|run| run.blocks).sum();
+        assert_eq!(list.blocks(), blocks);
+    }
+
+    #[test]
+    fn a_last_extent_that_grows_is_settled() {
+        let mut list = ExtentList::default();
+        list.set(0, run(100, 4));
+        list.set(1, run(200, 4));
+        MOVED.set(0);
+        list.set(1, run(200, 8));
+        assert!(!list.is_loose());
+        assert!(MOVED.get() <= 2);
+        assert_eq!(list.find(11), Some(run(207, 1)));
+    }
+
+    proptest! {
+        /// Against a plain list of runs, whether settled or not.
+        #[test]
+        fn loose_and_settled_entries_answer_alike(
+            ops in prop::collection::vec((0usize..12, 0u64..6, 0u8..8), 1..80)
+        ) {
+            let mut list = ExtentList::default();
+            let mut model: Vec<Run> = Vec::new();
+            for (index, blocks, kind) in ops {
+                match kind {
+                    0 => {
+                        list.keep(index, blocks);
+                        model.truncate(index);
+                        if model.len() == index
+                            && let Some(last) = model.last_mut()
+                        {
+                            last.blocks = last.blocks.min(blocks);
+                        }
+                    }
+                    1 => list.settle(),
+                    _ => {
+                        let new = run(1000 * index as u64, blocks);
+                        while model.len() < index {
+                            model.push(run(0, 0));
+                        }
+                        if index == model.len() {
+                            model.push(new);
+                        } else {
+                            model[index] = new;
+                        }
+                        list.set(index, new);
+                    }
+                }
+                prop_assert_eq!(list.runs().collect::<Vec<_>>(), model.clone());
+                let total: u64 = model.iter().map(|run| run.blocks).sum();
+                prop_assert_eq!(list.blocks(), total);
+                let mut block = 0;
+                for (at, run) in model.iter().enumerate() {
+                    for skipped in 0..run.blocks {
+                        let expected = Run { start: run.start + skipped, blocks: run.blocks - skipped };
+                        prop_assert_eq!(list.find(block), Some(expected));
+                        block += 1;
+                        prop_assert_eq!(list.prefix(block), (at + 1, skipped + 1));
+                    }
+                }
+                prop_assert_eq!(list.find(total), None);
+            }
+        }
     }
 }

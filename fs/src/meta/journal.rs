@@ -35,6 +35,7 @@ use crate::format::record::{self, BODY_LEN_MAX, RECORD_HEADER_LEN};
 use crate::format::region::RegionHeader;
 use crate::format::superblock::Superblock;
 use crate::meta::checkpoint::{self, Written};
+use crate::meta::pace::{Hurry, Pace};
 use crate::meta::tables::Tables;
 use crate::types::{BLOCK_SIZE, align_up};
 
@@ -53,6 +54,7 @@ pub(crate) struct Journal {
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
     checkpointing: Mutex<()>,
+    hurry: Hurry,
     /// One large enqueuing at a time.
     transacting: Mutex<()>,
     durable: AtomicU64,
@@ -144,6 +146,7 @@ impl Journal {
                 carry: None,
             }),
             checkpointing: Mutex::new(()),
+            hurry: Hurry::default(),
             transacting: Mutex::new(()),
             durable: AtomicU64::new(0),
             next_id: AtomicU64::new(end.next_id),
@@ -192,7 +195,7 @@ impl Journal {
                 return Ok(self.is_half_full(&writer));
             }
             drop(writer);
-            self.checkpoint_if_full()?;
+            self.hurry.during(|| self.checkpoint_if_full())?;
         }
         Ok(false)
     }
@@ -231,7 +234,7 @@ impl Journal {
         // What is queued while a checkpoint is made counts twice, in the tables and in the record
         // behind it: that would refuse what fits.
         self.commit(self.last_ticket())?;
-        self.checkpoint()?;
+        self.hurry.during(|| self.checkpoint())?;
         let bound = self.checkpoint_len_bound.load(Ordering::Relaxed);
         if bound + len <= limit {
             return Ok(());
@@ -282,7 +285,8 @@ impl Journal {
         Ok(id)
     }
 
-    /// Makes a checkpoint in the idle region and switches to it, while operations go on.
+    /// Makes a checkpoint in the idle region and switches to it, while operations go on. It takes its
+    /// time beside synced appends, unless somebody waits for it (`pace.rs`).
     pub(crate) fn checkpoint(&self) -> Result<()> {
         let _checkpointing = self.checkpointing.lock();
         self.disk.check_writable()?;
@@ -313,7 +317,8 @@ impl Journal {
     fn write_checkpoint(&self, idle: usize) -> Result<Written> {
         let base = self.superblock.region_start(idle) * BLOCK_SIZE + BLOCK_SIZE;
         let len_max = self.region_len() - 2 * BLOCK_SIZE;
-        checkpoint::write(&self.disk, &self.tables, base, len_max)
+        let mut pace = Pace::new(&self.disk, &self.hurry);
+        checkpoint::write(&self.disk, &self.tables, base, len_max, &mut pace)
     }
 
     /// Writes what is queued as one record. False where it does not fit in the region.

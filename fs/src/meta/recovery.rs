@@ -83,6 +83,7 @@ pub(crate) fn recover(disk: &Disk) -> Result<Recovered> {
     let mut tables = load_checkpoint(disk, &superblock, region, &header)?;
     let mut replay = Replay::new(disk, &superblock, region, &header);
     replay.run(&mut tables)?;
+    tables.settle_extents();
     if let Some(sentence) = replay.damage() {
         damage.push(sentence);
     }

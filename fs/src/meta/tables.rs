@@ -32,6 +32,8 @@ pub(crate) struct Tables {
     /// How many extents may yet appear with earlier ones of the same file missing; see
     /// [`Tables::allow_gaps`].
     gaps_left: u64,
+    /// Inodes whose extents a replay has left loose; see [`Tables::settle_extents`].
+    loose: Vec<Ino>,
 }
 
 /// A directory's entries.
@@ -39,6 +41,8 @@ pub(crate) struct Tables {
 struct Directory {
     parent: Option<Ino>,
     entries: Entries,
+    /// How many directories have this one as their parent.
+    subdirectories: u32,
 }
 
 impl Tables {
@@ -66,6 +70,16 @@ impl Tables {
         let admitted = missing <= self.gaps_left;
         self.gaps_left -= if admitted { missing } else { 0 };
         admitted
+    }
+
+    /// Ends a replay: what it has changed in the middle of extent lists is added up, once for each list
+    /// (`extents.rs`).
+    pub(crate) fn settle_extents(&mut self) {
+        for ino in std::mem::take(&mut self.loose) {
+            if let Some(inode) = self.inodes.get(&ino) {
+                inode.state.write().extents.settle();
+            }
+        }
     }
 
     /// The operations that make an empty filesystem.
@@ -115,13 +129,17 @@ impl Tables {
                 if let Some(inode) = self.inodes.remove(&ino) {
                     freed.extend(inode.state.write().extents.keep(0, 0));
                 }
-                self.dirs.remove(&ino);
+                if let Some(Directory { parent, .. }) = self.dirs.remove(&ino) {
+                    self.count_subdirectory(parent, -1);
+                }
             }
             Op::Link { dir, name, ino } => {
                 if let Some(directory) = self.dirs.get_mut(&dir) {
                     directory.entries.insert(name.into(), ino);
                     if let Some(child) = self.dirs.get_mut(&ino) {
-                        child.parent = Some(dir);
+                        let before = child.parent.replace(dir);
+                        self.count_subdirectory(before, -1);
+                        self.count_subdirectory(Some(dir), 1);
                     }
                 }
             }
@@ -137,9 +155,20 @@ impl Tables {
             | Op::SetXattr { ino, .. }
             | Op::RemoveXattr { ino, .. } => {
                 if let Some(inode) = self.inodes.get(&ino) {
-                    inode.state.write().apply(op, freed);
+                    let mut state = inode.state.write();
+                    let was_loose = state.extents.is_loose();
+                    state.apply(op, freed);
+                    if state.extents.is_loose() && !was_loose {
+                        self.loose.push(ino);
+                    }
                 }
             }
+        }
+    }
+
+    fn count_subdirectory(&mut self, parent: Option<Ino>, change: i32) {
+        if let Some(parent) = parent.and_then(|parent| self.dirs.get_mut(&parent)) {
+            parent.subdirectories = parent.subdirectories.saturating_add_signed(change);
         }
     }
 
@@ -186,6 +215,11 @@ impl Tables {
             return Some(ROOT);
         }
         self.dirs.get(&dir)?.parent
+    }
+
+    /// How many directories `dir` holds; 0 for what is no directory.
+    pub(crate) fn subdirectories(&self, dir: Ino) -> u32 {
+        self.dirs.get(&dir).map_or(0, |dir| dir.subdirectories)
     }
 
     /// All directories' numbers, in no order.

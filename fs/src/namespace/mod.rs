@@ -152,6 +152,8 @@ impl LavaFs {
         if let (Some(open), FileKind::File) = (open, kind) {
             attributes.size = open.size();
             attributes.modified_ns = open.modified_ns.load(Ordering::Acquire);
+            let appended_ns = open.changed_ns.load(Ordering::Acquire);
+            attributes.changed_ns = attributes.changed_ns.max(appended_ns);
         }
         Ok(attributes)
     }
@@ -184,6 +186,11 @@ impl LavaFs {
     /// The directory that holds `dir`; the root holds itself.
     pub fn parent(&self, dir: Ino) -> Result<Ino> {
         self.lookup(dir, OsStr::new(".."))
+    }
+
+    /// How many directories `dir` holds; 0 for what is no directory.
+    pub fn subdirectories(&self, dir: Ino) -> u32 {
+        self.core.tables.read().subdirectories(dir)
     }
 
     /// The target of a symbolic link.

@@ -36,6 +36,7 @@ impl LavaFs {
             value,
         };
         change.add_op(ino, &op)?;
+        change.touch_attributes(ino)?;
         change.finish();
         Ok(())
     }
@@ -68,6 +69,7 @@ impl LavaFs {
             name: name.as_bytes(),
         };
         change.add_op(ino, &op)?;
+        change.touch_attributes(ino)?;
         change.finish();
         Ok(true)
     }

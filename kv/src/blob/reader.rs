@@ -14,7 +14,7 @@ use super::footer::{
     FOOTER_LEN, Footer, HEADER_LEN, Header, SECTION_DICTIONARY, SECTION_INDEX, SECTION_PROPERTIES,
     unseal,
 };
-use super::iter::BlobFileIterator;
+use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
 use super::record::{CODEC_RAW, CODEC_ZSTD, Record};
 use crate::compression::{Dictionary, decompress, decompress_with};
@@ -135,6 +135,35 @@ impl BlobFileReader {
         let end = location.offset + location.len;
         let record = read_exactly(&self.file, &self.name, location.offset..end)?;
         self.decode_record(internal_key, location, record)
+    }
+
+    /// Gives the value of a key as its record stores it, checked, with at most one read; `None` if the
+    /// file has no such key.
+    ///
+    /// # Errors
+    /// As [`BlobFileReader::get`], or what `then` fails with.
+    pub(crate) fn with_stored<R>(
+        &self,
+        internal_key: &[u8],
+        then: impl FnOnce(StoredValue<'_>) -> Result<R>,
+    ) -> Result<Option<R>> {
+        let Some(location) = self.locate(internal_key) else {
+            return Ok(None);
+        };
+        let offset = location.offset;
+        let bytes = read_exactly(&self.file, &self.name, offset..offset + location.len)?;
+        let corrupt = |detail: &str| self.corrupt(offset, detail);
+        let found = Record::decode(&bytes, self.seed(), offset).map_err(corrupt)?;
+        if found.internal_key != internal_key {
+            return Ok(None);
+        }
+        let stored = StoredValue {
+            codec: found.codec,
+            bytes: found.stored,
+            reader: self,
+            offset,
+        };
+        then(stored).map(Some)
     }
 
     /// The values of several keys of several files, with at most one read each, all in one batch with up to

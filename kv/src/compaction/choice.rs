@@ -35,7 +35,7 @@ impl Input {
         Input {
             level,
             run: run.id,
-            files: run.files.clone(),
+            files: run.files.to_vec(),
         }
     }
 }
@@ -130,7 +130,7 @@ impl Choice {
             .runs
             .iter()
             .filter(|run| run.id == self.output_run)
-            .flat_map(|run| &run.files)
+            .flat_map(|run| run.files.iter())
             .filter(|file| !taken.contains(&file.meta.number));
         self.entries() + stays.map(|file| file.meta.entries).sum::<u64>()
     }

@@ -27,7 +27,7 @@ use super::split::Part;
 const STOP_CHECK_INTERVAL: u64 = 1024;
 
 /// Bytes of output between two requests to the rate limiter.
-const PACE_BYTES: u64 = 64 << 10;
+pub(super) const PACE_BYTES: u64 = 64 << 10;
 
 /// Where and how output tables are written.
 pub(crate) struct CompactionContext<'a> {

@@ -2,6 +2,7 @@
 //! them (`job`), and how large their filters are (`filters`).
 
 mod choice;
+mod correlated;
 mod filters;
 mod job;
 mod merge;
@@ -11,6 +12,7 @@ mod shape;
 mod split;
 
 pub(crate) use choice::{Action, Choice, InFlight};
+pub(crate) use correlated::{Along, take_along};
 pub(crate) use job::{CompactionContext, TableOutputs, run};
 pub(crate) use merge::{Retention, VersionFilter};
 pub(crate) use picker::{PickerOptions, pick, pick_range, score};

@@ -2,7 +2,7 @@
 //!
 //! A blob file is finished when it has reached its size, whatever table is being written then; its
 //! records are in key order because the merge is. References of the input are passed on, with the number
-//! of the file that has the value now, so that names of collected files fall out of use.
+//! of the file that has the value now, so that names of collected files fall out of use; or their values are copied ([`super::correlated`]).
 //!
 //! A collection may commit while the merge runs, and the number written here may be an ancestor's by
 //! then, even one that no table of the version refers to any more. The names under which the
@@ -15,14 +15,15 @@ use std::collections::HashMap;
 
 use lavafs::CreateOptions;
 
-use crate::blob::{BlobFileBuilder, BlobFileOptions};
+use crate::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{InternalKeyRef, ValueKind, append_internal};
 use crate::reference::BlobReference;
 use crate::version::BlobMeta;
 
-use super::job::{CompactionContext, remove_file};
+use super::correlated::Along;
+use super::job::{CompactionContext, PACE_BYTES, remove_file};
 
 /// Which values are separated, and how.
 pub(crate) struct Separation<'a> {
@@ -35,6 +36,8 @@ pub(crate) struct Separation<'a> {
     pub(crate) options: BlobFileOptions,
     /// The number of the file that has the values of a number.
     pub(crate) resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+    /// Files whose values are copied.
+    pub(crate) along: &'a Along,
 }
 
 struct OpenBlob {
@@ -53,6 +56,8 @@ pub(super) struct BlobWriter {
     /// The last entry as the table is to have it.
     key: Vec<u8>,
     reference: Vec<u8>,
+    /// Bytes that the rate limiter does not know of.
+    unpaced: u64,
 }
 
 impl BlobWriter {
@@ -69,6 +74,12 @@ impl BlobWriter {
                 let reference = BlobReference::of_entry(value)?;
                 let current = (context.separation.resolve)(reference.file);
                 let current = current.ok_or_else(|| no_such_file(reference.file))?;
+                if let Some(reader) = context.separation.along.get(&current) {
+                    self.key.clear();
+                    self.key.extend_from_slice(key);
+                    self.copy(context, reader, reference.value_len)?;
+                    return Ok(Some((&self.key, &self.reference)));
+                }
                 if current == reference.file {
                     return Ok(None);
                 }
@@ -99,6 +110,33 @@ impl BlobWriter {
 
     /// Writes the value of `self.key`.
     fn write(&mut self, context: &CompactionContext<'_>, value: &[u8]) -> Result<()> {
+        self.room(context)?;
+        let open = self.open.as_mut().expect("made room for");
+        let written = open.builder.add(&self.key, value)?;
+        self.written(context, value.len() as u64, written)
+    }
+
+    /// Writes the value of `self.key` as another file stores it.
+    fn copy(
+        &mut self,
+        context: &CompactionContext<'_>,
+        from: &BlobFileReader,
+        value_len: u64,
+    ) -> Result<()> {
+        self.room(context)?;
+        let open = self.open.as_mut().expect("made room for");
+        let key = &self.key;
+        let written = from.with_stored(key, |stored| open.builder.add_stored(key, stored))?;
+        let Some(written) = written else {
+            let name = FileName::Blob(from.number()).to_string();
+            let detail = format!("no record for key {}", key.escape_ascii());
+            return Err(Error::corrupt(name, 0_u64, detail));
+        };
+        self.written(context, value_len, written)
+    }
+
+    /// Makes the open file one that is not full.
+    fn room(&mut self, context: &CompactionContext<'_>) -> Result<()> {
         let full = self
             .open
             .as_ref()
@@ -109,14 +147,27 @@ impl BlobWriter {
         if self.open.is_none() {
             self.open = Some(begin(context)?);
         }
-        let open = self.open.as_mut().expect("opened above");
-        open.builder.add(&self.key, value)?;
-        open.value_bytes += value.len() as u64;
+        Ok(())
+    }
+
+    /// A value was written, whose record takes so many bytes.
+    fn written(
+        &mut self,
+        context: &CompactionContext<'_>,
+        value_len: u64,
+        record_len: u64,
+    ) -> Result<()> {
+        self.unpaced += record_len;
+        let open = self.open.as_mut().expect("just written to");
+        open.value_bytes += value_len;
         let reference = BlobReference {
             file: open.number,
-            value_len: value.len() as u64,
+            value_len,
         };
         reference.encode_into(&mut self.reference);
+        if self.unpaced >= PACE_BYTES {
+            (context.pace)(std::mem::take(&mut self.unpaced))?;
+        }
         Ok(())
     }
 

@@ -306,7 +306,7 @@ impl DbIterator {
                 break;
             }
         }
-        let values = self.engine.separated_values(&self.view.version, &wanted)?;
+        let values = self.engine.scanned_values(&self.view.version, &wanted)?;
         for (place, value) in places.into_iter().zip(values) {
             self.ahead[place].value = value;
         }

@@ -3,34 +3,39 @@
 //! Tables have disjoint ranges in key order, so the table for a key is found by binary search and
 //! at most one is open at a time. Every user key is in one table only.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::key::compare_internal;
-use crate::sstable::TableReadOptions;
+use crate::sstable::{TableIterator, TableReadOptions};
 use crate::version::{SstFile, TableOpener};
 
 use super::InternalIterator;
 
 /// Walks the tables of a run.
 pub(crate) struct RunIterator {
-    files: Vec<Arc<SstFile>>,
+    files: Arc<Vec<Arc<SstFile>>>,
+    /// The part of the files that is walked.
+    range: Range<usize>,
     opener: Arc<dyn TableOpener>,
     options: TableReadOptions,
-    /// Index of the open table, and its iterator.
-    open: Option<(usize, Box<dyn InternalIterator>)>,
+    /// Place of the open table in the range, and its iterator.
+    open: Option<(usize, TableIterator)>,
     failure: Option<crate::error::Error>,
 }
 
 impl RunIterator {
-    /// Walks `files`, in key order and with disjoint ranges.
+    /// Walks the files at `range`, in key order and with disjoint ranges.
     pub(crate) fn new(
-        files: Vec<Arc<SstFile>>,
+        files: Arc<Vec<Arc<SstFile>>>,
+        range: Range<usize>,
         opener: Arc<dyn TableOpener>,
         options: TableReadOptions,
     ) -> Self {
         RunIterator {
             files,
+            range,
             opener,
             options,
             open: None,
@@ -38,9 +43,13 @@ impl RunIterator {
         }
     }
 
+    fn files(&self) -> &[Arc<SstFile>] {
+        &self.files[self.range.clone()]
+    }
+
     /// Opens table `at` unless it is open; `false` where there is none or it fails.
     fn open(&mut self, at: Option<usize>) -> bool {
-        let Some(at) = at.filter(|&at| at < self.files.len()) else {
+        let Some(at) = at.filter(|&at| at < self.range.len()) else {
             self.open = None;
             return false;
         };
@@ -48,10 +57,9 @@ impl RunIterator {
             return true;
         }
         self.open = None;
-        match self.files[at].table(&*self.opener) {
+        match self.files()[at].table(&*self.opener) {
             Ok(table) => {
-                let iterator = Box::new(table.iter(self.options));
-                self.open = Some((at, iterator));
+                self.open = Some((at, table.iter(self.options)));
                 true
             }
             Err(error) => {
@@ -61,12 +69,12 @@ impl RunIterator {
         }
     }
 
-    fn at(&mut self) -> &mut dyn InternalIterator {
-        &mut *self.open.as_mut().expect("a table is open").1
+    fn at(&mut self) -> &mut TableIterator {
+        &mut self.open.as_mut().expect("a table is open").1
     }
 
-    fn here(&self) -> &dyn InternalIterator {
-        &*self.open.as_ref().expect("a valid iterator has a table").1
+    fn here(&self) -> &TableIterator {
+        &self.open.as_ref().expect("a valid iterator has a table").1
     }
 
     /// Moves on to the next table while the open one has come to its end.
@@ -96,6 +104,7 @@ impl RunIterator {
 }
 
 impl InternalIterator for RunIterator {
+    #[inline]
     fn valid(&self) -> bool {
         self.failure.is_none() && self.open.as_ref().is_some_and(|(_, here)| here.valid())
     }
@@ -110,7 +119,7 @@ impl InternalIterator for RunIterator {
 
     fn seek_to_last(&mut self) {
         self.failure = None;
-        if self.open(self.files.len().checked_sub(1)) {
+        if self.open(self.range.len().checked_sub(1)) {
             self.at().seek_to_last();
             self.skip_backward();
         }
@@ -119,7 +128,7 @@ impl InternalIterator for RunIterator {
     fn seek(&mut self, target: &[u8]) {
         self.failure = None;
         let at = self
-            .files
+            .files()
             .partition_point(|file| compare_internal(&file.meta.largest, target).is_lt());
         if self.open(Some(at)) {
             self.at().seek(target);
@@ -130,7 +139,7 @@ impl InternalIterator for RunIterator {
     fn seek_for_prev(&mut self, target: &[u8]) {
         self.failure = None;
         let after = self
-            .files
+            .files()
             .partition_point(|file| compare_internal(&file.meta.smallest, target).is_le());
         if self.open(after.checked_sub(1)) {
             self.at().seek_for_prev(target);
@@ -138,9 +147,13 @@ impl InternalIterator for RunIterator {
         }
     }
 
+    #[inline]
     fn next(&mut self) {
-        self.at().next();
-        self.skip_forward();
+        let here = self.at();
+        here.next();
+        if !here.valid() {
+            self.skip_forward();
+        }
     }
 
     fn prev(&mut self) {
@@ -148,10 +161,12 @@ impl InternalIterator for RunIterator {
         self.skip_backward();
     }
 
+    #[inline]
     fn key(&self) -> &[u8] {
         self.here().key()
     }
 
+    #[inline]
     fn value(&self) -> &[u8] {
         self.here().value()
     }

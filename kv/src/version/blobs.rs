@@ -84,6 +84,8 @@ pub(crate) struct BlobFile {
     /// Opened on first use; a failed open is tried again by the next reader.
     reader: OnceLock<OpenBlob>,
     obsolete: AtomicBool,
+    /// A scan found that its values' neighbours lie in many other files.
+    scattered: AtomicBool,
     remover: Arc<ObsoleteFiles>,
 }
 
@@ -114,6 +116,7 @@ impl BlobFile {
             meta,
             reader: OnceLock::new(),
             obsolete: AtomicBool::new(false),
+            scattered: AtomicBool::new(false),
             remover,
         })
     }
@@ -127,10 +130,22 @@ impl BlobFile {
         Ok(&self.reader.get_or_init(|| open).reader)
     }
 
+    /// Asks compactions to put its values in order with their neighbours. Not remembered when the
+    /// database is opened again.
+    pub(crate) fn mark_scattered(&self) {
+        self.scattered.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_scattered(&self) -> bool {
+        self.scattered.load(Ordering::Relaxed)
+    }
+
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer needs it, durably.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        if !self.obsolete.swap(true, Ordering::AcqRel) {
+            self.remover.hold(self.meta.file_size);
+        }
     }
 }
 
@@ -140,7 +155,7 @@ impl Drop for BlobFile {
             // The handle goes first: space of an open file does not return.
             drop(self.reader.take());
             let name = FileName::Blob(self.meta.number);
-            self.remover.push(name, self.meta.file_size);
+            self.remover.let_go(name, self.meta.file_size);
         }
     }
 }

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub(crate) struct ObsoleteFiles {
     changed: Condvar,
     removing: Mutex<()>,
     listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
+    /// Bytes of obsolete files that readers still hold.
+    held_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +66,7 @@ impl ObsoleteFiles {
             changed: Condvar::new(),
             removing: Mutex::new(()),
             listeners: OnceLock::new(),
+            held_bytes: AtomicU64::new(0),
         })
     }
 
@@ -71,7 +75,23 @@ impl ObsoleteFiles {
         let _ = self.listeners.set(listeners);
     }
 
-    pub(super) fn push(self: &Arc<Self>, name: FileName, bytes: u64) {
+    /// Bytes of files that no version of the database needs, but that iterators, reads or jobs keep.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A file of so many bytes is obsolete, and goes when its last holder lets go.
+    pub(super) fn hold(&self, bytes: u64) {
+        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// An obsolete file of so many bytes is held no more: it is removed soon.
+    pub(super) fn let_go(self: &Arc<Self>, name: FileName, bytes: u64) {
+        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.push(name, bytes);
+    }
+
+    fn push(self: &Arc<Self>, name: FileName, bytes: u64) {
         let mut queue = self.queue.lock();
         queue.files.push_back((name, bytes));
         let this = Arc::clone(self);

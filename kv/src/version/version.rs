@@ -9,6 +9,7 @@
 //! obsolete, after the manifest recorded that durably, and the last version with it is dropped.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -94,7 +95,9 @@ impl SstFile {
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer names it, durably.
     pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        if !self.obsolete.swap(true, Ordering::AcqRel) {
+            self.remover.hold(self.meta.file_size);
+        }
     }
 }
 
@@ -104,7 +107,7 @@ impl Drop for SstFile {
             // The handle goes first: space of an open file does not return.
             drop(self.table.take());
             let name = FileName::Table(self.meta.number);
-            self.remover.push(name, self.meta.file_size);
+            self.remover.let_go(name, self.meta.file_size);
         }
     }
 }
@@ -119,7 +122,8 @@ pub(crate) trait TableOpener: Send + Sync {
 pub(crate) struct Run {
     /// Newer runs of a level have greater ids.
     pub(crate) id: u64,
-    pub(crate) files: Vec<Arc<SstFile>>,
+    /// Shared with the version's successors and with iterators.
+    pub(crate) files: Arc<Vec<Arc<SstFile>>>,
 }
 
 impl Run {
@@ -143,6 +147,15 @@ impl Run {
         smallest: Option<&[u8]>,
         largest: Option<&[u8]>,
     ) -> &[Arc<SstFile>] {
+        &self.files[self.overlapping_range(smallest, largest)]
+    }
+
+    /// Like [`Run::overlapping`], as places in the run.
+    pub(crate) fn overlapping_range(
+        &self,
+        smallest: Option<&[u8]>,
+        largest: Option<&[u8]>,
+    ) -> Range<usize> {
         let begin = smallest.map_or(0, |key| {
             self.files
                 .partition_point(|file| file.meta.largest_user_key() < key)
@@ -151,7 +164,7 @@ impl Run {
             self.files
                 .partition_point(|file| file.meta.smallest_user_key() <= key)
         });
-        self.files.get(begin..end).unwrap_or(&[])
+        begin..end.max(begin)
     }
 }
 
@@ -255,8 +268,9 @@ impl Version {
     fn remove(&mut self, level: usize, number: FileNumber) -> Option<Arc<SstFile>> {
         let runs = &mut self.levels.get_mut(level)?.runs;
         for at in 0..runs.len() {
-            let files = &mut runs[at].files;
+            let files = &runs[at].files;
             if let Some(index) = files.iter().position(|file| file.meta.number == number) {
+                let files = Arc::make_mut(&mut runs[at].files);
                 let file = files.remove(index);
                 if files.is_empty() {
                     runs.remove(at);
@@ -297,10 +311,10 @@ impl Level {
     fn insert(&mut self, run_id: u64, file: Arc<SstFile>) {
         let at = self.runs.partition_point(|run| run.id > run_id);
         if self.runs.get(at).is_none_or(|run| run.id != run_id) {
-            let files = Vec::new();
+            let files = Arc::default();
             self.runs.insert(at, Run { id: run_id, files });
         }
-        let files = &mut self.runs[at].files;
+        let files = Arc::make_mut(&mut self.runs[at].files);
         let index = files.partition_point(|other| other.meta.smallest < file.meta.smallest);
         files.insert(index, file);
     }

@@ -2,25 +2,16 @@
 //!
 //! - `options`: what `-o` says
 //! - `daemon`: going into the background
-//! - `session`: a mount from its first request to a clean device
-//! - `kernel`: requests unpacked, replies packed
-//! - `ops`, `names`: what the requests do, testable without a kernel
-//! - `handles`: what is open
-//! - `errno`: errors as numbers
+//! - `session`: a mount from the device's claim to a clean device
+//!
+//! The requests themselves are served by [`lavafs::fuse`].
 //!
 //! Exit codes are mount(8)'s: 0 mounted, 1 wrong command line or not permitted, 2 a system error
 //! (no FUSE, no process), 32 the mount failed.
 
 mod daemon;
-mod errno;
-mod handles;
-mod kernel;
-mod names;
-mod ops;
 mod options;
 mod session;
-#[cfg(test)]
-mod tests;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,6 +34,9 @@ pub const FAILURE: u8 = 32;
 ///
 /// `umount DIR` ends the mount; so do SIGTERM and SIGINT to its process. Programs can read, create,
 /// append, rename and remove; overwriting in place fails with "operation not supported".
+///
+/// With -o ro a device that another process has mounted is shown as a moving view: its type in the
+/// table of mounts is fuse.lavafs-view, and the extended attribute user.lavafs.view of DIR names the owner.
 ///
 /// Options: ro, rw; sizefree (fdatasync makes bytes durable but not the size); commit=SECONDS
 /// (what nobody synced is made durable that often, default 5, 0 for never); allow_other,
@@ -86,8 +80,17 @@ impl MountCommand {
             .map_err(|what| Failure::new(what).with_code(USAGE))?;
         let device = absolute(&self.device)?;
         let dir = absolute(&self.dir)?;
-        if !dir.is_dir() {
-            let what = format!("{}: not a directory", self.dir.display());
+        // A mount whose process has died, for one, is there and yet says nothing of itself.
+        let what = match dir.metadata() {
+            Ok(metadata) if metadata.is_dir() => None,
+            Ok(_) => Some("not a directory".to_owned()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+                Some("a mount whose process has died; umount it first".to_owned())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(what) = what {
+            let what = format!("{}: {what}", self.dir.display());
             return Err(Failure::new(what).with_code(FAILURE));
         }
         if self.foreground {

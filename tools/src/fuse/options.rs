@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, SessionACL};
+use lavafs::fuse::{Access, FuseOptions, KernelOption};
 
 /// What the options say.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,7 +15,7 @@ pub(super) struct Options {
     /// Take the device over from a process of another machine that did not unmount it.
     pub(super) take_over: bool,
     /// Who may use the mount.
-    pub(super) access: SessionACL,
+    pub(super) access: Access,
     /// The kernel checks permission bits.
     pub(super) permissions: bool,
     /// How often changes that nobody synced are made durable; `None` for never.
@@ -25,7 +25,7 @@ pub(super) struct Options {
     /// The name of the source in the table of mounts, where it is not the device.
     pub(super) source: Option<String>,
     /// Flags for the kernel.
-    kernel: Vec<MountOption>,
+    kernel: Vec<KernelOption>,
 }
 
 impl Default for Options {
@@ -34,7 +34,7 @@ impl Default for Options {
             read_only: false,
             size_free: false,
             take_over: false,
-            access: SessionACL::Owner,
+            access: Access::Owner,
             permissions: false,
             commit: Some(Duration::from_secs(5)),
             log: None,
@@ -61,6 +61,9 @@ impl Options {
                 None => options.set(name),
                 Some(value) => options.assign(name, value)?,
             };
+            if name == "remount" {
+                return Err("remount: unmount, and mount again with other options".to_owned());
+            }
             if !known && !sloppy {
                 return Err(format!("unknown option '{option}'"));
             }
@@ -76,16 +79,16 @@ impl Options {
             "sizefree" => self.size_free = true,
             "take_over" => self.take_over = true,
             "default_permissions" => self.permissions = true,
-            "allow_other" => self.access = SessionACL::All,
-            "allow_root" => self.access = SessionACL::RootAndOwner,
-            "dev" => self.flag(MountOption::Dev, &MountOption::NoDev),
-            "nodev" => self.flag(MountOption::NoDev, &MountOption::Dev),
-            "suid" => self.flag(MountOption::Suid, &MountOption::NoSuid),
-            "nosuid" => self.flag(MountOption::NoSuid, &MountOption::Suid),
-            "exec" => self.flag(MountOption::Exec, &MountOption::NoExec),
-            "noexec" => self.flag(MountOption::NoExec, &MountOption::Exec),
-            "sync" => self.flag(MountOption::Sync, &MountOption::Async),
-            "async" => self.flag(MountOption::Async, &MountOption::Sync),
+            "allow_other" => self.access = Access::All,
+            "allow_root" => self.access = Access::RootAndOwner,
+            "dev" => self.flag(KernelOption::Dev, &KernelOption::NoDev),
+            "nodev" => self.flag(KernelOption::NoDev, &KernelOption::Dev),
+            "suid" => self.flag(KernelOption::Suid, &KernelOption::NoSuid),
+            "nosuid" => self.flag(KernelOption::NoSuid, &KernelOption::Suid),
+            "exec" => self.flag(KernelOption::Exec, &KernelOption::NoExec),
+            "noexec" => self.flag(KernelOption::NoExec, &KernelOption::Exec),
+            "sync" => self.flag(KernelOption::Sync, &KernelOption::Async),
+            "async" => self.flag(KernelOption::Async, &KernelOption::Sync),
             // For mount(8) itself and for init systems; or about access times, which LavaFS does
             // not keep.
             "" | "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser"
@@ -116,35 +119,25 @@ impl Options {
         Ok(true)
     }
 
-    fn flag(&mut self, flag: MountOption, opposite: &MountOption) {
+    fn flag(&mut self, flag: KernelOption, opposite: &KernelOption) {
         self.kernel.retain(|other| other != opposite);
         if !self.kernel.contains(&flag) {
             self.kernel.push(flag);
         }
     }
 
-    /// What the FUSE session is to be started with, serving `source` with `threads` threads.
-    pub(super) fn session(&self, source: &str, threads: usize) -> Config {
-        let mut config = Config::default();
-        config.mount_options = self.kernel.clone();
-        let source = self.source.as_deref().unwrap_or(source);
-        config
-            .mount_options
-            .push(MountOption::FSName(source.to_owned()));
-        config
-            .mount_options
-            .push(MountOption::CUSTOM("subtype=lavafs".to_owned()));
-        if self.read_only {
-            config.mount_options.push(MountOption::RO);
+    /// How the filesystem on `device` is to be served.
+    pub(super) fn serving(&self, device: &str, live: bool) -> FuseOptions {
+        FuseOptions {
+            read_only: self.read_only,
+            live,
+            size_free: self.size_free,
+            commit: self.commit,
+            access: self.access,
+            permissions: self.permissions,
+            source: self.source.clone().unwrap_or_else(|| device.to_owned()),
+            kernel: self.kernel.clone(),
         }
-        // Users whom the owner lets in must meet the permission bits.
-        if self.permissions || self.access != SessionACL::Owner {
-            config.mount_options.push(MountOption::DefaultPermissions);
-        }
-        config.acl = self.access;
-        config.n_threads = Some(threads);
-        config.clone_fd = true;
-        config
     }
 }
 
@@ -169,27 +162,16 @@ mod tests {
     #[test]
     fn a_later_flag_replaces_its_opposite() {
         let options = parse("nodev,noexec,exec,dev").unwrap();
-        assert_eq!(options.kernel, [MountOption::Exec, MountOption::Dev]);
+        assert_eq!(options.kernel, [KernelOption::Exec, KernelOption::Dev]);
     }
 
     #[test]
     fn unknown_options_are_named_unless_sloppy() {
-        for bad in ["wibble", "wibble=3", "remount", "commit", "sizefree=1"] {
+        for bad in ["wibble", "wibble=3", "commit", "sizefree=1"] {
             assert_eq!(parse(bad).unwrap_err(), format!("unknown option '{bad}'"));
             assert!(Options::parse(&[bad.to_owned()], true).is_ok());
         }
         assert!(parse("commit=abc").unwrap_err().contains("3600"));
-    }
-
-    #[test]
-    fn letting_others_in_makes_the_kernel_check_permissions() {
-        let checks = |text: &str| {
-            let config = parse(text).unwrap().session("d", 1);
-            config
-                .mount_options
-                .contains(&MountOption::DefaultPermissions)
-        };
-        assert!(checks("allow_other") && checks("allow_root") && checks("default_permissions"));
-        assert!(!checks("rw"));
+        assert!(Options::parse(&["remount,ro".to_owned()], true).is_err());
     }
 }

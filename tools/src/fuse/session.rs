@@ -1,31 +1,23 @@
-//! A mount from its first request to a clean device.
+//! `mount.lavafs` from the device's claim to a clean device.
 //!
-//! Threads: those of fuser, which serve requests; one that waits for signals; one that commits what
-//! nobody synced. The caller's thread waits for the session to end, which `umount DIR`, a signal
-//! or a lost connection brings about, then closes what is open and unmounts.
+//! The caller's thread waits for the mount to end, which `umount DIR`, a signal or a lost connection
+//! brings about, then unmounts the filesystem. One thread waits for signals; those that serve are
+//! lavafs's own.
 //!
 //! A panic in any thread ends the process at once, as a crash would: what was synced is recovered
 //! by the next mount, and nothing is written by code whose assumptions have failed.
 
-use std::fs;
 use std::io;
-use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fuser::BackgroundSession;
 use lavafs::device::{self, BlockDevice, OpenMode};
+use lavafs::fuse::{FuseMount, detach};
 use lavafs::{Error, LavaFs, MountOptions};
-use nix::errno::Errno;
-use nix::mount::MntFlags;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::kernel::Kernel;
-use super::ops::{Mount, REQUEST_LEN_MAX};
 use super::options::Options;
 use super::{FAILURE, SYSTEM, USAGE};
 use crate::cli::{Failure, Outcome};
@@ -34,23 +26,14 @@ use crate::cli::{Failure, Outcome};
 /// device has finished.
 const OWNER_GRACE: Duration = Duration::from_secs(2);
 
-/// Least and most threads that serve requests; between them, two for each processor.
-const THREADS: (usize, usize) = (4, 16);
+/// How often it is looked at meanwhile.
+const OWNER_POLL: Duration = Duration::from_millis(20);
 
 /// A mount that serves requests.
 #[derive(Debug)]
 pub(super) struct Session {
-    dir: PathBuf,
-    mount: Arc<Mount>,
-    fuse: BackgroundSession,
-    committer: Option<Committer>,
-}
-
-/// The thread that commits. It ends when the sender is dropped.
-#[derive(Debug)]
-struct Committer {
-    stop: Sender<()>,
-    thread: JoinHandle<()>,
+    fs: LavaFs,
+    fuse: FuseMount,
 }
 
 impl Session {
@@ -60,103 +43,53 @@ impl Session {
         let signals = termination_signals();
         signals.thread_block().map_err(|error| system(&error))?;
         end_process_on_panic();
-        let fs = mount_device(device, options)?;
-        let mount = Arc::new(Mount::new(fs.clone(), options.size_free));
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = (2 * threads).clamp(THREADS.0, THREADS.1);
-        let config = options.session(&device.display().to_string(), threads);
-        let started = fuser::Session::new(Kernel(mount.clone()), dir, &config)
-            .and_then(fuser::Session::spawn);
-        let fuse = match started {
+        let (fs, live) = mount_device(device, options)?;
+        let serving = options.serving(&device.display().to_string(), live);
+        let fuse = match fs.mount_on(dir, &serving) {
             Ok(fuse) => fuse,
             Err(error) => {
-                drop(mount);
                 if let Err(error) = fs.unmount() {
                     tracing::error!(%error, "the filesystem was not left clean");
                 }
                 return Err(fuse_failure(dir, &error));
             }
         };
-        read_ahead(dir);
-        let committer = match options.commit.filter(|_| !options.read_only) {
-            Some(interval) => Some(Committer::start(&mount, interval).map_err(|e| system(&e))?),
-            None => None,
-        };
-        let session = Session {
-            dir: dir.to_path_buf(),
-            mount,
-            fuse,
-            committer,
-        };
-        session.wait_for_signals(signals).map_err(|e| system(&e))?;
-        Ok(session)
-    }
-
-    fn wait_for_signals(&self, signals: SigSet) -> io::Result<()> {
-        let dir = self.dir.clone();
-        let wait = move || {
-            while let Ok(signal) = signals.wait() {
-                tracing::info!(%signal, "unmounting");
-                detach(&dir);
-            }
-        };
-        // Ends with the process.
-        std::thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(wait)?;
-        Ok(())
+        wait_for_signals(signals, dir.to_path_buf()).map_err(|error| system(&error))?;
+        Ok(Session { fs, fuse })
     }
 
     /// Ends the mount.
     pub(super) fn stop(&self) {
-        detach(&self.dir);
+        unmount(self.fuse.dir());
     }
 
     /// Waits for the end of the mount and leaves the device clean.
     pub(super) fn serve(self) -> Outcome {
-        let Session {
-            mount,
-            fuse,
-            committer,
-            ..
-        } = self;
-        let served = fuse.join();
-        if let Some(Committer { stop, thread }) = committer {
-            drop(stop);
-            if thread.join().is_err() {
-                tracing::error!("the committing thread panicked");
-            }
-        }
-        mount.files.close_all();
-        let unmounted = mount.fs.clone().unmount();
-        served.map_err(|error| Failure::new(format!("serving the kernel: {error}")))?;
+        let served = self.fuse.wait();
+        let unmounted = self.fs.unmount();
+        served.map_err(|error| Failure::new(error.to_string()))?;
         unmounted.map_err(|error| Failure::new(error.to_string()).with_code(FAILURE))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Committer {
-    fn start(mount: &Arc<Mount>, interval: Duration) -> io::Result<Committer> {
-        let (stop, stopped) = channel();
-        let mount = mount.clone();
-        let thread = std::thread::Builder::new()
-            .name("committer".to_owned())
-            .spawn(move || commit_regularly(&mount, interval, &stopped))?;
-        Ok(Committer { stop, thread })
-    }
+fn wait_for_signals(signals: SigSet, dir: PathBuf) -> io::Result<()> {
+    let wait = move || {
+        while let Ok(signal) = signals.wait() {
+            tracing::info!(%signal, "unmounting");
+            unmount(&dir);
+        }
+    };
+    // Ends with the process.
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)?;
+    Ok(())
 }
 
-/// Bounds what a crash takes from programs that never sync. An idle filesystem writes nothing.
-fn commit_regularly(mount: &Mount, interval: Duration, stopped: &Receiver<()>) {
-    while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-        match mount.commit(true) {
-            Ok(()) => {}
-            Err(Error::ReadOnly { reason }) => {
-                tracing::error!(%reason, "the filesystem has become read-only");
-                return;
-            }
-            Err(error) => tracing::error!(%error, "changes could not be made durable"),
-        }
+fn unmount(dir: &Path) {
+    if let Err(error) = detach(dir) {
+        tracing::error!(%error, dir = %dir.display(), "unmounting failed");
     }
 }
 
@@ -176,34 +109,58 @@ fn end_process_on_panic() {
     }));
 }
 
-/// Opens and mounts the filesystem. A device that another process is about to leave is waited for.
-fn mount_device(path: &Path, options: &Options) -> Result<LavaFs, Failure> {
-    let deadline = Instant::now() + OWNER_GRACE;
-    let device = loop {
-        match open_device(path, options.read_only) {
-            Err(Error::InUse { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Ok(device) => break device,
-            Err(error) => return Err(mount_failure(&error)),
-        }
-    };
+/// Opens and mounts the filesystem; true where it is a moving view of one that another process owns.
+/// A process that has struck its name from the device is about to leave it, and is waited for.
+fn mount_device(path: &Path, options: &Options) -> Result<(LavaFs, bool), Failure> {
     let mount_options = MountOptions {
         read_only: options.read_only,
         take_over: options.take_over,
         ..MountOptions::default()
     };
-    LavaFs::mount(device, &mount_options).map_err(|error| mount_failure(&error))
+    let deadline = Instant::now() + OWNER_GRACE;
+    let (fs, owned_elsewhere) = loop {
+        let (device, owned_elsewhere) =
+            claim(path, options.read_only).map_err(|error| mount_failure(&error))?;
+        let fs = LavaFs::mount(device, &mount_options).map_err(|error| mount_failure(&error))?;
+        let leaving = owned_elsewhere && matches!(fs.owner(), Ok(None));
+        if !leaving || Instant::now() >= deadline {
+            break (fs, owned_elsewhere);
+        }
+        drop(fs);
+        std::thread::sleep(OWNER_POLL);
+    };
+    if owned_elsewhere {
+        let owner = match fs.owner() {
+            Ok(Some(owner)) => owner.to_string(),
+            _ => "another process".to_owned(),
+        };
+        eprintln!(
+            "mount.lavafs: {} belongs to {owner}; this is a moving view",
+            path.display()
+        );
+    }
+    Ok((fs, owned_elsewhere))
 }
 
-/// Claims the device, for reading too: what is served would be wrong if somebody else wrote to it.
-/// Only one that cannot be written at all is opened without a claim.
-fn open_device(path: &Path, read_only: bool) -> lavafs::Result<Arc<dyn BlockDevice>> {
-    match device::open(path, OpenMode::ReadWrite) {
-        Err(error) if read_only && cannot_be_written(&error) => {
-            device::open(path, OpenMode::ReadOnly)
+/// Claims the device, for reading too: nobody can then change it. One that cannot be written at all
+/// is opened without a claim; so is, for reading, one that another process owns, and `true` returned. One
+/// that is to be written and that another process is about to leave is waited for.
+fn claim(path: &Path, read_only: bool) -> lavafs::Result<(Arc<dyn BlockDevice>, bool)> {
+    let deadline = Instant::now() + OWNER_GRACE;
+    loop {
+        match device::open(path, OpenMode::ReadWrite) {
+            Ok(device) => return Ok((device, false)),
+            Err(error) if read_only && cannot_be_written(&error) => {
+                return Ok((device::open(path, OpenMode::ReadOnly)?, false));
+            }
+            Err(Error::InUse { .. }) if read_only => {
+                return Ok((device::open(path, OpenMode::ReadOnly)?, true));
+            }
+            Err(Error::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(OWNER_POLL);
+            }
+            Err(error) => return Err(error),
         }
-        opened => opened,
     }
 }
 
@@ -228,50 +185,40 @@ fn system(error: &dyn std::fmt::Display) -> Failure {
 }
 
 /// Why FUSE did not take the mount.
-fn fuse_failure(dir: &Path, error: &io::Error) -> Failure {
+fn fuse_failure(dir: &Path, error: &Error) -> Failure {
     if !Path::new("/dev/fuse").exists() {
         return Failure::new("/dev/fuse is missing: the kernel has no FUSE").with_code(SYSTEM);
     }
-    let code = match error.kind() {
-        io::ErrorKind::PermissionDenied => USAGE,
-        _ => FAILURE,
+    let (code, text) = match error {
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            if let Some(failure) = what_a_user_lacks() {
+                return failure;
+            }
+            (USAGE, source.to_string())
+        }
+        Error::Io { source, .. } => (FAILURE, source.to_string()),
+        other => (FAILURE, other.to_string()),
     };
-    let text = error.to_string();
     let text = text.trim().replace('\n', "; ");
     Failure::new(format!("{}: {text}", dir.display())).with_code(code)
 }
 
-/// Unmounts. What is in use is detached, and programs that still have files open get errors.
-fn detach(dir: &Path) {
-    let outcome = match nix::mount::umount(dir) {
-        Err(Errno::EBUSY) => nix::mount::umount2(dir, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE),
-        // Not root: the set-user-id helper may.
-        Err(Errno::EPERM) => {
-            let status = Command::new("fusermount3")
-                .args(["-u", "-z", "--"])
-                .arg(dir)
-                .status();
-            match status {
-                Ok(status) if status.success() => Ok(()),
-                _ => Err(Errno::EPERM),
-            }
-        }
-        outcome => outcome,
-    };
-    if let Err(error) = outcome {
-        tracing::error!(%error, dir = %dir.display(), "unmounting failed");
+/// Why somebody who is not root may not mount, where it is not the directory.
+fn what_a_user_lacks() -> Option<Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return None;
     }
-}
-
-/// Raises the kernel's readahead for this mount from its default of 128 KiB to one request. Only
-/// root may; without it sequential reads are slower and nothing else.
-fn read_ahead(dir: &Path) {
-    let Ok(dev) = fs::metadata(dir).map(|stat| stat.st_dev()) else {
-        return;
-    };
-    let (major, minor) = (libc::major(dev), libc::minor(dev));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = fs::write(&path, (REQUEST_LEN_MAX >> 10).to_string()) {
-        tracing::debug!(path, %error, "readahead stays as it is");
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    if let Err(error) = opened {
+        return Some(Failure::new(format!("/dev/fuse: {error}")).with_code(USAGE));
     }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file()) {
+        return None;
+    }
+    let text = "without fusermount3 (package fuse3) only root may mount";
+    Some(Failure::new(text).with_code(SYSTEM))
 }

@@ -16,20 +16,25 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lavafs::CreateOptions;
 
+use super::liveness::Referrers;
 use super::{GcPick, LiveCount, Rewritten, rewrite};
 use crate::batch::CfId;
 use crate::blob::{BlobFileBuilder, BlobFileProperties, BlobFileReader};
 use crate::engine::{ColumnFamily, Engine, State};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
-use crate::key::InternalKeyRef;
+use crate::listener::CollectionEvent;
 use crate::version::{BlobMeta, BlobUse, CfEdit, Version};
 
-/// Records between two looks at whether the database is closing.
-const STOP_CHECK_INTERVAL: u64 = 64;
+/// Bytes that are read at once of each input.
+const INPUT_BUFFER: usize = 1 << 20;
+
+/// Bytes of the output that are not written yet, about.
+const OUTPUT_BUFFERS: usize = 1 << 20;
 
 impl Engine {
     /// Collects what was picked of `version`. The pick is listed as being collected.
@@ -39,23 +44,54 @@ impl Engine {
         pick: &GcPick,
         version: &Version,
     ) -> Result<()> {
+        let sizes = pick
+            .inputs
+            .iter()
+            .map(|input| &version.blobs.files()[input]);
+        let mut event = CollectionEvent {
+            cf,
+            input_files: pick.inputs.len() as u64,
+            input_bytes: sizes.map(|live| live.file.meta.file_size).sum(),
+            output_bytes: 0,
+            elapsed: Duration::ZERO,
+            error: None,
+        };
+        self.tell(|listener| listener.on_collection_begin(&event));
+        let begin = Instant::now();
+        let outcome = self.collect_and_commit(cf, pick, version);
+        event.elapsed = begin.elapsed();
+        match &outcome {
+            Ok(bytes) => event.output_bytes = *bytes,
+            Err(error) => event.error = Some(error.clone()),
+        }
+        self.tell(|listener| listener.on_collection_end(&event));
+        outcome.map(|_| ())
+    }
+
+    /// Returns the bytes of the heir; 0 where there is none.
+    fn collect_and_commit(
+        self: &Arc<Self>,
+        cf: CfId,
+        pick: &GcPick,
+        version: &Version,
+    ) -> Result<u64> {
         let readers = self.readers_of(pick, version)?;
         let created = Cell::new(None);
         let outcome = self.copy_live(cf, pick, version, &readers, &created);
         let Some(number) = created.get() else {
-            return outcome.map(|_| ());
+            return outcome.map(|_| 0);
         };
         match outcome {
             Ok(Some(properties)) => {
-                self.commit_heir(cf, pick, number, properties)?;
+                let bytes = self.commit_heir(cf, pick, number, properties)?;
                 let read = readers.iter().map(|reader| reader.properties().file_bytes);
                 self.tickers.blob_collection_read_bytes.add(read.sum());
                 self.tickers.blob_collections.add(1);
-                Ok(())
+                Ok(bytes)
             }
             Ok(None) => {
                 self.remove_file(FileName::Blob(number));
-                Ok(())
+                Ok(0)
             }
             Err(error) => {
                 self.remove_file(FileName::Blob(number));
@@ -76,26 +112,16 @@ impl Engine {
     /// Writes the live values to a new file, whose number goes to `created`; durable on return.
     /// `None` where there is nothing to commit.
     fn copy_live(
-        &self,
+        self: &Arc<Self>,
         cf: CfId,
         pick: &GcPick,
         version: &Version,
         readers: &[Arc<BlobFileReader>],
         created: &Cell<Option<FileNumber>>,
     ) -> Result<Option<BlobFileProperties>> {
-        let mut asked = 0_u64;
-        let mut is_live = |key: &[u8], input: u64| {
-            if asked.is_multiple_of(STOP_CHECK_INTERVAL) {
-                self.keep_going()?;
-                self.cf(cf)?;
-            }
-            asked += 1;
-            let key = InternalKeyRef::decode(key).expect("checked with its record");
-            let reference = self.reference_in(version, key.user_key, key.seq)?;
-            Ok(reference.is_some_and(|reference| {
-                version.blobs.resolve_number(reference.file) == Some(input)
-            }))
-        };
+        let family = self.cf(cf)?;
+        let mut referrers = Referrers::new(self, cf, version, readers);
+        let _buffers = self.charge_io(readers.len() * INPUT_BUFFER + OUTPUT_BUFFERS);
         let create = || {
             let number = self.new_file_number();
             let path = self.dir.join(FileName::Blob(number).to_string());
@@ -105,9 +131,9 @@ impl Engine {
             };
             let file = self.fs.create(&path, &options)?;
             created.set(Some(number));
-            BlobFileBuilder::create(file, number, self.options.blob_file_options())
+            BlobFileBuilder::create(file, number, family.options.blob_file_options())
         };
-        let (properties, counts) = match rewrite(readers, &mut is_live, create) {
+        let (properties, counts) = match rewrite(readers, &mut referrers, create) {
             Ok(Rewritten::Written(properties, counts)) => (properties, counts),
             Ok(Rewritten::NothingLive) => {
                 check_accounts(pick, version, &vec![LiveCount::default(); readers.len()])?;
@@ -118,6 +144,7 @@ impl Engine {
             Err(error) => return Err(error),
         };
         check_accounts(pick, version, &counts)?;
+        referrers.settle()?;
         self.fs.sync_dir(&self.dir)?;
         Ok(Some(properties))
     }
@@ -130,7 +157,7 @@ impl Engine {
         pick: &GcPick,
         number: FileNumber,
         properties: BlobFileProperties,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let bytes = properties.file_bytes;
         let meta = BlobMeta {
             number,
@@ -157,14 +184,15 @@ impl Engine {
         let committed = self.change_cf(cf, edit, |_| {});
         if committed.is_err() && self.cf(cf).is_ok() {
             // The record may be durable: the file stays until the next open knows.
-            return committed;
+            return committed.map(|()| 0);
         }
         if committed.is_err() || !wanted.get() {
             self.remove_file(FileName::Blob(number));
-            return Ok(());
+            return Ok(0);
         }
         self.tickers.blob_collection_write_bytes.add(bytes);
-        Ok(())
+        self.tell_blob_file(number, bytes);
+        Ok(bytes)
     }
 }
 

@@ -16,6 +16,11 @@ pub(crate) trait Liveness {
     /// Called for every record, in ascending order of keys. An error ends the rewrite: this is
     /// also how it is cancelled.
     fn is_live(&mut self, internal_key: &[u8], input: u64) -> Result<bool>;
+
+    /// So many more bytes were copied. An error ends the rewrite; waiting slows it.
+    fn copied(&mut self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<F: FnMut(&[u8], u64) -> Result<bool>> Liveness for F {
@@ -66,7 +71,7 @@ pub(crate) fn rewrite(
                 return Err(two_live(inputs[at].number(), iter));
             }
             let value = iter.stored();
-            output.add_stored(iter.key(), value)?;
+            liveness.copied(output.add_stored(iter.key(), value)?)?;
             counts[at].records += 1;
             counts[at].value_bytes += value.value_len()?;
         }

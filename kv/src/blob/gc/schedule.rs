@@ -23,10 +23,7 @@ use crate::key::SeqNo;
 use crate::scheduler::{next_compaction, spawn};
 use crate::version::Version;
 
-/// Without a write for so long, nobody is disturbed.
-const IDLE_AFTER: Duration = Duration::from_secs(10);
-
-/// How often the watcher looks whether somebody writes.
+/// How often the watcher looks whether somebody writes, at most.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Usage from which a collection does not wait for compactions.
@@ -48,6 +45,13 @@ pub(crate) struct Collections {
     idle_at: Option<SeqNo>,
     /// A thread waits for idleness.
     pub(crate) watching: bool,
+}
+
+impl Collections {
+    /// True while a collection is queued or running.
+    pub(crate) fn in_progress(&self) -> bool {
+        self.tasks > 0 || !self.files.is_empty()
+    }
 }
 
 /// A collection that is due.
@@ -90,9 +94,9 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
     if state.collections.tasks >= effort.threads {
         return;
     }
-    if next(engine, state, effort, disk).is_none() {
+    if next(state, effort, disk).is_none() {
         let later = Effort::at(disk.usage, true, 1);
-        if !is_idle && !state.collections.watching && next(engine, state, later, disk).is_some() {
+        if !is_idle && !state.collections.watching && next(state, later, disk).is_some() {
             watch_for_idleness(engine, state);
         }
         return;
@@ -112,7 +116,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
 fn collect_once(engine: &Arc<Engine>, effort: Effort) -> Result<()> {
     let mut state = engine.state.lock();
     let disk = Disk::of(engine);
-    let Some(due) = next(engine, &state, effort, disk) else {
+    let Some(due) = next(&state, effort, disk) else {
         return Ok(());
     };
     state.collections.files.extend(&due.pick.inputs);
@@ -176,16 +180,10 @@ fn hold(collections: &mut Collections, pick: &GcPick, error: &Error, free: u64) 
 }
 
 /// The collection that frees most for what it copies, of all column families.
-fn next(engine: &Engine, state: &State, effort: Effort, disk: Disk) -> Option<Due> {
+fn next(state: &State, effort: Effort, disk: Disk) -> Option<Due> {
     let collections = &state.collections;
     // Outputs being written have not taken all of their space yet.
     let free_bytes = disk.free / (collections.files.len() as u64 + 1) / 8 * 7;
-    let output_bytes = engine.options.blob_file_size;
-    let limits = Limits {
-        output_bytes,
-        input_bytes: output_bytes.saturating_mul(INPUTS_PER_OUTPUT),
-        free_bytes,
-    };
     let standing = |number: &FileNumber| {
         if collections.files.contains(number) {
             return Standing::Collecting;
@@ -209,6 +207,12 @@ fn next(engine: &Engine, state: &State, effort: Effort, disk: Disk) -> Option<Du
                 standing: standing(number),
             });
         let candidates: Vec<Candidate> = files.collect();
+        let output_bytes = cf.options.blob_file_size;
+        let limits = Limits {
+            output_bytes,
+            input_bytes: output_bytes.saturating_mul(INPUTS_PER_OUTPUT),
+            free_bytes,
+        };
         let pick = pick(&candidates, effort, limits)?;
         let cf = cf.id;
         Some(Due { cf, pick, version })
@@ -234,15 +238,19 @@ fn watch_for_idleness(engine: &Arc<Engine>, state: &mut State) {
 }
 
 fn wait_for_idleness(engine: &Arc<Engine>) {
+    let idle_after = Duration::from_millis(engine.options.blob_collection_idle_millis);
+    let interval = WATCH_INTERVAL
+        .min(idle_after / 2)
+        .max(Duration::from_millis(1));
     let mut state = engine.state.lock();
     let mut last = engine.published.load(Ordering::Acquire);
     let mut since = Instant::now();
     while !state.closing {
-        engine.changed.wait_for(&mut state, WATCH_INTERVAL);
+        engine.changed.wait_for(&mut state, interval);
         let now = engine.published.load(Ordering::Acquire);
         if now != last {
             (last, since) = (now, Instant::now());
-        } else if since.elapsed() >= IDLE_AFTER {
+        } else if since.elapsed() >= idle_after {
             state.collections.idle_at = Some(now);
             crate::scheduler::schedule(engine, &mut state);
             break;
@@ -265,7 +273,7 @@ impl Engine {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
             let disk = Disk::of(self);
-            let Some(due) = next(self, &state, all, disk) else {
+            let Some(due) = next(&state, all, disk) else {
                 if state.collections.files.is_empty() {
                     return Ok(());
                 }

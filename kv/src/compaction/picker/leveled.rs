@@ -61,7 +61,7 @@ pub(super) fn pick_tombstones(
     for level in 1..=deepest {
         // Only the oldest run: a table of another one would pass by what it hides.
         let source = version.levels[level].runs.last();
-        let files = source.iter().flat_map(|run| &run.files);
+        let files = source.iter().flat_map(|run| run.files.iter());
         let mut ripe: Vec<_> = files
             .filter(|file| {
                 let meta = &file.meta;

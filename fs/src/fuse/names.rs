@@ -1,26 +1,46 @@
-//! Requests about names, attributes and directories.
+//! Requests about names, directories and the attributes of inodes.
 //!
 //! Inode numbers are LavaFS's own and are never reused, so the kernel's generation is always 0 and
 //! no count of its references is kept: what it asks about and is gone is ENOENT.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
-use lavafs::{
-    Attributes, BLOCK_SIZE, CreateOptions, FileKind, FileSystem, Ino, Ownership, RenameMode,
-    SetAttributes, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, align_up,
+use crate::{
+    BLOCK_SIZE, CreateOptions, Error, FileKind, FileSystem, Ino, Ownership, RenameMode,
+    SetAttributes,
 };
+use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use parking_lot::Mutex;
 
+use super::attr::{file_attr, from_kernel};
 use super::errno::{Answer, answer};
 use super::handles::{Entry, OpenFile};
 use super::ops::Mount;
 
-/// Prefix of the extended attributes that programs may set.
-const USER_ATTRIBUTES: &[u8] = b"user.";
+/// Directories that were removed, as they were then: whoever has one open, or is in it, can still
+/// ask about it, until the kernel forgets it.
+#[derive(Debug, Default)]
+pub(super) struct Removed(Mutex<HashMap<INodeNo, FileAttr>>);
+
+impl Removed {
+    fn insert(&self, attr: FileAttr) {
+        self.0
+            .lock()
+            .insert(attr.ino, FileAttr { nlink: 0, ..attr });
+    }
+
+    fn get(&self, ino: INodeNo) -> Option<FileAttr> {
+        self.0.lock().get(&ino).copied()
+    }
+
+    pub(super) fn forget(&self, ino: INodeNo) {
+        self.0.lock().remove(&ino);
+    }
+}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +69,26 @@ pub(super) struct Statfs {
 
 impl Mount {
     pub(super) fn lookup(&self, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.follow();
         let ino = answer("lookup", dir.0, self.fs.lookup(Ino(dir.0), name))?;
         self.attributes(INodeNo(ino.0))
     }
 
     pub(super) fn attributes(&self, ino: INodeNo) -> Answer<FileAttr> {
-        let attributes = answer("stat", ino.0, self.fs.attributes(Ino(ino.0)))?;
-        Ok(file_attr(&attributes))
+        self.follow();
+        self.drain_ino(Ino(ino.0));
+        let found = self.fs.attributes(Ino(ino.0));
+        if found.as_ref().is_err_and(Error::is_not_found)
+            && let Some(attr) = self.removed.get(ino)
+        {
+            return Ok(attr);
+        }
+        let mut attr = file_attr(&answer("stat", ino.0, found)?);
+        if attr.kind == FileType::Directory {
+            // As other filesystems count: its name, its dot, and the two dots of each one in it.
+            attr.nlink = self.fs.subdirectories(Ino(ino.0)).saturating_add(2);
+        }
+        Ok(attr)
     }
 
     /// See setattr. The size is changed through the file, the rest through the inode.
@@ -65,6 +98,8 @@ impl Mount {
         ino: INodeNo,
         changes: &Changes,
     ) -> Answer<FileAttr> {
+        self.writable()?;
+        self.drain_ino(Ino(ino.0));
         if let Some(size) = changes.size {
             let file = self.temporary_file(Ino(ino.0))?;
             self.truncate(file.file(), size)?;
@@ -97,6 +132,7 @@ impl Mount {
 
     /// Takes the set-user-id and set-group-id bits from a file that another user writes to.
     pub(super) fn drop_privileges(&self, ino: Ino) -> Answer<()> {
+        self.writable()?;
         let mode = answer("stat", ino.0, self.fs.attributes(ino))?.mode;
         let set = SetAttributes {
             mode: Some(without_privileges(mode)),
@@ -111,6 +147,7 @@ impl Mount {
     /// Owner and mode of something new: in a set-group-id directory the group is the directory's,
     /// and new directories are so too.
     fn ownership(&self, caller: Caller, dir: INodeNo, mode: u32) -> Answer<Ownership> {
+        self.writable()?;
         let parent = answer("create", dir.0, self.fs.attributes(Ino(dir.0)))?;
         let inherits = parent.mode & libc::S_ISGID != 0;
         let makes_directory = mode & libc::S_IFMT == libc::S_IFDIR;
@@ -188,17 +225,23 @@ impl Mount {
     }
 
     pub(super) fn link(&self, ino: INodeNo, dir: INodeNo, name: &OsStr) -> Answer<FileAttr> {
+        self.writable()?;
         let linked = self.fs.link_at(Ino(ino.0), Ino(dir.0), name);
         answer("link", ino.0, linked)?;
         self.attributes(ino)
     }
 
     pub(super) fn unlink(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
+        self.writable()?;
         answer("unlink", dir.0, self.fs.unlink_at(Ino(dir.0), name))
     }
 
     pub(super) fn rmdir(&self, dir: INodeNo, name: &OsStr) -> Answer<()> {
-        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))
+        self.writable()?;
+        let before = self.lookup(dir, name);
+        answer("rmdir", dir.0, self.fs.rmdir_at(Ino(dir.0), name))?;
+        self.removed.insert(before?);
+        Ok(())
     }
 
     pub(super) fn rename(
@@ -207,6 +250,7 @@ impl Mount {
         to: (INodeNo, &OsStr),
         flags: RenameFlags,
     ) -> Answer<()> {
+        self.writable()?;
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -265,78 +309,16 @@ impl Mount {
         }
     }
 
-    // Extended attributes.
-
-    pub(super) fn xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<Vec<u8>> {
-        check_xattr_name(name)?;
-        let value = answer("getxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?;
-        value.ok_or(Errno::ENODATA)
-    }
-
-    /// The names, each with a NUL behind it.
-    pub(super) fn xattr_names(&self, ino: INodeNo) -> Answer<Vec<u8>> {
-        let names = answer("listxattr", ino.0, self.fs.xattr_names(Ino(ino.0)))?;
-        let with_nul = |name: &std::ffi::OsString| [name.as_bytes(), b"\0"].concat();
-        Ok(names.iter().flat_map(with_nul).collect())
-    }
-
-    pub(super) fn set_xattr(
-        &self,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-    ) -> Answer<()> {
-        check_xattr_name(name)?;
-        if name.len() > XATTR_NAME_LEN_MAX {
-            return Err(Errno::ERANGE);
-        }
-        if value.len() > XATTR_VALUE_LEN_MAX {
-            return Err(Errno::E2BIG);
-        }
-        let present = answer("setxattr", ino.0, self.fs.xattr(Ino(ino.0), name))?.is_some();
-        if present && flags & libc::XATTR_CREATE != 0 {
-            return Err(Errno::EEXIST);
-        }
-        if !present && flags & libc::XATTR_REPLACE != 0 {
-            return Err(Errno::ENODATA);
-        }
-        answer(
-            "setxattr",
-            ino.0,
-            self.fs.set_xattr(Ino(ino.0), name, value),
-        )
-    }
-
-    pub(super) fn remove_xattr(&self, ino: INodeNo, name: &OsStr) -> Answer<()> {
-        check_xattr_name(name)?;
-        let removed = self.fs.remove_xattr(Ino(ino.0), name);
-        if answer("removexattr", ino.0, removed)? {
-            Ok(())
-        } else {
-            Err(Errno::ENODATA)
-        }
-    }
-
     /// Makes namespace changes durable, and with `files` also what was written to open files.
-    pub(super) fn commit(&self, files: bool) -> lavafs::Result<()> {
+    pub(super) fn commit(&self, files: bool) -> crate::Result<()> {
         if files {
             for file in self.files.unsynced() {
                 file.unsynced.store(false, Ordering::Release);
+                self.drain(&file);
                 file.file.fsync()?;
             }
         }
         self.fs.commit()
-    }
-}
-
-/// Access control lists, capabilities and labels are not kept; a program that is told so goes on
-/// without them.
-fn check_xattr_name(name: &OsStr) -> Answer<()> {
-    if name.as_bytes().starts_with(USER_ATTRIBUTES) {
-        Ok(())
-    } else {
-        Err(Errno::EOPNOTSUPP)
     }
 }
 
@@ -351,96 +333,9 @@ fn without_privileges(mode: u32) -> u32 {
     }
 }
 
-/// What the kernel is told. Sizes that are uncertain since a crash are shown as the lower bound.
-/// Blocks are those that the bytes take, not those allocated ahead, which come and go without the
-/// kernel's knowledge.
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    let (kind, size) = match attributes.kind {
-        FileKind::File => (FileType::RegularFile, attributes.size.lower()),
-        FileKind::Directory => (FileType::Directory, 0),
-        FileKind::Symlink => (FileType::Symlink, attributes.size.lower()),
-    };
-    let data = if kind == FileType::RegularFile {
-        size
-    } else {
-        0
-    };
-    let modified = to_time(attributes.modified_ns);
-    FileAttr {
-        ino: INodeNo(attributes.ino.0),
-        size,
-        blocks: align_up(data, BLOCK_SIZE) / 512,
-        atime: modified,
-        mtime: modified,
-        ctime: to_time(attributes.changed_ns),
-        crtime: UNIX_EPOCH,
-        kind,
-        perm: (attributes.mode & 0o7777) as u16,
-        nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: 0,
-        blksize: BLOCK_SIZE as u32,
-        flags: 0,
-    }
-}
-
-fn to_time(ns: i64) -> SystemTime {
-    let distance = Duration::from_nanos(ns.unsigned_abs());
-    if ns >= 0 {
-        UNIX_EPOCH + distance
-    } else {
-        UNIX_EPOCH - distance
-    }
-}
-
-/// A time that the kernel sent, in nanoseconds since 1970 UTC. Times before 1970 reach us from
-/// fuser 0.18 with their nanoseconds counted in the wrong direction: seconds -2 and 0.8 s, which is
-/// 1.2 s before 1970, arrive as 2.8 s before it.
-fn from_kernel(time: TimeOrNow) -> i64 {
-    let time = match time {
-        TimeOrNow::SpecificTime(time) => time,
-        TimeOrNow::Now => SystemTime::now(),
-    };
-    let ns = match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(before) => {
-            let before = before.duration();
-            i128::from(before.subsec_nanos()) - i128::from(before.as_secs()) * 1_000_000_000
-        }
-    };
-    i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_survive_the_way_through_the_kernel() {
-        // As fuser decodes (seconds, nanoseconds) of a request.
-        let decoded = |secs: i64, nanos: u32| {
-            let distance = Duration::new(secs.unsigned_abs(), nanos);
-            let time = if secs >= 0 {
-                UNIX_EPOCH + distance
-            } else {
-                UNIX_EPOCH - distance
-            };
-            from_kernel(TimeOrNow::SpecificTime(time))
-        };
-        assert_eq!(decoded(5, 300), 5_000_000_300);
-        assert_eq!(decoded(-2, 800_000_000), -1_200_000_000);
-        assert_eq!(decoded(-2, 0), -2_000_000_000);
-        assert_eq!(decoded(i64::MAX / 2, 0), i64::MAX);
-        for ns in [0, 1, -1, 1_700_000_000_123_456_789, i64::MIN, i64::MAX] {
-            let shown = to_time(ns);
-            let back = match shown.duration_since(UNIX_EPOCH) {
-                Ok(since) => since.as_nanos() as i128,
-                Err(before) => -(before.duration().as_nanos() as i128),
-            };
-            assert_eq!(back, i128::from(ns));
-        }
-    }
 
     #[test]
     fn writing_takes_the_bits_that_lend_an_identity() {

@@ -15,10 +15,11 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::{FileKind, FileRef, Ino, LavaFs};
 use fuser::Errno;
-use lavafs::{FileKind, FileRef, Ino, LavaFs};
 use parking_lot::Mutex;
 
+use super::behind::Behind;
 use super::errno::{Answer, answer};
 
 /// Names fetched at a time.
@@ -33,6 +34,8 @@ pub(super) struct OpenFile {
     pub(super) writing: Mutex<()>,
     /// Written since the last sync.
     pub(super) unsynced: AtomicBool,
+    /// What was answered already.
+    pub(super) behind: Behind,
 }
 
 /// All open files.
@@ -54,8 +57,8 @@ impl Files {
     pub(super) fn open(
         &self,
         ino: Ino,
-        open: impl FnOnce() -> lavafs::Result<FileRef>,
-    ) -> lavafs::Result<(u64, Arc<OpenFile>)> {
+        open: impl FnOnce() -> crate::Result<FileRef>,
+    ) -> crate::Result<(u64, Arc<OpenFile>)> {
         let handle = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let mut table = self.table.lock();
         let file = match table.by_ino.get_mut(&ino) {
@@ -69,6 +72,7 @@ impl Files {
                     file: open()?,
                     writing: Mutex::new(()),
                     unsynced: AtomicBool::new(false),
+                    behind: Behind::default(),
                 });
                 table.by_ino.insert(ino, (file.clone(), 1));
                 file
@@ -82,6 +86,22 @@ impl Files {
     pub(super) fn get(&self, handle: u64) -> Answer<Arc<OpenFile>> {
         let table = self.table.lock();
         table.by_handle.get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// The file `ino`, if it has handles.
+    pub(super) fn find(&self, ino: Ino) -> Option<Arc<OpenFile>> {
+        let table = self.table.lock();
+        table.by_ino.get(&ino).map(|(file, _)| file.clone())
+    }
+
+    /// All files that have handles.
+    pub(super) fn all(&self) -> Vec<Arc<OpenFile>> {
+        let table = self.table.lock();
+        table
+            .by_ino
+            .values()
+            .map(|(file, _)| file.clone())
+            .collect()
     }
 
     /// Forgets a handle. The file is closed by dropping what is returned, which may do I/O.

@@ -1,7 +1,7 @@
 //! The kernel's requests, unpacked for [`Mount`] and answered.
 //!
 //! The kernel may cache names, attributes and pages for long, because every change passes through
-//! it. A file opened for writing bypasses the page cache, though:
+//! it; not so where the filesystem is live, and the kernel asks every time. A file opened for writing bypasses the page cache, though:
 //! - a shared writable mapping would write pages back in place, long after the program was told that
 //!   all is well; without the cache such a mapping is refused (ENODEV);
 //! - appends go out in larger requests, with a copy less.
@@ -18,37 +18,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::{BLOCK_SIZE, FileKind, Ino, NAME_LEN_MAX};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use lavafs::{BLOCK_SIZE, FileKind, Ino, NAME_LEN_MAX};
 
 use super::errno::{Answer, answer};
 use super::names::{Caller, Changes};
-use super::ops::{Mount, REQUEST_LEN_MAX};
+use super::negotiate::negotiate;
+use super::ops::Mount;
 
-/// How long the kernel may believe names and attributes.
+/// How long the kernel may believe names and attributes, where all changes pass through it.
 const TTL: Duration = Duration::from_secs(3600);
 
 const GENERATION: Generation = Generation(0);
-
-/// What is asked of the kernel, where it knows it.
-const CAPABILITIES: [InitFlags; 8] = [
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_AUTO_INVAL_DATA,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-];
-
-/// Requests that the kernel may have in flight in the background: readahead, mostly.
-const BACKGROUND_MAX: u16 = 64;
 
 /// The filesystem for fuser.
 #[derive(Debug)]
@@ -69,32 +55,41 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-/// How the kernel is to treat a file opened with `flags`.
-fn open_mode(flags: i32) -> FopenFlags {
-    if flags & libc::O_ACCMODE == libc::O_RDONLY {
-        FopenFlags::FOPEN_KEEP_CACHE
-    } else {
-        FopenFlags::FOPEN_DIRECT_IO
+impl Kernel {
+    /// How long the kernel may believe names and attributes.
+    fn ttl(&self) -> Duration {
+        if self.0.live { Duration::ZERO } else { TTL }
+    }
+
+    /// How the kernel is to treat a file opened with `flags`.
+    fn open_mode(&self, flags: i32) -> FopenFlags {
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            FopenFlags::FOPEN_DIRECT_IO
+        } else if self.0.live {
+            FopenFlags::empty()
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        }
+    }
+
+    fn reply_entry(&self, reply: ReplyEntry, result: Answer<FileAttr>) {
+        match result {
+            Ok(attr) => reply.entry(&self.ttl(), &attr, GENERATION),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn reply_attr(&self, reply: ReplyAttr, result: Answer<FileAttr>) {
+        match result {
+            Ok(attr) => reply.attr(&self.ttl(), &attr),
+            Err(error) => reply.error(error),
+        }
     }
 }
 
 fn reply_empty(reply: ReplyEmpty, result: Answer<()>) {
     match result {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(error),
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, result: Answer<FileAttr>) {
-    match result {
-        Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
-        Err(error) => reply.error(error),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, result: Answer<FileAttr>) {
-    match result {
-        Ok(attr) => reply.attr(&TTL, &attr),
         Err(error) => reply.error(error),
     }
 }
@@ -111,31 +106,19 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Answer<Vec<u8>>) {
 
 impl Filesystem for Kernel {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not know");
-            }
-        }
-        let fits = "within fuser's bounds";
-        config
-            .set_max_write(REQUEST_LEN_MAX as u32)
-            .map_err(|_| io::Error::other(fits))?;
-        config
-            .set_max_background(BACKGROUND_MAX)
-            .map_err(|_| io::Error::other(fits))?;
-        // The most that the kernel offers, if that is less.
-        if let Err(most) = config.set_max_readahead(REQUEST_LEN_MAX as u32) {
-            let _ = config.set_max_readahead(most);
-        }
-        Ok(())
+        negotiate(config)
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.0.lookup(parent, name));
+        self.reply_entry(reply, self.0.lookup(parent, name));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        self.0.removed.forget(ino);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attr(reply, self.0.attributes(ino));
+        self.reply_attr(reply, self.0.attributes(ino));
     }
 
     fn setattr(
@@ -163,7 +146,7 @@ impl Filesystem for Kernel {
             size,
             modified: mtime,
         };
-        reply_attr(reply, self.0.set_attributes(caller(req), ino, &changes));
+        self.reply_attr(reply, self.0.set_attributes(caller(req), ino, &changes));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -184,7 +167,7 @@ impl Filesystem for Kernel {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply_entry(reply, self.0.mknod(caller(req), parent, name, mode));
+        self.reply_entry(reply, self.0.mknod(caller(req), parent, name, mode));
     }
 
     fn mkdir(
@@ -196,7 +179,7 @@ impl Filesystem for Kernel {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply_entry(reply, self.0.mkdir(caller(req), parent, name, mode));
+        self.reply_entry(reply, self.0.mkdir(caller(req), parent, name, mode));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -218,7 +201,7 @@ impl Filesystem for Kernel {
         let made = self
             .0
             .symlink(caller(req), parent, name, target.as_os_str());
-        reply_entry(reply, made);
+        self.reply_entry(reply, made);
     }
 
     fn rename(
@@ -243,7 +226,7 @@ impl Filesystem for Kernel {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply_entry(reply, self.0.link(ino, newparent, newname));
+        self.reply_entry(reply, self.0.link(ino, newparent, newname));
     }
 
     fn create(
@@ -259,7 +242,13 @@ impl Filesystem for Kernel {
         match self.0.create(caller(req), parent, name, mode) {
             Ok((attr, handle, _)) => {
                 let handle = FileHandle(handle);
-                reply.created(&TTL, &attr, GENERATION, handle, open_mode(flags));
+                reply.created(
+                    &self.ttl(),
+                    &attr,
+                    GENERATION,
+                    handle,
+                    self.open_mode(flags),
+                );
             }
             Err(error) => reply.error(error),
         }
@@ -276,7 +265,7 @@ impl Filesystem for Kernel {
             opened = Err(error);
         }
         match opened {
-            Ok(handle) => reply.opened(FileHandle(handle), open_mode(flags.0)),
+            Ok(handle) => reply.opened(FileHandle(handle), self.open_mode(flags.0)),
             Err(error) => reply.error(error),
         }
     }
@@ -288,12 +277,13 @@ impl Filesystem for Kernel {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let direct = flags.0 & (libc::O_ACCMODE | libc::O_DIRECT) != libc::O_RDONLY;
         self.0
-            .read(fh.0, offset, size as usize, |result| match result {
+            .read(fh.0, offset, size as usize, direct, |result| match result {
                 Ok(bytes) => reply.data(bytes),
                 Err(error) => reply.error(error),
             });
@@ -324,16 +314,15 @@ impl Filesystem for Kernel {
         }
     }
 
-    /// close(2) of one descriptor. Nothing to do: the handle goes with `release`.
     fn flush(
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        reply_empty(reply, self.0.flush(fh.0));
     }
 
     fn release(
@@ -362,6 +351,7 @@ impl Filesystem for Kernel {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.0.follow();
         let handle = self.0.listings.open(Ino(ino.0));
         reply.opened(FileHandle(handle), FopenFlags::empty());
     }
@@ -394,7 +384,9 @@ impl Filesystem for Kernel {
     ) {
         let listed = self.0.read_dir(fh.0, offset, |entry, next| {
             match self.0.entry_attributes(ino, entry) {
-                Some(attr) => reply.add(attr.ino, next, &entry.name, &TTL, &attr, GENERATION),
+                Some(attr) => {
+                    reply.add(attr.ino, next, &entry.name, &self.ttl(), &attr, GENERATION)
+                }
                 None => false,
             }
         });

@@ -1,7 +1,7 @@
 //! Errors of the filesystem as the numbers that programs get: the one table.
 
+use crate::{Error, PathError};
 use fuser::Errno;
-use lavafs::{Error, PathError};
 
 /// What an operation of the mount returns: the number goes to the program that asked.
 pub(super) type Answer<T> = Result<T, Errno>;
@@ -38,7 +38,7 @@ fn path_errno(kind: PathError) -> Errno {
 
 /// The answer to a request about inode `ino`; what the program cannot know (the device failed,
 /// the filesystem turned read-only, a structure is damaged) is logged besides.
-pub(super) fn answer<T>(op: &'static str, ino: u64, result: lavafs::Result<T>) -> Answer<T> {
+pub(super) fn answer<T>(op: &'static str, ino: u64, result: crate::Result<T>) -> Answer<T> {
     result.map_err(|error| {
         if matches!(error, Error::Io { .. } | Error::Corrupt { .. }) {
             tracing::error!(op, ino, %error, "a request failed");

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
+use crate::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 use fuser::{Errno, INodeNo};
-use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use lavafs::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 
 use super::names::{Caller, Changes};
 use super::ops::Mount;
@@ -80,7 +80,7 @@ fn an_uncertain_size_is_settled_by_opening_for_writing_only() {
     let writing = after.open(ino, libc::O_WRONLY).unwrap();
     assert_eq!(known(), FileSize::Exact(3));
     after.write(writing, 3, b"xyz", 0).unwrap();
-    after.read(reading, 0, 10, |bytes| {
+    after.read(reading, 0, 10, false, |bytes| {
         assert_eq!(bytes, Ok(&b"abcxyz"[..]));
     });
 }
@@ -124,6 +124,80 @@ fn extending_without_space_changes_nothing() {
 }
 
 #[test]
+fn a_write_beyond_the_end_follows_zeros_and_one_before_it_is_refused() {
+    let mount = mount(&device(), false);
+    let (ino, handle) = create(&mount, "f");
+    mount.write(handle, 0, b"abc", 0).unwrap();
+    mount.write(handle, 700_000, b"def", 0).unwrap();
+    assert_eq!(size(&mount, ino), 700_003);
+    assert_eq!(
+        mount.write(handle, 699_999, b"x", 0),
+        Err(Errno::EOPNOTSUPP)
+    );
+    let mut expected = vec![0; 700_003];
+    expected[..3].copy_from_slice(b"abc");
+    expected[700_000..].copy_from_slice(b"def");
+    mount.read(handle, 0, 1 << 20, false, |bytes| {
+        assert!(bytes == Ok(&expected[..]));
+    });
+    // Whoever appends means the end, wherever the kernel believes it to be.
+    mount
+        .write(handle, 1_000_000, b"g", libc::O_APPEND)
+        .unwrap();
+    assert_eq!(size(&mount, ino), 700_004);
+    assert_eq!(
+        mount.fallocate(handle, 700_000, 1000, 0),
+        Err(Errno::EINVAL)
+    );
+    assert_eq!(size(&mount, ino), 700_004);
+}
+
+#[test]
+fn a_gap_cut_short_by_a_failure_is_not_left_behind() {
+    let device = device();
+    let before = mount(&device, false);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    let plan = FaultPlan::new(1).rule(FaultOn::Write, FaultWhen::Nth(3), Fault::Eio);
+    device.set_faults(Some(plan));
+    assert!(before.write(handle, 8 << 20, b"def", 0).is_err());
+    device.set_faults(None);
+    let after = mount(&Arc::new(device.crash(7)), false);
+    let found = size(&after, ino);
+    assert!((3..8 << 20).contains(&found), "{found}");
+    let reading = after.open(ino, libc::O_RDONLY).unwrap();
+    after.read(reading, 0, 9 << 20, false, |bytes| {
+        let bytes = bytes.unwrap();
+        assert!(bytes[..3] == *b"abc" && bytes[3..].iter().all(|&byte| byte == 0));
+    });
+}
+
+#[test]
+fn a_directory_has_two_links_and_one_for_each_in_it() {
+    let device = device();
+    let mount_ = mount(&device, false);
+    let links = |mount: &Mount, ino| mount.attributes(ino).unwrap().nlink;
+    let make = |dir, name: &str| mount_.mkdir(ME, dir, OsStr::new(name), 0o755).unwrap().ino;
+    let (a, b) = (make(ROOT, "a"), make(ROOT, "b"));
+    let inner = make(a, "inner");
+    create(&mount_, "f");
+    assert_eq!((links(&mount_, ROOT), links(&mount_, a)), (4, 3));
+    let name = OsStr::new("inner");
+    let none = fuser::RenameFlags::empty();
+    mount_.rename((a, name), (b, name), none).unwrap();
+    assert_eq!((links(&mount_, a), links(&mount_, b)), (2, 3));
+    make(a, "inner");
+    mount_.rename((a, name), (b, name), none).unwrap();
+    assert_eq!((links(&mount_, a), links(&mount_, b)), (2, 3));
+    assert!(mount_.attributes(inner).is_err());
+    mount_.rmdir(b, name).unwrap();
+    mount_.commit(false).unwrap();
+    let after = mount(&Arc::new(device.crash(1)), false);
+    assert_eq!((links(&after, ROOT), links(&after, b)), (4, 2));
+}
+
+#[test]
 fn after_a_failed_write_programs_learn_that_the_filesystem_is_read_only() {
     let device = device();
     let mount = mount(&device, false);
@@ -134,7 +208,9 @@ fn after_a_failed_write_programs_learn_that_the_filesystem_is_read_only() {
     assert_eq!(mount.fsync(handle, false), Err(Errno::EIO));
     assert_eq!(mount.fsync(handle, false), Err(Errno::EROFS));
     assert_eq!(mount.write(handle, 3, b"d", 0), Err(Errno::EROFS));
-    mount.read(handle, 0, 3, |bytes| assert_eq!(bytes, Ok(&b"abc"[..])));
+    mount.read(handle, 0, 3, false, |bytes| {
+        assert_eq!(bytes, Ok(&b"abc"[..]));
+    });
 }
 
 #[test]
