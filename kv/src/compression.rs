@@ -6,8 +6,7 @@
 use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::dict::DecoderDictionary;
-use zstd::zstd_safe::DCtx;
+use zstd::zstd_safe::{DCtx, DDict};
 
 use crate::error::{Error, Result};
 use crate::sstable::varint;
@@ -119,6 +118,23 @@ pub(crate) fn pack(raw: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
+/// A dictionary as it was read from a file, ready for decompression.
+pub(crate) struct Dictionary(DDict<'static>);
+
+impl Dictionary {
+    /// Copies the dictionary. zstd refuses one that begins as trained ones do and is damaged.
+    pub(crate) fn new(bytes: &[u8]) -> Result<Self, &'static str> {
+        DDict::try_create(bytes)
+            .map(Dictionary)
+            .ok_or("damaged dictionary")
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.0.sizeof()
+    }
+}
+
 /// The contents of a block compressed with zstd, or what is wrong with it.
 pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
     let (len, frame) = compressed_parts(stored)?;
@@ -142,7 +158,7 @@ pub(crate) fn decompress(stored: &[u8]) -> Result<Vec<u8>, &'static str> {
 /// Like [`decompress`], of a block compressed with a dictionary.
 pub(crate) fn decompress_with(
     stored: &[u8],
-    dictionary: &DecoderDictionary<'static>,
+    dictionary: &Dictionary,
 ) -> Result<Vec<u8>, &'static str> {
     let (len, frame) = compressed_parts(stored)?;
     let mut raw: Vec<u8> = Vec::with_capacity(len);
@@ -152,7 +168,7 @@ pub(crate) fn decompress_with(
             None => slot.insert(DCtx::try_create().ok_or("no memory for zstd")?),
         };
         let written = context
-            .decompress_using_ddict(&mut raw, frame, dictionary.as_ddict())
+            .decompress_using_ddict(&mut raw, frame, &dictionary.0)
             .map_err(|_| "compressed block does not decompress")?;
         if written != len {
             return Err("compressed block of another length than it says");
@@ -202,6 +218,13 @@ mod tests {
         assert!(zstd.compress(&noise).is_none());
         let mut none = BlockCompressor::new(Compression::None).unwrap();
         assert!(none.compress(&[0; 4096]).is_none());
+    }
+
+    #[test]
+    fn a_damaged_dictionary_is_an_error_and_no_panic() {
+        // The magic of a trained dictionary, and no tables behind it.
+        assert!(Dictionary::new(&[0x37, 0xa4, 0x30, 0xec, 1, 2, 3, 4, 5, 6]).is_err());
+        assert!(Dictionary::new(b"any bytes that values may have").is_ok());
     }
 
     #[test]

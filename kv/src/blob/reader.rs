@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use lavafs::{FileRef, FileSystem, ReadRequest};
 use xxhash_rust::xxh3::Xxh3;
-use zstd::dict::DecoderDictionary;
 
 use super::cbt::{BlobIndex, RecordLocation};
 use super::file_name;
@@ -18,7 +17,7 @@ use super::footer::{
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
 use super::record::{CODEC_RAW, CODEC_ZSTD, Record};
-use crate::compression::{decompress, decompress_with};
+use crate::compression::{Dictionary, decompress, decompress_with};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::{Handle, decode_sections};
@@ -37,7 +36,7 @@ pub struct BlobFileReader {
     footer: Footer,
     properties: BlobFileProperties,
     index: Arc<BlobIndex>,
-    dictionary: Option<DecoderDictionary<'static>>,
+    dictionary: Option<Dictionary>,
 }
 
 impl std::fmt::Debug for BlobFileReader {
@@ -110,7 +109,7 @@ impl BlobFileReader {
     /// Bytes of memory that the open file takes: about two per record and the dictionary.
     pub fn memory(&self) -> usize {
         let dictionary = self.dictionary.as_ref();
-        let dictionary = dictionary.map_or(0, |dictionary| dictionary.as_ddict().sizeof());
+        let dictionary = dictionary.map_or(0, Dictionary::memory);
         self.index.memory() + dictionary + size_of::<Self>()
     }
 
@@ -372,11 +371,7 @@ impl Tail<'_> {
     }
 }
 
-type Sections = (
-    BlobFileProperties,
-    BlobIndex,
-    Option<DecoderDictionary<'static>>,
-);
+type Sections = (BlobFileProperties, BlobIndex, Option<Dictionary>);
 
 fn read_sections(tail: &Tail<'_>, footer: &Footer) -> Result<Sections> {
     let meta = footer.meta;
@@ -399,7 +394,7 @@ fn read_sections(tail: &Tail<'_>, footer: &Footer) -> Result<Sections> {
                 index = Some(parsed);
             }
             SECTION_DICTIONARY => {
-                dictionary = Some(DecoderDictionary::copy(&tail.block(handle)?));
+                dictionary = Some(Dictionary::new(&tail.block(handle)?).map_err(bad)?);
             }
             _ if required => {
                 let name = tail.name;

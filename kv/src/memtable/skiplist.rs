@@ -266,11 +266,12 @@ impl SkipList {
         if !self.protected {
             return None;
         }
-        let value = self.value(node);
         let mut checksum = [0; PROTECTION_LEN];
-        // SAFETY: in a protected list the checksum follows the value, written with it.
+        // SAFETY: as in `key`; in a protected list the checksum follows the value, written with it. The
+        // pointer is the node's, since the value's may not leave the value.
         unsafe {
-            let at = value.as_ptr().add(value.len());
+            let lens = (*node).key_len as usize + (*node).value_len as usize;
+            let at = node.cast::<u8>().add(size_of::<Node>() + lens);
             ptr::copy_nonoverlapping(at, checksum.as_mut_ptr(), PROTECTION_LEN);
         }
         Some(u64::from_le_bytes(checksum))

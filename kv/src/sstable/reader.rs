@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use lavafs::FileRef;
 use xxhash_rust::xxh3::Xxh3;
-use zstd::dict::DecoderDictionary;
 
 use super::block::BadBlock;
 use super::footer::{
@@ -20,7 +19,9 @@ use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
 use crate::cache::{BlockCache, BlockKind, CacheKey, Reservation};
-use crate::compression::{CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, decompress, decompress_with};
+use crate::compression::{
+    CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Dictionary, decompress, decompress_with,
+};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -56,9 +57,7 @@ pub struct Table {
     footer: Footer,
     properties: TableProperties,
     filter: Option<Handle>,
-    dictionary: Option<DecoderDictionary<'static>>,
-    /// Bytes of the dictionary.
-    dictionary_len: usize,
+    dictionary: Option<Dictionary>,
     pinned_index: Option<Arc<Block>>,
     pinned_filter: Option<Arc<Block>>,
     /// Charges what is pinned to the cache.
@@ -147,7 +146,6 @@ impl Table {
             properties: TableProperties::default(),
             filter: None,
             dictionary: None,
-            dictionary_len: 0,
             pinned_index: None,
             pinned_filter: None,
             _charge: None,
@@ -189,7 +187,9 @@ impl Table {
                 SECTION_FILTER => filter = Some(handle),
                 SECTION_DICTIONARY => {
                     let bytes = read(handle)?;
-                    dictionary = Some((DecoderDictionary::copy(&bytes), bytes.len()));
+                    let taken = Dictionary::new(&bytes)
+                        .map_err(|detail| Error::corrupt(&self.name, handle.offset, detail))?;
+                    dictionary = Some(taken);
                 }
                 _ if required => {
                     return Err(Error::Unsupported {
@@ -221,9 +221,7 @@ impl Table {
             ));
         }
         (self.properties, self.filter) = (properties, filter);
-        if let Some((dictionary, len)) = dictionary {
-            (self.dictionary, self.dictionary_len) = (Some(dictionary), len);
-        }
+        self.dictionary = dictionary;
         Ok(())
     }
 
@@ -251,7 +249,8 @@ impl Table {
     pub fn pinned_memory(&self) -> usize {
         let blocks = [&self.pinned_index, &self.pinned_filter];
         let blocks = blocks.into_iter().flatten();
-        self.dictionary_len + blocks.map(|block| block.memory()).sum::<usize>()
+        let dictionary = self.dictionary.as_ref().map_or(0, Dictionary::memory);
+        dictionary + blocks.map(|block| block.memory()).sum::<usize>()
     }
 
     /// The newest version that `lookup` may see. `hash` is [`filter::filter_hash`] of the
