@@ -1,26 +1,16 @@
 //! Bugs that the crash explorer found, one test each, with the story of the crash.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use common::{formatted, mount};
 use lavafs::device::SimDevice;
-use lavafs::{
-    CreateOptions, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions, TailPolicy, mkfs,
-};
+use lavafs::{CreateOptions, FileSize, FileSystem, MkfsOptions, TailPolicy};
 
 fn device() -> Arc<SimDevice> {
-    let device = SimDevice::new(4 << 20, 512);
-    mkfs(&device, &MkfsOptions::default()).unwrap();
-    Arc::new(device)
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(4 << 20, &MkfsOptions::default())
 }
 
 /// An fsync had journaled an exact size, and the fdatasync after it a record that the file may be

@@ -1,33 +1,26 @@
 //! A journal that is full: what was accepted is kept, what cannot be kept is refused at once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 
+use common::{formatted, mount};
 use lavafs::device::SimDevice;
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
-    MkfsOptions, MountOptions, check, mkfs,
+    MkfsOptions, check,
 };
 
 const OPEN: usize = 20;
 
 fn device() -> Arc<SimDevice> {
-    let device = SimDevice::new(64 << 20, 512);
     let options = MkfsOptions {
         journal_size: Some(64 * BLOCK_SIZE),
         ..MkfsOptions::default()
     };
-    mkfs(&device, &options).unwrap();
-    Arc::new(device)
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(64 << 20, &options)
 }
 
 fn create(fs: &LavaFs, path: &str) -> lavafs::Result<FileRef> {

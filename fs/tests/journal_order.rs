@@ -1,16 +1,15 @@
 //! The journal holds changes in the order in which they were made, whoever made them: after a crash
 //! between any two group commits the metadata is consistent.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::{formatted, mount};
 use lavafs::device::SimDevice;
-use lavafs::{
-    CheckMode, CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, SetAttributes, check,
-    mkfs,
-};
+use lavafs::{CheckMode, CreateOptions, FileSystem, MkfsOptions, SetAttributes, check};
 
 /// Device operations in which the threads meet.
 const OPS: usize = 1500;
@@ -18,17 +17,7 @@ const OPS: usize = 1500;
 const ROUNDS: u32 = 1500;
 
 fn device() -> Arc<SimDevice> {
-    let device = SimDevice::new(8 << 20, 512);
-    mkfs(&device, &MkfsOptions::default()).unwrap();
-    Arc::new(device)
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(8 << 20, &MkfsOptions::default())
 }
 
 /// A link had changed the link count of a file in memory and let go of it, but its operations were

@@ -1,32 +1,24 @@
 //! `LavaFs` against the filesystem contract, and what is its own, on the simulated device.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
 mod conformance;
 
 use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::{formatted, mount};
 use lavafs::device::SimDevice;
 use lavafs::{
-    CheckMode, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions,
-    SetAttributes, TailPolicy, check, mkfs,
+    CheckMode, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, SetAttributes,
+    TailPolicy, check, mkfs,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn device(size: u64) -> Arc<SimDevice> {
-    let device = SimDevice::new(size, 512);
-    mkfs(&device, &MkfsOptions::default()).unwrap();
-    Arc::new(device)
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(size, &MkfsOptions::default())
 }
 
 fn assert_clean(device: &Arc<SimDevice>) {

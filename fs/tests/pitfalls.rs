@@ -5,30 +5,23 @@
 //! `src/alloc`, direct I/O under `src/device`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::{formatted, mount};
 use lavafs::device::{BlockDevice, Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
-    MkfsOptions, MountOptions, check, mkfs,
+    MkfsOptions, check, mkfs,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn device(size: u64) -> Arc<SimDevice> {
-    let device = Arc::new(SimDevice::new(size, 512));
-    mkfs(&*device, &MkfsOptions::default()).unwrap();
-    device
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(size, &MkfsOptions::default())
 }
 
 fn assert_clean(device: &Arc<SimDevice>) {

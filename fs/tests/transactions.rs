@@ -2,34 +2,27 @@
 //! after any crash.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::{formatted, mount};
 use lavafs::device::SimDevice;
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileKind, FileSystem, LavaFs, MkfsOptions,
-    MountOptions, RenameMode, TailPolicy, Transaction, check, mkfs,
+    RenameMode, TailPolicy, Transaction, check,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 fn device() -> Arc<SimDevice> {
-    let device = SimDevice::new(4 << 20, 512);
     let options = MkfsOptions {
         journal_size: Some(64 * BLOCK_SIZE),
         ..MkfsOptions::default()
     };
-    mkfs(&device, &options).unwrap();
-    Arc::new(device)
-}
-
-fn mount(device: &Arc<SimDevice>) -> LavaFs {
-    let options = MountOptions {
-        background: false,
-        ..MountOptions::default()
-    };
-    LavaFs::mount(device.clone(), &options).unwrap()
+    formatted(4 << 20, &options)
 }
 
 fn assert_clean(device: &Arc<SimDevice>, what: &str) {
