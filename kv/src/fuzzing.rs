@@ -9,15 +9,15 @@ pub use lavafs::fuzzing::Target;
 use lavafs::{File, FileRef, FileSize, Generation};
 use parking_lot::Mutex;
 
-use crate::batch::{BatchReader, CfId, WriteBatch};
 use crate::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader};
 use crate::cache::BlockCache;
-use crate::compression::Compression;
 use crate::iter::InternalIterator;
 use crate::key::{InternalKey, LookupKey, MAX_SEQ, ValueKind};
 use crate::options::Options;
+use crate::sstable::compression::Compression;
 use crate::sstable::{self, OpenOptions, Table, TableBuilder, TableOptions, TableReadOptions};
 use crate::version::{CfEdit, VersionEdit};
+use crate::write::batch::{BatchReader, CfId, WriteBatch};
 
 /// Every decoder of bytes from a database's files, beside those of the log crate.
 pub const TARGETS: [Target; 6] = [

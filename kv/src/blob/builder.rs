@@ -20,9 +20,9 @@ use super::record::{
     CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICTIONARY, encode_head, encode_tail, padded,
 };
 use super::{BlobFileOptions, MAX_DICTIONARY_LEN};
-use crate::compression::{BlockCompressor, Compression};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, SeqNo, compare_internal};
+use crate::sstable::compression::{BlockCompressor, Compression};
 use crate::sstable::{Handle, MAX_KEY_LEN, MAX_VALUE_LEN, encode_sections};
 
 /// Bytes gathered before they are appended to the file. Also the size from which a value is

@@ -32,12 +32,15 @@ mod cbt_tests;
 mod footer;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
+pub(crate) mod garbage;
 pub(crate) mod gc;
 mod iter;
 mod key_bits;
 mod properties;
 mod reader;
 mod record;
+pub(crate) mod reference;
+pub(crate) mod values;
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +54,7 @@ pub(crate) use self::fuzzing::sealed;
 pub use self::iter::{BlobFileIterator, StoredValue};
 pub use self::properties::BlobFileProperties;
 pub use self::reader::BlobFileReader;
-use crate::compression::Compression;
+use crate::sstable::compression::Compression;
 
 /// How a blob file is written. Files written with different options can be read side by side.
 #[derive(Clone, PartialEq, Debug, Default)]

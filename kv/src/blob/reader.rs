@@ -17,9 +17,9 @@ use super::footer::{
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
 use super::record::{CODEC_RAW, CODEC_ZSTD, Record};
-use crate::compression::{Dictionary, decompress, decompress_with};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
+use crate::sstable::compression::{Dictionary, decompress, decompress_with};
 use crate::sstable::{Handle, decode_sections};
 
 /// Bytes read at the end of the file when it is opened: most files' index and all that follows it.

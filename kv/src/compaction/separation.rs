@@ -15,11 +15,11 @@ use std::collections::HashMap;
 
 use lavafs::CreateOptions;
 
+use crate::blob::reference::BlobReference;
 use crate::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{InternalKeyRef, ValueKind, append_internal};
-use crate::reference::BlobReference;
 use crate::version::BlobMeta;
 
 use super::correlated::Along;

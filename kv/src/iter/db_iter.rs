@@ -14,12 +14,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::engine::{Engine, View};
+use crate::blob::reference::BlobReference;
+use crate::blob::values::SeparatedValue;
+use crate::db::engine::{Engine, View};
+use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::key::{ValueKind, append_internal};
-use crate::reference::BlobReference;
-use crate::snapshot::Snapshot;
-use crate::values::SeparatedValue;
 
 use super::VisibleIterator;
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::ledger::{Charge, MemoryKind, MemoryLedger};
+use crate::env::ledger::{Charge, MemoryKind, MemoryLedger};
 
 /// Alignment in bytes of every allocation.
 pub(super) const ALIGN: usize = 8;

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::skiplist::SkipList;
+use crate::env::ledger::MemoryLedger;
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, SeqNo, ValueKind, pack_trailer};
-use crate::ledger::MemoryLedger;
-use crate::protection;
+use crate::write::protection;
 
 /// An ordered set of versions of keys in memory.
 pub struct MemTable {

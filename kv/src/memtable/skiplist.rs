@@ -38,9 +38,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use super::arena::{ALIGN, Arena};
+use crate::env::ledger::MemoryLedger;
 use crate::key::{TRAILER_LEN, compare_user, key_head, user_key};
-use crate::ledger::MemoryLedger;
-use crate::protection::PROTECTION_LEN;
+use crate::write::protection::PROTECTION_LEN;
 
 /// Levels of the tallest node: enough for some million nodes at one in [`BRANCHING`] a level.
 const MAX_HEIGHT: usize = 20;

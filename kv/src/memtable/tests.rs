@@ -210,8 +210,9 @@ fn a_protected_memtable_finds_an_entry_whose_checksum_disagrees() {
     assert!(matches!(walk(), (99, Ok(()))));
     // As if a bit of the entry had changed after its checksum was computed.
     let trailer = pack_trailer(200, ValueKind::Value as u8);
-    let right = crate::protection::of_entry(ValueKind::Value, &50_u64.to_be_bytes(), b"value");
-    let right = crate::protection::in_memtable(right, trailer);
+    let right =
+        crate::write::protection::of_entry(ValueKind::Value, &50_u64.to_be_bytes(), b"value");
+    let right = crate::write::protection::in_memtable(right, trailer);
     table
         .list
         .insert(&50_u64.to_be_bytes(), trailer, b"valuE", right);

@@ -15,11 +15,11 @@ pub(crate) use stored::{family_line, stored_families};
 use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;
 use crate::compaction::{PickerOptions, filter_plan};
+use crate::db::snapshot::Snapshot;
 use crate::env::Env;
 use crate::error::{Error, Result};
-use crate::listener::EventListener;
-use crate::snapshot::Snapshot;
 use crate::sstable::{Compression, TableOptions};
+use crate::stats::listener::EventListener;
 use crate::version::Version;
 
 /// How a write-ahead log that does not end cleanly is treated when a database is opened.

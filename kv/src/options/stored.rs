@@ -11,10 +11,10 @@ use lavafs::FileSystemRef;
 
 use super::compaction::{CompactionStyle, STYLE_NAMES};
 use super::{Options, WalRecoveryMode};
-use crate::batch::CfId;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName};
 use crate::sstable::Compression;
+use crate::write::batch::CfId;
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
 

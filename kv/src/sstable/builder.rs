@@ -20,13 +20,13 @@ use super::footer::{
 use super::index::IndexBuilder;
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
-use crate::compression::{
-    BlockCompressor, CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Compression,
-};
+use crate::blob::reference::BlobReference;
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::key::{InternalKeyRef, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
-use crate::reference::BlobReference;
+use crate::sstable::compression::{
+    BlockCompressor, CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Compression,
+};
 use crate::version::{BlobUse, TableRefs};
 
 /// Bytes gathered before they are appended to the file. Also the block size from which a block

@@ -51,7 +51,7 @@ pub(crate) fn fuzz_parts(bytes: &[u8]) {
         let again = TableProperties::decode(&properties.encode());
         assert_eq!(again.ok(), Some(properties));
     }
-    let _ = crate::compression::decompress(bytes);
+    let _ = crate::sstable::compression::decompress(bytes);
 }
 
 /// `bytes` as a table whose footer and blocks have right checksums, as far as they can be found.

@@ -25,6 +25,7 @@
 
 mod block;
 mod builder;
+pub(crate) mod compression;
 mod filter;
 mod footer;
 #[cfg(feature = "fuzzing")]
@@ -49,7 +50,7 @@ pub use self::properties::TableProperties;
 pub(crate) use self::properties::{append as append_property, take as take_property};
 pub(crate) use self::reader::BlockPlace;
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
-pub use crate::compression::Compression;
+pub use crate::sstable::compression::Compression;
 
 use std::sync::Arc;
 
@@ -182,7 +183,7 @@ impl Block {
 
     /// A data block's compressed form for the cache, if it is much smaller.
     fn packed(&self) -> Option<Self> {
-        let bytes = crate::compression::pack(self.contents())?;
+        let bytes = crate::sstable::compression::pack(self.contents())?;
         Some(Block {
             bytes,
             start: 0,
@@ -194,7 +195,7 @@ impl Block {
     fn unpacked(self: Arc<Self>) -> Option<Arc<Self>> {
         match self.layout {
             Layout::Packed => {
-                let contents = crate::compression::decompress(&self.bytes).ok()?;
+                let contents = crate::sstable::compression::decompress(&self.bytes).ok()?;
                 Block::data(contents).ok().map(Arc::new)
             }
             _ => Some(self),

@@ -19,12 +19,12 @@ use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
 use crate::cache::{BlockCache, BlockKind, CacheKey, Reservation};
-use crate::compression::{
-    CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Dictionary, decompress, decompress_with,
-};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
+use crate::sstable::compression::{
+    CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Dictionary, decompress, decompress_with,
+};
 
 /// Bytes read at the end of the file when it is opened: footer, meta block and properties, and
 /// for small tables index and filter too.

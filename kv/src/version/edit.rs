@@ -29,10 +29,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::batch::{CfId, MAX_KEY_LEN};
 use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
+use crate::write::batch::{CfId, MAX_KEY_LEN};
 
 use super::blobs::{BlobMeta, BlobUse, TableRefs};
 use super::version::SstMeta;

@@ -22,7 +22,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::env::{Env, Priority};
 use crate::file_names::FileName;
-use crate::listener::{EventListener, FileEvent, FileKind};
+use crate::stats::listener::{EventListener, FileEvent, FileKind};
 
 /// How often free space is looked at during a pause.
 const LOOK: Duration = Duration::from_millis(200);

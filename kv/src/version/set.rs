@@ -1,7 +1,7 @@
 //! `VersionSet`: the manifest in force, and the structure that a manifest describes.
 //!
 //! One thread at a time changes the structure: it holds the `VersionSet`'s lock, records the edit
-//! durably, and installs the new versions in memory afterwards ([`crate::install`]). What a crash
+//! durably, and installs the new versions in memory afterwards ([`crate::background::install`]). What a crash
 //! leaves is the old structure or the new one; files named by neither are removed at open.
 
 use std::collections::BTreeMap;
@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
-use crate::batch::CfId;
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
+use crate::write::batch::CfId;
 
 use super::blobs::{BlobMeta, BlobSet};
 use super::edit::{CfEdit, VersionEdit};

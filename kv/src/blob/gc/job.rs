@@ -22,13 +22,13 @@ use lavafs::CreateOptions;
 
 use super::liveness::Referrers;
 use super::{GcPick, LiveCount, Rewritten, rewrite};
-use crate::batch::CfId;
 use crate::blob::{BlobFileBuilder, BlobFileProperties, BlobFileReader};
-use crate::engine::{ColumnFamily, Engine, State};
+use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
-use crate::listener::CollectionEvent;
+use crate::stats::listener::CollectionEvent;
 use crate::version::{BlobMeta, BlobUse, CfEdit, Version};
+use crate::write::batch::CfId;
 
 /// Bytes that are read at once of each input.
 const INPUT_BUFFER: usize = 1 << 20;

@@ -9,16 +9,16 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::Liveness;
-use crate::batch::CfId;
 use crate::blob::BlobFileReader;
-use crate::engine::Engine;
+use crate::blob::reference::BlobReference;
+use crate::db::engine::Engine;
 use crate::env::Priority;
 use crate::error::Result;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
 use crate::key::{compare_internal, user_key};
-use crate::reference::BlobReference;
 use crate::sstable::TableReadOptions;
 use crate::version::{TableOpener, Version};
+use crate::write::batch::CfId;
 
 /// Records between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 64;

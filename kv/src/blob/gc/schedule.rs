@@ -14,14 +14,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Candidate, Effort, GcPick, Limits, Standing, pick};
-use crate::batch::CfId;
-use crate::engine::{Engine, State};
+use crate::background::scheduler::{next_compaction, spawn};
+use crate::db::engine::{Engine, State};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::SeqNo;
-use crate::scheduler::{next_compaction, spawn};
 use crate::version::Version;
+use crate::write::batch::CfId;
 
 /// How often the watcher looks whether somebody writes, at most.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -252,7 +252,7 @@ fn wait_for_idleness(engine: &Arc<Engine>) {
             (last, since) = (now, Instant::now());
         } else if since.elapsed() >= idle_after {
             state.collections.idle_at = Some(now);
-            crate::scheduler::schedule(engine, &mut state);
+            crate::background::scheduler::schedule(engine, &mut state);
             break;
         }
     }

@@ -7,9 +7,9 @@ use lavafs::{CreateOptions, FileSystem, HostFs};
 
 use super::*;
 use crate::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader, file_name};
-use crate::compression::Compression;
 use crate::error::{Error, Result};
 use crate::key::{InternalKey, ValueKind, user_key};
+use crate::sstable::compression::Compression;
 
 const INPUTS: u64 = 5;
 const RECORDS: u64 = 500;

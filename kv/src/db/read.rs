@@ -1,6 +1,6 @@
 //! The read path: memtables from new to old, then the version's runs from new to old.
 //!
-//! A view is taken before the sequence number (see [`crate::engine`]); both are held for the
+//! A view is taken before the sequence number (see [`crate::db::engine`]); both are held for the
 //! whole read, and nothing of it blocks on a writer.
 
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::Guard;
 
-use crate::batch::CfId;
-use crate::engine::{Engine, View, closing};
+use crate::blob::reference::BlobReference;
+use crate::blob::values::SeparatedValue;
+use crate::db::engine::{Engine, View, closing};
+use crate::db::pinned::PinnedSlice;
 use crate::error::{Error, Result};
 use crate::iter::{DbIterator, InternalIterator, Origin, RunIterator, VisibleIterator};
 use crate::key::{LookupKey, SeqNo, ValueKind, append_internal};
 use crate::options::ReadOptions;
-use crate::pinned::PinnedSlice;
-use crate::reference::BlobReference;
 use crate::sstable::{TableHit, TableReadOptions, filter_hash};
-use crate::values::SeparatedValue;
 use crate::version::{TableOpener, Version};
+use crate::write::batch::CfId;
 
 impl Engine {
     /// A view and the sequence number to read it at.

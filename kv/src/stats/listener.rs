@@ -7,11 +7,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::batch::CfId;
-use crate::engine::Engine;
+use crate::db::engine::Engine;
 use crate::error::{Error, Severity};
 use crate::file_names::{FileName, FileNumber};
-use crate::stall::Stall;
+use crate::write::batch::CfId;
+use crate::write::stall::Stall;
 
 /// A flush or compaction.
 #[derive(Clone, Debug)]

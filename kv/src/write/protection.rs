@@ -7,8 +7,8 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::batch::CfId;
 use crate::key::ValueKind;
+use crate::write::batch::CfId;
 
 /// Bytes that a protected entry takes more in a memtable.
 pub(crate) const PROTECTION_LEN: usize = 8;

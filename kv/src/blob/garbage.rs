@@ -8,11 +8,11 @@
 use std::sync::Arc;
 
 use crate::blob::BlobFileReader;
-use crate::engine::Engine;
+use crate::blob::reference::BlobReference;
+use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, SeqNo, ValueKind};
-use crate::reference::BlobReference;
 use crate::sstable::filter_hash;
 use crate::version::{BlobFile, BlobUse, LiveBlob, Version};
 

@@ -12,12 +12,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::blob::garbage::shadowed_bytes;
 use crate::compaction::{Choice, InFlight, PickerOptions, pick_range};
-use crate::engine::{Engine, State};
-use crate::garbage::shadowed_bytes;
+use crate::db::engine::{Engine, State};
 use crate::options::CompactionStyle;
-use crate::stall::{SpaceLeft, Stall};
 use crate::version::Version;
+use crate::write::stall::{SpaceLeft, Stall};
 
 /// Bytes written between two looks.
 const LOOK_BYTES: u64 = 64 << 10;
@@ -78,7 +78,7 @@ impl Engine {
         self.recompute_stall(state);
         if was_free && state.space_stall != Stall::None {
             // More is due under pressure than without.
-            crate::scheduler::schedule(self, state);
+            crate::background::scheduler::schedule(self, state);
             self.recompute_stall(state);
         }
     }
@@ -107,7 +107,7 @@ impl Engine {
         if space.free >= reserve.saturating_mul(2) {
             return Stall::None;
         }
-        let mut blobs = crate::garbage::BlobStats::default();
+        let mut blobs = crate::blob::garbage::BlobStats::default();
         views.iter().for_each(|view| blobs.add(&view.version));
         let left = SpaceLeft {
             free: space.free,

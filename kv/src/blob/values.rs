@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use lavafs::ReadRequest;
 
+use crate::blob::reference::BlobReference;
 use crate::blob::{BlobFileReader, RecordLocation};
 use crate::compaction::no_such_file;
-use crate::engine::Engine;
+use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
-use crate::reference::BlobReference;
 use crate::version::{BlobFile, BlobMeta, BlobOpener, OpenBlob, Version};
 
 /// Device reads of one submission that are in flight at a time.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::batch::CfId;
-use crate::engine::{Engine, Mem, State, View, closing};
+use crate::db::engine::{Engine, Mem, State, View, closing};
 use crate::error::Result;
 use crate::version::Version;
-use crate::wal::WalWriter;
 use crate::write::WriteItem;
+use crate::write::batch::CfId;
+use crate::write::wal::WalWriter;
 
 impl Engine {
     /// Seals every memtable and waits until what was in memory is in tables.

@@ -21,20 +21,20 @@ use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
 use parking_lot::{Condvar, Mutex};
 
-use crate::batch::{BatchReader, CfId};
+use crate::background::scheduler;
 use crate::cache::BlockCache;
-use crate::engine::{ColumnFamily, Engine, State, View};
+use crate::db::engine::{ColumnFamily, Engine, State, View};
+use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName, FileNumber, LOCK};
-use crate::histogram::Histograms;
 use crate::key::{MAX_SEQ, SeqNo};
-use crate::metrics::Tickers;
 use crate::options::{self, Options, WalRecoveryMode};
-use crate::scheduler;
-use crate::snapshot::SnapshotList;
+use crate::stats::histogram::Histograms;
+use crate::stats::metrics::Tickers;
 use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
-use crate::wal::{self, ApplyError, WalWriter};
+use crate::write::batch::{BatchReader, CfId};
+use crate::write::wal::{self, ApplyError, WalWriter};
 
 /// Opens the database at `dir`.
 pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {

@@ -5,30 +5,39 @@
 //! was acknowledged with `sync` is durable, and the rest is as after a crash of the process.
 //! [`Db::close`] also makes the rest durable.
 
+pub(crate) mod close;
+pub(crate) mod engine;
+pub(crate) mod multi_get;
+pub(crate) mod pinned;
+pub(crate) mod read;
+pub(crate) mod read_only;
+pub(crate) mod recovery;
+pub(crate) mod repair;
+pub(crate) mod snapshot;
+pub(crate) mod verify;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
-use crate::batch::{CfId, WriteBatch};
-use crate::engine::Engine;
+use self::repair::RepairReport;
+use self::verify::VerifyReport;
+use crate::background::scheduler;
+use crate::blob::garbage::GarbageReport;
+use crate::db::engine::Engine;
+use crate::db::pinned::PinnedSlice;
+use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
-use crate::garbage::GarbageReport;
-use crate::histogram::{HistogramValues, Timed};
 use crate::iter::DbIterator;
-use crate::metrics::TickerValues;
 use crate::options::{Options, ReadOptions, WriteOptions};
-use crate::pinned::PinnedSlice;
-use crate::prometheus;
-use crate::properties::{self, Stats};
-use crate::read_only;
-use crate::recovery;
-use crate::repair::{self, RepairReport};
-use crate::scheduler;
-use crate::snapshot::Snapshot;
-use crate::verify::{self, VerifyReport};
+use crate::stats::histogram::{HistogramValues, Timed};
+use crate::stats::metrics::TickerValues;
+use crate::stats::prometheus;
+use crate::stats::properties::{self, Stats};
 use crate::write::WriteItem;
+use crate::write::batch::{CfId, WriteBatch};
 
 /// An open database. Cheap to clone; all methods may be called from any thread.
 #[derive(Clone, Debug)]
@@ -169,11 +178,11 @@ impl Db {
     /// failed is not applied, but may be there after a reopen.
     pub fn write(&self, mut batch: WriteBatch, options: &WriteOptions) -> Result<()> {
         batch.check()?;
-        if batch.data_size() > crate::batch::MAX_BATCH_LEN {
+        if batch.data_size() > crate::write::batch::MAX_BATCH_LEN {
             return Err(Error::invalid_argument(format!(
                 "batch of {} bytes: at most {}",
                 batch.data_size(),
-                crate::batch::MAX_BATCH_LEN
+                crate::write::batch::MAX_BATCH_LEN
             )));
         }
         if options.sync && options.disable_wal {

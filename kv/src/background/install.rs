@@ -6,15 +6,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::batch::CfId;
 use crate::compaction::{PickerOptions, score};
-use crate::engine::{ColumnFamily, Engine, State, View, no_such_cf};
+use crate::db::engine::{ColumnFamily, Engine, State, View, no_such_cf};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::CompactionStyle;
 use crate::options::Options;
-use crate::stall::Stall;
 use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};
+use crate::write::batch::CfId;
+use crate::write::stall::Stall;
 
 impl Engine {
     /// Records a change of one column family and installs its new version. `edit` is asked for

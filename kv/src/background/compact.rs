@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::batch::CfId;
+use crate::background::flush::OUTPUT_BUFFERS;
+use crate::background::scheduler;
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
     VersionFilter, pick_range, split,
 };
-use crate::engine::{ColumnFamily, Engine, State, read_only};
+use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
-use crate::flush::OUTPUT_BUFFERS;
-use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
-use crate::scheduler;
 use crate::sstable::TableReadOptions;
+use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
+use crate::write::batch::CfId;
 
 /// Bytes that a compaction reads ahead in each input.
 const READAHEAD: usize = 1 << 20;
@@ -267,7 +267,7 @@ impl Engine {
                 .cfs
                 .get(&id)
                 .cloned()
-                .ok_or_else(|| crate::engine::no_such_cf(id))?;
+                .ok_or_else(|| crate::db::engine::no_such_cf(id))?;
             let version = Arc::clone(&cf.view().version);
             let busy: Vec<_> = state
                 .compacting

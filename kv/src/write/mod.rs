@@ -10,6 +10,11 @@
 //! begins a new one. If that fails too, or a sync failed, the database turns read-only: what is
 //! durable is then unknown.
 
+pub(crate) mod batch;
+pub(crate) mod protection;
+pub(crate) mod stall;
+pub(crate) mod wal;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,17 +22,17 @@ use std::time::{Duration, Instant};
 
 use lavalog::{Crew, Task};
 
-use crate::batch::{CfId, WriteBatch};
-use crate::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
+use crate::background::scheduler;
+use crate::db::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
+use crate::env::ledger;
 use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
-use crate::histogram::Timed;
-use crate::ledger;
-use crate::listener::{FileEvent, FileKind};
 use crate::options::WriteOptions;
-use crate::scheduler;
-use crate::stall::Stall;
-use crate::wal::{WAL_GROUP_BYTES, WalWriter};
+use crate::stats::histogram::Timed;
+use crate::stats::listener::{FileEvent, FileKind};
+use crate::write::batch::{CfId, WriteBatch};
+use crate::write::stall::Stall;
+use crate::write::wal::{WAL_GROUP_BYTES, WalWriter};
 
 /// Longest sleep of a slowed leader at a time.
 const DELAY_MAX: Duration = Duration::from_millis(100);

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::blob::garbage::BlobStats;
 use crate::cache::{BlockKind, CacheStats};
 use crate::compaction::{PickerOptions, score};
-use crate::engine::Engine;
-use crate::garbage::BlobStats;
-use crate::metrics::TickerValues;
-use crate::stall::Stall;
+use crate::db::engine::Engine;
+use crate::stats::metrics::TickerValues;
+use crate::write::stall::Stall;
 
 /// Files and bytes of one level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::engine::Engine;
-use crate::properties;
+use crate::db::engine::Engine;
+use crate::stats::properties;
 
 /// Text under construction.
 struct Text {

@@ -9,6 +9,9 @@
 //! panics does not end its thread; the task's owner catches the panic and poisons its database.
 //! The queue's lock is held for queue operations only.
 
+pub(crate) mod ledger;
+pub(crate) mod rate_limiter;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -16,8 +19,8 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::ledger::MemoryLedger;
-use crate::rate_limiter::RateLimiter;
+use crate::env::ledger::MemoryLedger;
+use crate::env::rate_limiter::RateLimiter;
 
 /// Which queue a task waits in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

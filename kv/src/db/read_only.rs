@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use lavafs::FileSystemRef;
 
-use crate::engine::{BackgroundError, Engine, View};
+use crate::db::engine::{BackgroundError, Engine, View};
+use crate::db::recovery;
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::options::Options;
-use crate::recovery;
 use crate::version::Recovered;
 
 /// How often opening is tried beside an owner that changes files meanwhile.
@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// Makes the full memtable of a column family immutable; nothing flushes it.
-    pub(crate) fn keep_in_memory(&self, cf: &crate::engine::ColumnFamily) {
+    pub(crate) fn keep_in_memory(&self, cf: &crate::db::engine::ColumnFamily) {
         let view = cf.view();
         let mut imms = view.imms.clone();
         imms.insert(0, Arc::clone(&view.mem));

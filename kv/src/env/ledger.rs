@@ -19,7 +19,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{BlockCache, Reservation};
-use crate::engine::Engine;
+use crate::db::engine::Engine;
 
 /// Longest that a group of writes waits for memtables to be flushed.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@
 use crate::codec::{Decoder, put_varint};
 use crate::error::{Error, Result};
 use crate::key::{SeqNo, ValueKind};
-use crate::protection;
+use crate::write::protection;
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = 65_535;

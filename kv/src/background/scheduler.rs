@@ -16,15 +16,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
 
-use crate::batch::CfId;
+use crate::background::space::compaction_for_space;
 use crate::blob::gc;
 use crate::compaction::{Choice, PickerOptions, pick};
-use crate::engine::{Engine, State, closing, read_only};
+use crate::db::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::options::CompactionStyle;
 use crate::options::Options;
-use crate::space::compaction_for_space;
+use crate::write::batch::CfId;
 
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use lavafs::{FileRef, ReadRequest};
 
-use crate::batch::CfId;
-use crate::engine::{Engine, View};
+use crate::db::engine::{Engine, View};
+use crate::db::read::separated;
 use crate::error::Result;
 use crate::key::{LookupKey, ValueKind};
 use crate::options::ReadOptions;
-use crate::read::separated;
 use crate::sstable::{Block, BlockPlace, Table, filter_hash};
 use crate::version::Run;
+use crate::write::batch::CfId;
 
 /// Device reads of one submission that are in flight at a time.
 const QUEUE_DEPTH: usize = 32;

@@ -8,21 +8,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::CfId;
+use crate::background::scheduler;
 use crate::compaction::{
     self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
 };
-use crate::engine::{ColumnFamily, Engine, Mem};
+use crate::db::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
+use crate::env::ledger::{Charge, MemoryKind};
 use crate::error::Result;
 use crate::file_names::FileNumber;
-use crate::histogram::Timed;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::ledger::{Charge, MemoryKind};
-use crate::listener::{FileEvent, FileKind, JobEvent};
 use crate::options::Options;
-use crate::scheduler;
+use crate::stats::histogram::Timed;
+use crate::stats::listener::{FileEvent, FileKind, JobEvent};
 use crate::version::{CfEdit, SstMeta, Version};
+use crate::write::batch::CfId;
 
 /// Bytes of the buffers of a table that is being written, about: a block and what of the file is
 /// not written yet.

@@ -24,19 +24,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lavafs::FileSystemRef;
 
-use crate::batch::CfId;
 use crate::cache::BlockCache;
 use crate::compaction::{self, Along, CompactionContext, Retention, Separation, VersionFilter};
+use crate::db::recovery;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::{InternalIterator, MergingIterator};
 use crate::options::{self, Options, WalRecoveryMode};
-use crate::recovery;
 use crate::sstable::{OpenOptions, Table, TableReadOptions};
 use crate::version::{
     COMPARATOR, CfEdit, Recovered, SstMeta, TableRefs, Version, VersionEdit, VersionSet,
 };
-use crate::wal;
+use crate::write::batch::CfId;
+use crate::write::wal;
 
 /// What a repair did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -9,12 +9,12 @@
 
 use std::sync::Arc;
 
-use crate::engine::Engine;
+use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
 use crate::options::WalRecoveryMode;
 use crate::version::{BlobFile, BlobMeta, BlobSet, LiveBlob, Recovered, SstFile};
-use crate::wal;
+use crate::write::wal;
 
 /// What was checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -22,26 +22,26 @@ use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
 use parking_lot::{Condvar, Mutex};
 
-use crate::batch::CfId;
 use crate::blob::gc::Collections;
 use crate::cache::BlockCache;
 use crate::compaction::InFlight;
+use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
+use crate::env::ledger::MemoryLedger;
 use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
-use crate::histogram::Histograms;
 use crate::key::SeqNo;
-use crate::ledger::MemoryLedger;
-use crate::listener::{FileEvent, FileKind};
 use crate::memtable::MemTable;
-use crate::metrics::Tickers;
 use crate::options::Options;
-use crate::snapshot::SnapshotList;
 use crate::sstable::{OpenOptions, Table, TableOptions};
-use crate::stall::Stall;
+use crate::stats::histogram::Histograms;
+use crate::stats::listener::{FileEvent, FileKind};
+use crate::stats::metrics::Tickers;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
-use crate::wal::WalWriter;
 use crate::write::WriteItem;
+use crate::write::batch::CfId;
+use crate::write::stall::Stall;
+use crate::write::wal::WalWriter;
 
 /// Transient failures in a row, other than for want of space, after which one is taken for hard.
 const RETRIES_MAX: u32 = 20;
@@ -338,7 +338,7 @@ impl Engine {
         self.changed.notify_all();
         self.tell(|listener| listener.on_background_error(&error, severity));
         if resume {
-            crate::scheduler::resume_later(self);
+            crate::background::scheduler::resume_later(self);
         }
     }
 
