@@ -11,7 +11,7 @@
 
 use uuid::Uuid;
 
-use crate::format::codec::Decoder;
+use crate::codec::Decoder;
 use crate::format::op::{FLAG_EXACT, InodeRecord, Op};
 use crate::format::owner::Owner;
 use crate::format::record;

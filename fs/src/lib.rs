@@ -8,6 +8,7 @@
 mod alloc;
 mod background;
 mod check;
+pub mod codec;
 mod core;
 pub mod device;
 mod discard;

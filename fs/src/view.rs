@@ -14,8 +14,8 @@
 
 use parking_lot::Mutex;
 
+use crate::codec::Decoder;
 use crate::error::{Error, Result};
-use crate::format::codec::Decoder;
 use crate::format::op::Op;
 use crate::format::owner::Owner;
 use crate::fs::{LavaFs, free_space};

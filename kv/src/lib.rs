@@ -6,7 +6,6 @@
 mod background;
 pub mod blob;
 pub mod cache;
-mod codec;
 mod compaction;
 mod db;
 mod env;

@@ -12,10 +12,10 @@ mod read;
 
 use std::sync::Arc;
 
+use crate::codec::Decoder;
 use crate::device::BlockDevice;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::codec::Decoder;
 use crate::format::op::Op;
 use crate::format::owner::Owner;
 use crate::format::region::RegionHeader;

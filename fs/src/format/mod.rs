@@ -1,6 +1,5 @@
 //! Everything that is on the device apart from file contents. Prose: ../../FORMAT.md.
 
-pub(crate) mod codec;
 pub(crate) mod op;
 pub(crate) mod owner;
 pub(crate) mod record;

@@ -25,7 +25,7 @@
 //! flush: recovery applies it from the last record only if crc32c of bytes `check_from..size`
 //! of the file is `check_crc`. Kind 0 is never written, so zeros hold no operation.
 
-use super::codec::{Decoder, put_bytes, put_varint};
+use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::types::Ino;
 
 /// Inode flag: the size is exactly `size`, not merely at least.

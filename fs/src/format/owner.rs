@@ -15,7 +15,7 @@
 
 use uuid::Uuid;
 
-use super::codec::Decoder;
+use crate::codec::Decoder;
 use crate::types::BLOCK_SIZE;
 
 const MAGIC: &[u8; 8] = b"LAVAOWNR";

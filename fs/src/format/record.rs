@@ -17,7 +17,7 @@
 
 use uuid::Uuid;
 
-use super::codec::Decoder;
+use crate::codec::Decoder;
 
 const MAGIC: &[u8; 4] = b"LVJR";
 

@@ -21,7 +21,7 @@
 
 use uuid::Uuid;
 
-use super::codec::Decoder;
+use crate::codec::Decoder;
 use crate::types::{BLOCK_SIZE, align_up};
 
 const MAGIC: &[u8; 8] = b"LAVAJRNL";

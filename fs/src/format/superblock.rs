@@ -26,7 +26,7 @@
 
 use uuid::Uuid;
 
-use super::codec::Decoder;
+use crate::codec::Decoder;
 use crate::error::{Error, Result};
 use crate::types::BLOCK_SIZE;
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use parking_lot::RwLock;
 
 use crate::alloc::Run;
-use crate::format::codec::Decoder;
+use crate::codec::Decoder;
 use crate::format::op::{FLAG_EXACT, FLAG_SEAL, InodeRecord, Op};
 use crate::meta::extents::ExtentList;
 use crate::types::{BLOCK_SIZE, FileSize, Ino};

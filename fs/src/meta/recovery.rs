@@ -22,10 +22,10 @@ pub(crate) use follow::{for_each_record, read_on, read_owner, recover_moving};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::alloc::Run;
+use crate::codec::Decoder;
 use crate::device::AlignedBuf;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::codec::Decoder;
 use crate::format::op::Op;
 use crate::format::record::{self, RECORD_HEADER_LEN, RecordHeader};
 use crate::format::region::{HeaderCopy, RegionHeader};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::alloc::Run;
-use crate::format::codec::Decoder;
+use crate::codec::Decoder;
 use crate::format::op::{FLAG_EXACT, InodeRecord, Op};
 use crate::meta::inode::{Inode, MODE_DIRECTORY};
 use crate::types::Ino;

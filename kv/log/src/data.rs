@@ -20,11 +20,11 @@ use std::sync::Arc;
 use lavafs::{FileRef, FileSystemRef};
 use parking_lot::Mutex;
 
-use crate::codec::Cursor;
 use crate::error::{Error, Result};
 use crate::group::{GROUP_HEADER_LEN, GroupWriter, PAYLOAD_LEN_MAX, Position};
 use crate::index::Entry;
 use crate::record::{DirectoryBuilder, take_record};
+use lavafs::codec::Decoder;
 
 const _: () = assert!((1usize << 30) + PAYLOAD_LEN_MAX + (1 << 20) < u32::MAX as usize);
 
@@ -236,7 +236,7 @@ pub(crate) fn data_path(dir: &Path, number: u32) -> PathBuf {
 /// Takes the data out of a framed record as read, if it is the record of `log` and `entry`.
 pub(crate) fn unframe(bytes: &[u8], log: u64, entry: Entry, file: &DataFile) -> Result<Vec<u8>> {
     let corrupt = |detail| Error::corrupt(&file.path, u64::from(entry.offset), detail);
-    let mut cursor = Cursor::new(bytes);
+    let mut cursor = Decoder::new(bytes);
     let (key, data, len) = take_record(&mut cursor, file.generation).map_err(corrupt)?;
     if key.log != log || key.lsn != entry.lsn || len != entry.len {
         return Err(corrupt("another record than the index names"));

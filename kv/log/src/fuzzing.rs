@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 pub use lavafs::fuzzing::Target;
 use lavafs::{CreateOptions, FileSystem};
 
-use crate::codec::Cursor;
 use crate::group::{FILE_HEADER_LEN, GROUP_HEADER_LEN, GroupReader, GroupWriter};
 use crate::mem_fs::MemFs;
 use crate::meta::MetaOp;
 use crate::record::{self, DirectoryBuilder, DirectoryEntry, RecordKey};
+use lavafs::codec::Decoder;
 
 /// Every decoder of bytes from a log's files.
 pub const TARGETS: [Target; 4] = [
@@ -54,7 +54,7 @@ fn log_record(bytes: &[u8]) {
         let crc = crc32c::crc32c_append(seed, &sealed[4..]);
         sealed[..4].copy_from_slice(&crc.to_le_bytes());
     }
-    let mut cursor = Cursor::new(&sealed);
+    let mut cursor = Decoder::new(&sealed);
     while let Ok((key, data, framed)) = record::take_record(&mut cursor, GENERATION) {
         let mut again = Vec::new();
         record::put_record(&mut again, GENERATION, key, data);
@@ -99,13 +99,13 @@ fn log_directory_seed() -> Vec<u8> {
 }
 
 fn log_meta(bytes: &[u8]) {
-    let mut cursor = Cursor::new(bytes);
+    let mut cursor = Decoder::new(bytes);
     while !cursor.is_empty() {
         match MetaOp::decode(&mut cursor) {
             Ok(Some(op)) => {
                 let mut again = Vec::new();
                 op.encode(&mut again);
-                let decoded = MetaOp::decode(&mut Cursor::new(&again));
+                let decoded = MetaOp::decode(&mut Decoder::new(&again));
                 assert_eq!(decoded, Ok(Some(op)));
             }
             Ok(None) => {}

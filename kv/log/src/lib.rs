@@ -30,7 +30,6 @@
 //! the framing of its write-ahead log ([`group`]) and its group commit ([`commit`]) from here.
 
 mod append;
-mod codec;
 pub mod commit;
 mod data;
 mod engine;

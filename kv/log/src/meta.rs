@@ -26,11 +26,11 @@ use std::path::{Path, PathBuf};
 
 use lavafs::FileSystemRef;
 
-use crate::codec::{Cursor, put_varint};
 use crate::error::{Error, Result};
 use crate::group::{GroupReader, GroupWriter};
 use crate::options::{Duplicates, Mode};
 use crate::state::Truncation;
+use lavafs::codec::{Decoder, put_varint};
 
 const SNAPSHOT_GROUP_LEN: usize = 1 << 20;
 const FIRST_IGNORABLE_KIND: u8 = 128;
@@ -119,13 +119,13 @@ impl MetaOp {
     }
 
     /// The next operation; `Ok(None)` for one to be ignored.
-    pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Result<Option<MetaOp>, &'static str> {
-        let kind = cursor.byte().ok_or("an operation is cut off")?;
-        let body = cursor.slice().ok_or("an operation is cut off")?;
+    pub(crate) fn decode(cursor: &mut Decoder<'_>) -> Result<Option<MetaOp>, &'static str> {
+        let kind = cursor.u8().ok_or("an operation is cut off")?;
+        let body = cursor.bytes().ok_or("an operation is cut off")?;
         if kind >= FIRST_IGNORABLE_KIND {
             return Ok(None);
         }
-        let mut body = Cursor::new(body);
+        let mut body = Decoder::new(body);
         let op = MetaOp::decode_body(kind, &mut body).ok_or("an operation is malformed")?;
         if body.is_empty() {
             Ok(Some(op))
@@ -134,7 +134,7 @@ impl MetaOp {
         }
     }
 
-    fn decode_body(kind: u8, body: &mut Cursor<'_>) -> Option<MetaOp> {
+    fn decode_body(kind: u8, body: &mut Decoder<'_>) -> Option<MetaOp> {
         if kind == 5 {
             return Some(MetaOp::SnapshotEnd {
                 next_log: body.varint()?,
@@ -147,7 +147,7 @@ impl MetaOp {
             1 => {
                 let mode = mode_from(body.varint()?)?;
                 let (floor, epoch) = (body.varint()?, body.varint_u32()?);
-                let name = std::str::from_utf8(body.slice()?).ok()?.to_owned();
+                let name = std::str::from_utf8(body.bytes()?).ok()?.to_owned();
                 let mut truncations = Vec::new();
                 for _ in 0..body.varint()? {
                     truncations.push(take_truncation(body)?);
@@ -178,7 +178,7 @@ impl MetaOp {
     }
 }
 
-fn take_truncation(body: &mut Cursor<'_>) -> Option<Truncation> {
+fn take_truncation(body: &mut Decoder<'_>) -> Option<Truncation> {
     Some(Truncation {
         epoch: body.varint_u32()?,
         from: body.varint()?,
@@ -286,7 +286,7 @@ pub(crate) fn read_meta_file(
     }
     let (mut ops, mut whole) = (Vec::new(), false);
     while let Some(group) = reader.next_group()? {
-        let mut cursor = Cursor::new(group.payload);
+        let mut cursor = Decoder::new(group.payload);
         while !cursor.is_empty() {
             let offset = group.position.end() - cursor.remaining() as u64;
             let op = MetaOp::decode(&mut cursor);
@@ -346,15 +346,15 @@ mod tests {
             op.encode(&mut bytes);
             bytes.extend_from_slice(&[200, 2, 0xAA, 0xBB]);
         }
-        let mut cursor = Cursor::new(&bytes);
+        let mut cursor = Decoder::new(&bytes);
         let mut back = Vec::new();
         while !cursor.is_empty() {
             back.extend(MetaOp::decode(&mut cursor).unwrap());
         }
         assert_eq!(back, ops);
-        assert!(MetaOp::decode(&mut Cursor::new(&[99, 0])).is_err());
+        assert!(MetaOp::decode(&mut Decoder::new(&[99, 0])).is_err());
         for len in 1..20 {
-            let mut cursor = Cursor::new(&bytes[..len]);
+            let mut cursor = Decoder::new(&bytes[..len]);
             while !cursor.is_empty() && MetaOp::decode(&mut cursor).is_ok() {}
         }
     }

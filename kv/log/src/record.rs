@@ -14,7 +14,7 @@
 //! names its log and LSN, so that a read through a wrong index is noticed; the operation number
 //! never changes, wherever a record is copied to, and decides between duplicates.
 
-use crate::codec::{Cursor, put_varint};
+use lavafs::codec::{Decoder, put_varint};
 
 pub(crate) const SECTION_RECORDS: u8 = 1;
 pub(crate) const SECTION_DIRECTORY: u8 = 2;
@@ -52,7 +52,7 @@ pub(crate) fn put_record(out: &mut Vec<u8>, generation: u64, key: RecordKey, dat
 
 /// Takes a record off `cursor`: key, data, framed length.
 pub(crate) fn take_record<'a>(
-    cursor: &mut Cursor<'a>,
+    cursor: &mut Decoder<'a>,
     generation: u64,
 ) -> Result<(RecordKey, &'a [u8], u32), &'static str> {
     let before = *cursor;
@@ -71,15 +71,15 @@ pub(crate) fn take_record<'a>(
     Ok((key, data, framed))
 }
 
-fn parse_record<'a>(cursor: &mut Cursor<'a>) -> Option<(u32, u8, RecordKey, &'a [u8])> {
+fn parse_record<'a>(cursor: &mut Decoder<'a>) -> Option<(u32, u8, RecordKey, &'a [u8])> {
     let crc = cursor.u32()?;
-    let kind = cursor.byte()?;
+    let kind = cursor.u8()?;
     let key = take_key(cursor)?;
-    let data = cursor.slice()?;
+    let data = cursor.bytes()?;
     Some((crc, kind, key, data))
 }
 
-fn take_key(cursor: &mut Cursor<'_>) -> Option<RecordKey> {
+fn take_key(cursor: &mut Decoder<'_>) -> Option<RecordKey> {
     Some(RecordKey {
         log: cursor.varint()?,
         epoch: cursor.varint_u32()?,
@@ -144,8 +144,8 @@ impl DirectoryBuilder {
 
 /// Where the directory begins, and its number of entries.
 pub(crate) fn parse_footer(footer: &[u8]) -> Option<(u64, u64)> {
-    let mut cursor = Cursor::new(footer);
-    if cursor.byte()? != FOOTER_VERSION {
+    let mut cursor = Decoder::new(footer);
+    if cursor.u8()? != FOOTER_VERSION {
         return None;
     }
     Some((cursor.varint()?, cursor.varint()?))
@@ -153,8 +153,8 @@ pub(crate) fn parse_footer(footer: &[u8]) -> Option<(u64, u64)> {
 
 /// The entries in the payload of a directory's group.
 pub(crate) fn parse_directory(payload: &[u8], count: u64) -> Option<Vec<DirectoryEntry>> {
-    let mut cursor = Cursor::new(payload);
-    if cursor.byte()? != SECTION_DIRECTORY {
+    let mut cursor = Decoder::new(payload);
+    if cursor.u8()? != SECTION_DIRECTORY {
         return None;
     }
     let mut entries = Vec::with_capacity(usize::try_from(count).ok()?.min(payload.len() / 6 + 1));
@@ -185,13 +185,16 @@ mod tests {
         let mut out = Vec::new();
         let len = put_record(&mut out, 5, KEY, b"some data");
         assert_eq!(len as usize, out.len());
-        let found = take_record(&mut Cursor::new(&out), 5).unwrap();
+        let found = take_record(&mut Decoder::new(&out), 5).unwrap();
         assert_eq!(found, (KEY, &b"some data"[..], len));
-        assert!(take_record(&mut Cursor::new(&out), 6).is_err());
+        assert!(take_record(&mut Decoder::new(&out), 6).is_err());
         for bit in 0..out.len() * 8 {
             let mut bad = out.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(take_record(&mut Cursor::new(&bad), 5).is_err(), "bit {bit}");
+            assert!(
+                take_record(&mut Decoder::new(&bad), 5).is_err(),
+                "bit {bit}"
+            );
         }
     }
 

@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use lavafs::FileSystemRef;
 use parking_lot::{Mutex, RwLock};
 
-use crate::codec::Cursor;
 use crate::commit::GroupCommit;
 use crate::data::{DataFile, DataLog, FileTable, data_path, place, seal_with};
 use crate::engine::{Inner, Names};
@@ -36,6 +35,7 @@ use crate::record::{
     parse_footer, take_record,
 };
 use crate::state::{Core, LogState};
+use lavafs::codec::Decoder;
 
 /// Recovers the engine in `dir`.
 pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Result<Inner> {
@@ -384,7 +384,7 @@ fn scan_groups(reader: &mut GroupReader, records: &mut Vec<DirectoryEntry>) -> R
         match group.payload.first() {
             Some(&SECTION_DIRECTORY) => complete = true,
             Some(&SECTION_RECORDS) => {
-                let mut cursor = Cursor::new(&group.payload[1..]);
+                let mut cursor = Decoder::new(&group.payload[1..]);
                 while !cursor.is_empty() {
                     let offset = group.position.end() - cursor.remaining() as u64;
                     let record = take_record(&mut cursor, generation);

@@ -10,10 +10,10 @@
 //! [`crate::version::BlobSet`] says which file has the value now. The length serves accounting:
 //! it is the same in whatever file the value lies.
 
-use crate::codec::{Decoder, put_varint};
 use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 use crate::version::BlobUse;
+use lavafs::codec::{Decoder, put_varint};
 
 /// Bytes of a reference at most.
 const ENCODED_MAX: usize = 20;

@@ -13,9 +13,9 @@
 
 use super::block::BadBlock;
 use super::varint;
-use crate::codec::Decoder;
 use crate::key::SeqNo;
 use crate::version::{TableRefs, put_refs, take_refs};
+use lavafs::codec::Decoder;
 
 /// Counts, sizes and bounds of a table.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -29,10 +29,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 use crate::write::batch::{CfId, MAX_KEY_LEN};
+use lavafs::codec::{Decoder, put_bytes, put_varint};
 
 use super::blobs::{BlobMeta, BlobUse, TableRefs};
 use super::version::SstMeta;
@@ -121,7 +121,7 @@ impl VersionEdit {
         let mut decoder = Decoder::new(data);
         while !decoder.is_empty() {
             let tag = decoder.varint().ok_or("cut in a tag")?;
-            let body = decoder.bytes(data.len()).ok_or("cut in a field")?;
+            let body = decoder.bytes_at_most(data.len()).ok_or("cut in a field")?;
             let known = edit.decode_field(tag, &mut Decoder::new(body));
             match known {
                 Some(true) => {}
@@ -228,7 +228,7 @@ impl CfEdit {
     fn decode_field(&mut self, tag: u64, body: &mut Decoder<'_>) -> Option<()> {
         match tag {
             TAG_CF_CREATED => {
-                let name = body.bytes(MAX_KEY_LEN)?.to_vec();
+                let name = body.bytes_at_most(MAX_KEY_LEN)?.to_vec();
                 self.created = Some(String::from_utf8(name).ok()?);
             }
             TAG_CF_DROPPED => self.dropped = true,
@@ -284,8 +284,8 @@ fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
     let smallest_seq = body.varint()?;
     let largest_seq = body.varint()?;
     let checksum = body.u64()?;
-    let smallest = body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec();
-    let largest = body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec();
+    let smallest = body.bytes_at_most(MAX_INTERNAL_KEY_LEN)?.to_vec();
+    let largest = body.bytes_at_most(MAX_INTERNAL_KEY_LEN)?.to_vec();
     if smallest.len() < 8 || largest.len() < 8 {
         return None;
     }
@@ -347,8 +347,8 @@ fn take_blob(body: &mut Decoder<'_>) -> Option<BlobMeta> {
         records: body.varint()?,
         value_bytes: body.varint()?,
         checksum: body.u64()?,
-        smallest: body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec(),
-        largest: body.bytes(MAX_INTERNAL_KEY_LEN)?.to_vec(),
+        smallest: body.bytes_at_most(MAX_INTERNAL_KEY_LEN)?.to_vec(),
+        largest: body.bytes_at_most(MAX_INTERNAL_KEY_LEN)?.to_vec(),
     };
     let whole = meta.smallest.len() >= 8 && meta.largest.len() >= 8;
     whole.then_some(meta)

@@ -12,10 +12,10 @@
 //!
 //! It carries no checksum: the log frames it with one (kv/FORMAT.md, "WAL").
 
-use crate::codec::{Decoder, put_varint};
 use crate::error::{Error, Result};
 use crate::key::{SeqNo, ValueKind};
 use crate::write::protection;
+use lavafs::codec::{Decoder, put_varint};
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = 65_535;
@@ -299,9 +299,9 @@ impl<'a> BatchReader<'a> {
     fn entry(&mut self) -> Option<BatchEntry<'a>> {
         let kind = ValueKind::from_u8(self.decoder.u8()?)?;
         let cf = CfId(u32::try_from(self.decoder.varint()?).ok()?);
-        let key = self.decoder.bytes(MAX_KEY_LEN)?;
+        let key = self.decoder.bytes_at_most(MAX_KEY_LEN)?;
         let value = match kind {
-            ValueKind::Value => self.decoder.bytes(MAX_VALUE_LEN)?,
+            ValueKind::Value => self.decoder.bytes_at_most(MAX_VALUE_LEN)?,
             ValueKind::Delete | ValueKind::SingleDelete => &[],
             ValueKind::BlobReference => return None,
         };

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use lavafs::FileSystemRef;
 use lavalog::{GroupReader, GroupWriter, Tail};
 
-use crate::codec::Decoder;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::WalRecoveryMode;
 use crate::write::batch::{BatchReader, WriteBatch};
+use lavafs::codec::Decoder;
 
 /// Largest payload of a group that a leader collects; a single batch may be larger.
 pub(crate) const WAL_GROUP_BYTES: usize = 1 << 20;
