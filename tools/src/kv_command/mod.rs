@@ -2,6 +2,7 @@
 
 mod load;
 mod stress;
+mod stress_options;
 mod text;
 
 pub use load::Load;
