@@ -27,7 +27,8 @@ import time
 SHARED = ["--key_size=36", "--value_size=16000", "--compression_ratio=0.5", "--compression_type=zstd",
           "--write_buffer_size=67108864", "--min_blob_size=512"]
 ROCKSDB = ["--enable_blob_files=1", "--blob_compression_type=zstd", "--enable_blob_garbage_collection=1",
-           "--use_direct_reads=1", "--use_direct_io_for_flush_and_compaction=1", "--bloom_bits=10", "--histogram=1"]
+           "--use_direct_reads=1", "--use_direct_io_for_flush_and_compaction=1", "--bloom_bits=10", "--histogram=1",
+           "--ops_between_duration_checks=1"]
 CAP = ["--benchmark_write_rate_limit=60000000"]
 # Letter: benchmarks, flags.
 WORKLOADS = {
@@ -84,13 +85,13 @@ def lavakv(arguments, letter, flags):
         [arguments.lava, "bench", "kv", "--fs", arguments.device, "--db=/db", f"--benchmarks={names}", *SHARED, *own,
          *flags, *arguments.lava_flag, "--json"], arguments.device)
     figures = {"seconds": seconds, "device": device, "log": output}
-    for line in output.splitlines():
+    for name, line in zip(names.split(","), output.splitlines()):
         one = json.loads(line)
         # Only where the operation itself is what the limit slows down.
         latency = one["lat_us"]
         if one["workload"] == "overwrite":
             latency = one.get("service_lat_us", latency)
-        figures[one["workload"]] = {"ops_per_s": one["ops_per_s"], "ops": one["ops"], "elapsed_s": one["elapsed_s"],
+        figures[name] = {"ops_per_s": one["ops_per_s"], "ops": one["ops"], "elapsed_s": one["elapsed_s"],
                                     "mean_us": latency["avg"], "p99_us": latency["p99"], "max_us": latency["max"]}
     return figures
 
