@@ -347,6 +347,7 @@ impl Repair<'_> {
                 created: 0,
                 target_file_size: options.target_file_size_base,
                 expected_size: options.target_file_size_base.min(self.fs.space().free / 4),
+                all_warm: false,
                 new_number: &|| self.next_file.fetch_add(1, Ordering::Relaxed),
                 keep_going: &|| Ok(()),
                 pace: &|_| Ok(()),
