@@ -12,6 +12,11 @@
 //! their half, writers wait, at most a second per group: the limit bounds memory, and a database
 //! whose readers hold on to memtables must not stop all others for ever.
 //!
+//! An eighth of the limit is left to what nobody counts: code, stacks, and what the process's allocator keeps
+//! of the memory that it gets back. The allocator is the process's own choice; one that keeps much can be
+//! told by a function ([`crate::EnvOptions::trim_allocator`]), which the ledger calls when the cache may have given
+//! way to something else.
+//!
 //! A filesystem's reading ahead is bounded to a sixteenth of the limit when its first database joins
 //! ([`FileSystem::limit_readahead_memory`]), and counted whole for as long as a database on it is open.
 //!
@@ -47,6 +52,12 @@ const KINDS: usize = 3;
 /// The part of the limit that a filesystem may read ahead into.
 const READAHEAD_PART: usize = 16;
 
+/// The part of the limit that nothing is charged to.
+const UNCOUNTED_PART: usize = 8;
+
+/// The part of the limit by which charges grow until the allocator is trimmed.
+const TRIM_PART: usize = 8;
+
 /// The part of the limit for the buffers of one merge.
 const MERGE_PART: usize = 16;
 
@@ -79,6 +90,12 @@ impl MemoryUsage {
 pub struct MemoryLedger {
     limit: usize,
     cache: Arc<BlockCache>,
+    /// Keeps the uncounted part from the cache.
+    _uncounted: Reservation,
+    trim: Option<fn()>,
+    /// Charges when the allocator was last trimmed, or less where there were less since.
+    trimmed_at: AtomicUsize,
+    trimming: AtomicBool,
     used: [AtomicUsize; KINDS],
     /// The part of the memtables' bytes that is immutable.
     sealed: AtomicUsize,
@@ -101,10 +118,16 @@ struct KnownFilesystem {
 
 impl MemoryLedger {
     /// A ledger with a limit of `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
+    /// `trim` has the allocator give back what it keeps.
+    pub(crate) fn new(limit: usize, trim: Option<fn()>) -> Arc<Self> {
+        let cache = BlockCache::new(limit);
         Arc::new(MemoryLedger {
             limit,
-            cache: BlockCache::new(limit),
+            _uncounted: cache.reserve(limit / UNCOUNTED_PART),
+            cache,
+            trim,
+            trimmed_at: AtomicUsize::new(0),
+            trimming: AtomicBool::new(false),
             used: Default::default(),
             sealed: AtomicUsize::new(0),
             filesystems: Mutex::new(Vec::new()),
@@ -130,7 +153,9 @@ impl MemoryLedger {
             limit: self.limit,
             memtables,
             cache: cache.charged,
-            pinned: cache.reserved.saturating_sub(memtables + io + filesystem),
+            pinned: cache
+                .reserved
+                .saturating_sub(memtables + io + filesystem + self.limit / UNCOUNTED_PART),
             io,
             filesystem,
         }
@@ -145,11 +170,40 @@ impl MemoryLedger {
         self.used[kind as usize].fetch_add(bytes, Ordering::Relaxed);
         let reservation = self.cache.reserve(bytes);
         self.cache.make_room();
+        self.trim_if_due();
         Charge {
             ledger: Arc::clone(self),
             kind,
             bytes,
             _reservation: reservation,
+        }
+    }
+
+    fn charged(&self) -> usize {
+        let used = self.used.iter();
+        used.map(|used| used.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Has the allocator trimmed, on a thread of its own, where charges have grown: blocks have left the
+    /// cache for them, and what they were in is to go back to the system.
+    fn trim_if_due(self: &Arc<Self>) {
+        let Some(trim) = self.trim else { return };
+        let due = self.trimmed_at.load(Ordering::Relaxed) + self.limit / TRIM_PART;
+        if self.charged() < due || self.trimming.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let ledger = Arc::clone(self);
+        let spawned = std::thread::Builder::new()
+            .name("lavakv-trim".to_owned())
+            .spawn(move || {
+                trim();
+                let charged = ledger.charged();
+                ledger.trimmed_at.store(charged, Ordering::Relaxed);
+                ledger.trimming.store(false, Ordering::Release);
+            });
+        if let Err(error) = spawned {
+            self.trimming.store(false, Ordering::Release);
+            tracing::warn!(%error, "no thread to trim the allocator");
         }
     }
 
@@ -275,6 +329,10 @@ pub(crate) struct Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.ledger.used[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.ledger.trim.is_some() {
+            let charged = self.ledger.charged();
+            self.ledger.trimmed_at.fetch_min(charged, Ordering::Relaxed);
+        }
         if self.kind == MemoryKind::Memtable {
             self.ledger.returned.notify_all();
         }

@@ -42,7 +42,7 @@ pub struct Env {
 }
 
 /// What an [`Env`] is made of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct EnvOptions {
     /// Threads for flushes at most, at least 1. Default 1.
     pub flush_threads: usize,
@@ -51,8 +51,13 @@ pub struct EnvOptions {
     /// Bytes a second that flushes and compactions write at most; 0: no limit. Default 0.
     pub rate_bytes_per_s: u64,
     /// Bytes of memory for memtables, cached blocks, pinned indexes and filters, and buffers
-    /// of background work together; at least 1 MiB, or 0 for no common limit. Default 0.
+    /// of background work together; at least 1 MiB, or 0 for no common limit. An eighth of it is left to
+    /// what is not counted. Default 0.
     pub memory_limit: usize,
+    /// Has the process's allocator give back to the system what it keeps of freed memory. Called from
+    /// a thread of its own, seldom, after cached blocks have gone for the sake of something
+    /// else; not without a `memory_limit`. With glibc's allocator: `malloc_trim(0)`. Default none.
+    pub trim_allocator: Option<fn()>,
 }
 
 impl Default for EnvOptions {
@@ -62,6 +67,7 @@ impl Default for EnvOptions {
             compaction_threads: 1,
             rate_bytes_per_s: 0,
             memory_limit: 0,
+            trim_allocator: None,
         }
     }
 }
@@ -120,7 +126,10 @@ impl Env {
                 wake: Condvar::new(),
             }),
             limiter: RateLimiter::new(options.rate_bytes_per_s),
-            ledger: (limit > 0).then(|| MemoryLedger::new(limit.max(1 << 20))),
+            ledger: (limit > 0).then(|| {
+                let limit = limit.max(1 << 20);
+                MemoryLedger::new(limit, options.trim_allocator)
+            }),
         })
     }
 

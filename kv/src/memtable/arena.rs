@@ -3,7 +3,7 @@
 //! Memory comes in chunks. An allocation is one `fetch_add` on the current chunk; whoever finds
 //! the chunk full takes the lock and puts a new one in its place. What remains at the end of a
 //! chunk is lost. A request of over a quarter of the next chunk gets a chunk of its own, so that
-//! little is. Chunks double in size up to a huge page of their own: a search in a large memtable
+//! little is. Chunks grow with the arena up to a huge page of their own: a search in a large memtable
 //! jumps about, and with small pages each jump costs a walk of the page tables as well.
 //!
 //! Chunks of [`MAPPED_MIN`] bytes and more are mapped from the system and unmapped with the arena, not
@@ -125,7 +125,10 @@ impl Arena {
         if let Some(ptr) = chunk.take(size) {
             return ptr;
         }
-        let next_len = (chunk.len * 2).min(FULL_CHUNK);
+        // As much again as there is, chunks for one request included: large requests make chunks grow
+        // until they share them.
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        let next_len = (reserved + 1).next_power_of_two().min(FULL_CHUNK);
         if size > next_len / 4 {
             let own = self.add_chunk(&mut chunks, size);
             // SAFETY: as in `alloc`.
