@@ -5,6 +5,10 @@
 //! compactions (`Low`). A thread of the high pool runs high tasks only, so a long compaction
 //! never delays a flush; a low thread takes a high task first when one waits.
 //!
+//! Low threads run at a lower priority of the system's scheduler too ([`LOW_NICENESS`]): where
+//! compactions and collections want all processors, writers and flushes come first. They still get the
+//! share that keeps them from starving, and writers that outrun them are slowed by the stall.
+//!
 //! Threads start on demand, up to each pool's limit, and end when the `Env` is dropped. A task that
 //! panics does not end its thread; the task's owner catches the panic and poisons its database.
 //! The queue's lock is held for queue operations only.
@@ -30,6 +34,10 @@ pub enum Priority {
     /// Compactions and deletion of files.
     Low,
 }
+
+/// By how much low threads are nicer than the process: they get a third of the processor time that a
+/// thread of the process gets where both want more than there is.
+const LOW_NICENESS: i32 = 5;
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -221,7 +229,18 @@ impl Drop for Env {
     }
 }
 
+/// Lowers the calling thread's priority. Only Linux has one for each thread.
+fn be_nice() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(LOW_NICENESS) {
+        tracing::debug!(%error, "background threads run at the process's priority");
+    }
+}
+
 fn work(shared: &Shared, priority: Priority) {
+    if priority == Priority::Low {
+        be_nice();
+    }
     let mut queues = shared.queues.lock();
     loop {
         let task = match priority {
