@@ -37,7 +37,7 @@ const UNSAFE: [&str; 11] = [
     "fs/examples/mount_cost.rs",
     "fs/src/device/buf.rs",
     "fs/src/device/ring.rs",
-    "fs/src/device/ring/ahead.rs",
+    "fs/src/device/ring/begun.rs",
     "fs/src/device/sys.rs",
     "kv/src/memtable/arena.rs",
     "kv/src/memtable/mod.rs",

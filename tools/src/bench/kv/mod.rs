@@ -6,6 +6,7 @@
 
 mod allocator;
 mod keys;
+mod pace;
 mod policy;
 mod run;
 mod work;
@@ -133,8 +134,8 @@ pub struct KvBench {
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Bytes a second that each writing thread writes at most; latency then counts from when a
-    /// write was due. 0: no limit
+    /// Bytes a second that all threads together write at most; latency then counts from when a
+    /// write was due, and from when it was asked for in `service_lat_us`. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
     /// Seconds between two reports of progress on standard error; 0: none

@@ -8,6 +8,7 @@ use lavafs::FileSystem;
 use lavakv::Db;
 use serde_json::{Map, json};
 
+use super::pace::Pace;
 use super::work::Worker;
 use super::{Benchmark, KvBench};
 use crate::bench::report::{Latency, Report, Span};
@@ -159,6 +160,8 @@ fn measure(
     let over = AtomicBool::new(false);
     let done = AtomicU64::new(0);
     let reported = (bench.stats_interval_seconds > 0).then_some(&done);
+    let pace = Pace::new(bench.benchmark_write_rate_limit);
+    let mut service = Latency::default();
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
     let fail = |error: Failure| {
         let mut first = failure.lock().unwrap_or_else(|p| p.into_inner());
@@ -171,7 +174,7 @@ fn measure(
     };
     std::thread::scope(|scope| {
         let (barrier, stop, progress, fail) = (&barrier, &stop, &progress, &fail);
-        let (done, over) = (&done, &over);
+        let (done, over, pace) = (&done, &over, &pace);
         if reported.is_some() {
             let interval = Duration::from_secs(bench.stats_interval_seconds);
             scope.spawn(move || report_intervals(interval, done, over));
@@ -180,7 +183,7 @@ fn measure(
             .map(|thread| {
                 scope.spawn(move || {
                     let seed = seed + thread as u64;
-                    let mut worker = Worker::new(bench, db, progress, num, seed);
+                    let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                     worker.reported = reported;
                     barrier.wait();
                     let started = Instant::now();
@@ -194,12 +197,12 @@ fn measure(
         let beside = writer.then(|| {
             scope.spawn(move || {
                 let seed = seed + threads as u64;
-                let mut worker = Worker::new(bench, db, progress, num, seed);
+                let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                 barrier.wait();
                 if let Err(error) = worker.write_beside(stop) {
                     fail(error);
                 }
-                worker.ops
+                worker
             })
         });
         let before = fs.counters();
@@ -209,6 +212,7 @@ fn measure(
             let (worker, started, ended) = worker.join().expect("a bench thread panicked");
             span.cover(started, ended);
             measured.report.latency.merge(&worker.latency);
+            service.merge(&worker.service);
             measured.report.ops += worker.ops;
             measured.report.user_bytes += worker.bytes;
             measured.found += worker.found;
@@ -219,11 +223,15 @@ fn measure(
         stop.store(true, Ordering::Relaxed);
         over.store(true, Ordering::Relaxed);
         if let Some(beside) = beside {
-            let written = beside.join().expect("the writer beside panicked");
-            measured
-                .report
-                .extra
-                .insert("writes_beside".into(), json!(written));
+            let writer = beside.join().expect("the writer beside panicked");
+            let extra = &mut measured.report.extra;
+            extra.insert("writes_beside".into(), json!(writer.ops));
+            extra.insert("write_lat_us".into(), writer.latency.json());
+            service.merge(&writer.service);
+        }
+        if pace.limits() {
+            let extra = &mut measured.report.extra;
+            extra.insert("service_lat_us".into(), service.json());
         }
     });
     if let Some(error) = failure.into_inner().unwrap_or_else(|p| p.into_inner()) {
