@@ -17,10 +17,12 @@ use super::footer::{
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
 use super::record::{CODEC_RAW, CODEC_ZSTD, HEAD_MAX, Record, RecordHead};
+use crate::cache::BlockKind;
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::compression::{Dictionary, decompress, decompress_with};
 use crate::sstable::{Handle, decode_sections, varint};
+use crate::stats::perf::{self, ReadFor};
 
 /// Bytes read at the end of the file when it is opened: most files' index and all that follows it.
 const TAIL_READ: u64 = 64 << 10;
@@ -68,6 +70,7 @@ impl BlobFileReader {
             seed: 0,
         };
         tail.bytes = read_exactly(&file, &name, tail.start..size)?;
+        perf::read(ReadFor::BlobIndex, tail.bytes.len());
         let footer = tail.bytes.last_chunk().expect("the tail holds the footer");
         let footer = Footer::decode(footer, &name, size)?;
         if footer.header.number != number {
@@ -132,9 +135,15 @@ impl BlobFileReader {
         let Some(location) = self.locate(internal_key) else {
             return Ok(None);
         };
-        let end = location.offset + location.len;
-        let record = read_exactly(&self.file, &self.name, location.offset..end)?;
+        let record = self.read_record(location)?;
         self.decode_record(internal_key, location, record)
+    }
+
+    /// The bytes at a location that [`BlobFileReader::locate`] told, with one read.
+    pub(crate) fn read_record(&self, location: RecordLocation) -> Result<Vec<u8>> {
+        perf::read(ReadFor::Block(BlockKind::Value), location.len as usize);
+        let end = location.offset + location.len;
+        read_exactly(&self.file, &self.name, location.offset..end)
     }
 
     /// Bytes of the value of a key before compression; `None` if the file has no such key. Reads the
@@ -391,6 +400,7 @@ impl Tail<'_> {
             Some(at) => unseal(&self.bytes[at as usize..(at + handle.len) as usize]),
             None => {
                 let place = handle.offset..handle.offset + handle.len;
+                perf::read(ReadFor::BlobIndex, handle.len as usize);
                 unseal(&read_exactly(self.file, self.name, place)?)
             }
         }

@@ -199,6 +199,7 @@ impl Engine {
         }
         self.tickers.blob_collection_write_bytes.add(bytes);
         self.tell_blob_file(number, bytes);
+        self.warm(cf, &[], &[number], Vec::new());
         Ok(bytes)
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn merge(
         dir: target.dir,
         table_options,
         part: (None, None),
+        all_warm: false,
         created: target.created,
         target_file_size: options.target_file_size_base,
         expected_size: options.target_file_size_base.min(space),
