@@ -433,6 +433,14 @@ impl FileSystem for LavaFs {
     fn write_unit(&self) -> u64 {
         self.core.disk.unit()
     }
+
+    fn readahead_memory(&self) -> u64 {
+        self.core.readahead.memory_max()
+    }
+
+    fn limit_readahead_memory(&self, bytes: u64) {
+        self.core.readahead.limit_memory(bytes);
+    }
 }
 
 /// Lets go of an advisory lock.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::background::flush::OUTPUT_BUFFERS;
+use crate::background::flush::output_memory;
 use crate::background::scheduler;
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
@@ -18,8 +18,11 @@ use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
 use crate::write::batch::CfId;
 
-/// Bytes that a compaction reads ahead in each input.
+/// Bytes that a compaction reads ahead in each input, if memory is not limited.
 const READAHEAD: usize = 1 << 20;
+
+/// The least that it reads ahead.
+const READAHEAD_MIN: usize = 64 << 10;
 
 impl Engine {
     /// Does `choice`, which is listed as running, and takes it off the list.
@@ -161,7 +164,13 @@ impl Engine {
         let options = &family.options;
         let copied = along.values().map(|reader| reader.properties().file_bytes);
         let blob_bytes = copied.sum::<u64>().max(choice.bytes());
-        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
+        // One more for what is on its way from the device to one of them.
+        let inputs = choice.inputs.len() + 1;
+        let readahead = self.merge_readahead(inputs);
+        let table_part = options.target_file_size_base as f64 / choice.bytes().max(1) as f64;
+        let table_entries = (choice.entries() as f64 * table_part.min(1.0)) as u64;
+        let memory = inputs * readahead + output_memory(options, table_entries);
+        let _buffers = self.charge_io(memory);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -176,7 +185,7 @@ impl Engine {
                     TableReadOptions {
                         fill_cache: false,
                         silent: true,
-                        readahead_bytes: READAHEAD,
+                        readahead_bytes: readahead,
                         ..TableReadOptions::default()
                     },
                 );
@@ -213,6 +222,14 @@ impl Engine {
             separation: self.separation(options, blob_bytes, &resolve, along),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    /// Bytes to read ahead in each of so many inputs.
+    fn merge_readahead(&self, inputs: usize) -> usize {
+        match self.env.ledger() {
+            None => READAHEAD,
+            Some(ledger) => (ledger.merge_share() / inputs).clamp(READAHEAD_MIN, READAHEAD),
+        }
     }
 
     fn install_outputs(

@@ -25,9 +25,24 @@ use crate::stats::listener::{FileEvent, FileKind, JobEvent};
 use crate::version::{CfEdit, SstMeta, Version};
 use crate::write::batch::CfId;
 
-/// Bytes of the buffers of a table that is being written, about: a block and what of the file is
-/// not written yet.
-pub(crate) const OUTPUT_BUFFERS: usize = 256 << 10;
+/// Bytes of the buffers of a table that is being written: blocks that are gathered, and what of the file
+/// the filesystem has not written yet.
+const TABLE_BUFFERS: usize = 640 << 10;
+
+/// The same of a blob file.
+const BLOB_BUFFERS: usize = (1 << 20) + (384 << 10);
+
+/// Bytes of memory for a table of `entries` that is being written: buffers, and the hash that its filter is
+/// made of for each entry.
+pub(crate) fn output_memory(options: &Options, entries: u64) -> usize {
+    let hashes = entries.next_power_of_two() as usize * size_of::<u64>();
+    let filter = (entries as f64 * options.bloom_bits_per_key / 8.0) as usize;
+    let blobs = match options.min_blob_size {
+        0 => 0,
+        _ => BLOB_BUFFERS,
+    };
+    TABLE_BUFFERS + hashes + filter + blobs
+}
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
@@ -38,7 +53,6 @@ impl Engine {
         mems: &[Arc<Mem>],
         version: &Version,
     ) -> Result<TableOutputs> {
-        let _buffers = self.charge_io(OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -48,6 +62,7 @@ impl Engine {
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
         let entries = mems.iter().map(|mem| mem.table.entries()).sum();
+        let _buffers = self.charge_io(output_memory(&cf.options, entries));
         let nothing = Along::new();
         let context = CompactionContext {
             fs: &self.fs,

@@ -16,12 +16,12 @@ use super::footer::{
 };
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
-use super::record::{CODEC_RAW, CODEC_ZSTD, Record};
+use super::record::{CODEC_RAW, CODEC_ZSTD, HEAD_MAX, Record, RecordHead};
 use crate::cache::BlockKind;
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::compression::{Dictionary, decompress, decompress_with};
-use crate::sstable::{Handle, decode_sections};
+use crate::sstable::{Handle, decode_sections, varint};
 use crate::stats::perf::{self, ReadFor};
 
 /// Bytes read at the end of the file when it is opened: most files' index and all that follows it.
@@ -146,6 +146,35 @@ impl BlobFileReader {
         read_exactly(&self.file, &self.name, location.offset..end)
     }
 
+    /// Bytes of the value of a key before compression; `None` if the file has no such key. Reads the
+    /// beginning of its record alone, so its checksum is not checked.
+    ///
+    /// # Errors
+    /// The file's, or [`Error::Corrupt`] for a record that is none.
+    pub(crate) fn value_len(&self, internal_key: &[u8]) -> Result<Option<u64>> {
+        let Some(location) = self.locate(internal_key) else {
+            return Ok(None);
+        };
+        let corrupt = |detail: &str| self.corrupt(location.offset, detail);
+        let len = location.len.min((2 * HEAD_MAX + internal_key.len()) as u64);
+        let bytes = read_exactly(
+            &self.file,
+            &self.name,
+            location.offset..location.offset + len,
+        )?;
+        let head = RecordHead::decode(&bytes).map_err(corrupt)?;
+        let mut at = head.head_len + head.key_len;
+        if bytes.get(head.head_len..at) != Some(internal_key) {
+            return Ok(None);
+        }
+        match head.codec {
+            CODEC_RAW => Ok(Some(head.stored_len as u64)),
+            _ => varint::get(&bytes, &mut at)
+                .map(Some)
+                .ok_or_else(|| corrupt("value without a length")),
+        }
+    }
+
     /// Gives the value of a key as its record stores it, checked, with at most one read; `None` if the
     /// file has no such key.
     ///
@@ -261,6 +290,7 @@ impl BlobFileReader {
             smallest: self.properties.smallest.clone(),
             file_bytes: self.properties.file_bytes,
             checksum: self.properties.checksum,
+            ancestors: self.properties.ancestors.clone(),
             ..BlobFileProperties::default()
         };
         let mut iter = self.iter();

@@ -11,7 +11,7 @@ use super::block::{BadBlock, BlockCursor};
 use super::footer::Handle;
 use super::reader::Table;
 use super::{Block, reader};
-use crate::cache::{BlockKind, BlockRef};
+use crate::cache::{BlockKind, BlockRef, Reservation};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::stats::perf::{self, ReadFor};
@@ -74,6 +74,8 @@ struct Readahead {
     /// Reads in a row that began where the last block ended.
     run: u32,
     size: usize,
+    /// Memory of the cache's budget for `bytes`, where the caller has not chosen their size.
+    reserved: Option<(usize, Reservation)>,
 }
 
 impl TableIterator {
@@ -281,6 +283,10 @@ impl Readahead {
                 .properties()
                 .data_bytes
                 .min(place.start + self.size as u64);
+            if fixed == 0 && self.reserved.as_ref().is_none_or(|held| held.0 < self.size) {
+                self.reserved = Some((self.size, table.cache().reserve(self.size)));
+            }
+            self.bytes = Vec::new();
             self.bytes = reader::read_exactly(table.file(), table.name(), place.start..end)?;
             perf::read(ReadFor::Block(BlockKind::Data), self.bytes.len());
             self.start = place.start;

@@ -514,6 +514,10 @@ impl Table {
         }
     }
 
+    pub(super) fn cache(&self) -> &Arc<BlockCache> {
+        &self.cache
+    }
+
     pub(crate) fn file(&self) -> &FileRef {
         &self.file
     }

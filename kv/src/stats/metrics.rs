@@ -66,6 +66,8 @@ tickers! {
     wal_syncs,
     /// Microseconds that writers were slowed or stopped.
     stall_micros,
+    /// Waits of writers for memtables of the environment's databases to be flushed.
+    waits_for_memory,
     /// Keys looked up.
     keys_read,
     /// Lookups that found a value.

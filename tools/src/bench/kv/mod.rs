@@ -4,6 +4,7 @@
 //! operations, as in db_bench. A fill benchmark begins with an empty database unless
 //! `--use_existing_db` is set. An option that the engine does not have does not exist here.
 
+mod allocator;
 mod keys;
 mod pace;
 mod policy;
@@ -162,6 +163,9 @@ impl KvBench {
             .iter()
             .map(|name| Benchmark::parse(name))
             .collect::<Outcome<_>>()?;
+        if self.memory_limit > 0 {
+            allocator::prepare();
+        }
         run::run(self, &names)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -245,6 +249,7 @@ impl KvBench {
             env: (self.memory_limit > 0).then(|| {
                 Env::with_options(EnvOptions {
                     memory_limit: self.memory_limit as usize,
+                    trim_allocator: Some(allocator::trim),
                     ..EnvOptions::default()
                 })
             }),
