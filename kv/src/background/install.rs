@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::CompactionStyle;
 use crate::options::Options;
-use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};
+use crate::version::{COMPARATOR, CfEdit, Share, Version, VersionEdit};
 use crate::write::batch::CfId;
 use crate::write::stall::Stall;
 
@@ -25,17 +25,34 @@ impl Engine {
         edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
         update: impl FnOnce(&mut View),
     ) -> Result<()> {
+        self.change_cf_sharing(id, &[], edit, update)
+    }
+
+    /// The same with shares of tables (shares.rs) that were told before.
+    pub(crate) fn change_cf_sharing(
+        self: &Arc<Self>,
+        id: CfId,
+        prepared: &[Share],
+        edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
+        update: impl FnOnce(&mut View),
+    ) -> Result<()> {
+        // While it is held, versions stay as they are.
         let mut versions = self.versions.lock();
-        let (cf, version, record) = {
+        let (cf, mut change) = {
             let state = self.state.lock();
             let cf = state.cfs.get(&id).cloned().ok_or_else(|| no_such_cf(id))?;
             let change = edit(&state, &cf);
+            (cf, change)
+        };
+        self.share_out(&cf.view().version, &mut change, prepared)?;
+        let (version, record) = {
+            let state = self.state.lock();
             let version = Arc::new(cf.view().version.apply(&change, &self.remover)?);
             let mut record = VersionEdit::of_cf(id, change);
             self.advance_idle_logs(&state, &mut record);
             record.next_file_number = Some(self.next_file.load(Ordering::Relaxed));
             record.last_sequence = Some(self.last_sequence());
-            (cf, version, record)
+            (version, record)
         };
         self.record(&mut versions, &record)?;
         let (old, stall) = {
@@ -102,6 +119,8 @@ impl Engine {
                     .map(|live| live.file.meta.clone())
                     .collect(),
                 heirs: blobs.ancestors(),
+                splits: blobs.splits(),
+                shares: blobs.shares(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(cf.id, change);

@@ -9,4 +9,5 @@ pub(crate) mod compact;
 pub(crate) mod flush;
 pub(crate) mod install;
 pub(crate) mod scheduler;
+mod shares;
 pub(crate) mod space;

@@ -15,6 +15,7 @@ use crate::compaction::no_such_file;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::key::user_key;
 use crate::version::{BlobFile, BlobMeta, BlobOpener, OpenBlob, Version};
 
 /// Device reads of one submission that are in flight at a time.
@@ -144,10 +145,11 @@ impl Engine {
         wanted: &[SeparatedValue],
     ) -> Result<Vec<Vec<u8>>> {
         if wanted.len() >= SCAN_MIN {
-            let files = wanted.iter().map(|one| one.reference.file);
-            let files: BTreeSet<_> = files
-                .filter_map(|number| version.blobs.resolve_number(number))
-                .collect();
+            let files = wanted.iter().filter_map(|one| {
+                let number = one.reference.file;
+                version.blobs.resolve_number(number, user_key(&one.key))
+            });
+            let files: BTreeSet<_> = files.collect();
             if files.len() > SCATTERED_FILES {
                 let files = files.iter().map(|number| &version.blobs.files()[number]);
                 files.for_each(|live| live.file.mark_scattered());
@@ -200,7 +202,7 @@ fn join<'a, 'b>(located: &'a [Located<'b>]) -> Vec<&'a [Located<'b>]> {
 
 fn file_of<'a>(version: &'a Version, wanted: &SeparatedValue) -> Result<&'a Arc<BlobFile>> {
     let number = wanted.reference.file;
-    let file = version.blobs.resolve(number);
+    let file = version.blobs.resolve(number, user_key(&wanted.key));
     file.ok_or_else(|| no_such_file(number))
 }
 

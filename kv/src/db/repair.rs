@@ -358,7 +358,7 @@ impl Repair<'_> {
                     blob_file_size: options.blob_file_size,
                     expected_size: 0,
                     options: options.blob_file_options(),
-                    resolve: &|_| None,
+                    resolve: &|_, _| None,
                     along: &nothing,
                 },
             };

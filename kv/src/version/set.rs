@@ -15,7 +15,8 @@ use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 use crate::write::batch::CfId;
 
-use super::blobs::{BlobMeta, BlobSet};
+use super::blob_file::BlobMeta;
+use super::blobs::{BlobSet, by_number};
 use super::edit::{CfEdit, VersionEdit};
 use super::manifest::{self, ManifestWriter};
 use super::obsolete::ObsoleteFiles;
@@ -122,6 +123,8 @@ impl RecoveredCf {
                 .map(|live| live.file.clone())
                 .collect(),
             heirs: self.blobs.ancestors(),
+            splits: self.blobs.splits(),
+            shares: self.blobs.shares(),
             ..CfEdit::default()
         };
         Version::empty(num_levels).apply(&edit, remover)
@@ -180,7 +183,7 @@ impl Recovered {
     }
 
     fn apply_cf(&mut self, id: CfId, change: CfEdit) -> Result<()> {
-        if let Some(name) = change.created {
+        if let Some(name) = change.created.clone() {
             let cf = RecoveredCf {
                 name,
                 log_number: 0,
@@ -199,21 +202,20 @@ impl Recovered {
             return Err(bad(format!("column family {} is not known", id.0)));
         };
         cf.log_number = cf.log_number.max(change.log_number.unwrap_or(0));
-        for meta in change.blobs {
-            cf.blobs.add_file(meta.number, meta)?;
+        let shares = by_number(&change.shares);
+        for meta in &change.blobs {
+            cf.blobs.add_file(meta.number, meta.clone())?;
         }
-        for (number, heir) in change.heirs {
-            cf.blobs.inherit(number, heir)?;
-        }
+        cf.blobs.inherit(change.all_heirs(), &shares)?;
         for (level, number) in change.removed {
             match cf.tables.remove(&number) {
-                Some((had, _, meta)) if had == level => cf.blobs.forget(&meta.blob_refs)?,
+                Some((had, _, meta)) if had == level => cf.blobs.forget(number, &meta.blob_refs)?,
                 _ => return Err(bad(format!("table {number} is not in level {level}"))),
             }
         }
         for (level, run, meta) in change.added {
             let number = meta.number;
-            cf.blobs.refer(&meta.blob_refs)?;
+            cf.blobs.refer(number, &meta.blob_refs, &shares)?;
             if cf.tables.insert(number, (level, run, meta)).is_some() {
                 return Err(bad(format!("table {number} is added twice")));
             }
