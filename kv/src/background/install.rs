@@ -45,6 +45,7 @@ impl Engine {
             (cf, change)
         };
         self.share_out(&cf.view().version, &mut change, prepared)?;
+        change.scattered = self.take_scattered(&cf.view().version);
         let (version, record) = {
             let state = self.state.lock();
             let version = Arc::new(cf.view().version.apply(&change, &self.remover)?);
@@ -79,6 +80,16 @@ impl Engine {
             self.tell(|listener| listener.on_stall_changed(stall.0, stall.1));
         }
         Ok(())
+    }
+
+    /// Blob files of `version` that scans found scattered and that no edit has told yet. The mark is a hint: it may
+    /// be lost in a crash before the next edit.
+    fn take_scattered(&self, version: &Version) -> Vec<FileNumber> {
+        let mut new = self.newly_scattered.lock();
+        let here = |number: &FileNumber| version.blobs.files().contains_key(number);
+        let told = new.iter().copied().filter(here).collect();
+        new.retain(|number| !here(number));
+        told
     }
 
     /// Records `edit`, in a new manifest if one is due.
@@ -121,6 +132,12 @@ impl Engine {
                 heirs: blobs.ancestors(),
                 splits: blobs.splits(),
                 shares: blobs.shares(),
+                scattered: blobs
+                    .files()
+                    .values()
+                    .filter(|live| live.file.is_scattered())
+                    .map(|live| live.file.meta.number)
+                    .collect(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(cf.id, change);

@@ -151,8 +151,10 @@ impl Engine {
             });
             let files: BTreeSet<_> = files.collect();
             if files.len() > SCATTERED_FILES {
-                let files = files.iter().map(|number| &version.blobs.files()[number]);
-                files.for_each(|live| live.file.mark_scattered());
+                let new = files
+                    .into_iter()
+                    .filter(|number| version.blobs.files()[number].file.mark_scattered());
+                self.newly_scattered.lock().extend(new);
             }
         }
         self.separated_values(version, wanted)

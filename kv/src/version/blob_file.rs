@@ -83,10 +83,9 @@ impl BlobFile {
         Ok(&self.reader.get_or_init(|| open).reader)
     }
 
-    /// Asks compactions to put its values in order with their neighbours. Not remembered when the
-    /// database is opened again.
-    pub(crate) fn mark_scattered(&self) {
-        self.scattered.store(true, Ordering::Relaxed);
+    /// Asks compactions to put its values in order with their neighbours; true where nobody has yet.
+    pub(crate) fn mark_scattered(&self) -> bool {
+        !self.scattered.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn is_scattered(&self) -> bool {

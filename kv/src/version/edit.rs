@@ -14,6 +14,7 @@
 //!    8  cf varint, level varint, run varint, table           table added
 //!    9  next column family number varint
 //!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
+//!   81  cf varint, number varint                            a scan found the blob file scattered
 //!   16  as 8, then to the end: blob file number, references, value bytes varints
 //!   17  cf varint, blob file                                blob file added
 //!   18  cf varint, number varint, number varint             the second inherits from the first
@@ -63,6 +64,8 @@ pub(crate) struct CfEdit {
     pub(crate) splits: Vec<(FileNumber, Pieces)>,
     /// What tables refer to under numbers with several heirs.
     pub(crate) shares: Vec<Share>,
+    /// Blob files that scans found scattered.
+    pub(crate) scattered: Vec<FileNumber>,
 }
 
 /// One atomic change of the structure.
@@ -85,6 +88,7 @@ const TAG_REMOVED: u64 = 7;
 const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
 const TAG_CREATED: u64 = 80;
+const TAG_SCATTERED: u64 = 81;
 const TAG_ADDED_WITH_REFS: u64 = 16;
 const TAG_BLOB: u64 = 17;
 const TAG_HEIR: u64 = 18;
@@ -173,6 +177,11 @@ impl VersionEdit {
                     }
                 }
             }
+            TAG_SCATTERED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let number = body.varint()?;
+                self.cfs.entry(cf).or_default().scattered.push(number);
+            }
             _ => return Some(false),
         }
         body.is_empty().then_some(true)
@@ -257,6 +266,12 @@ impl CfEdit {
                     put_bytes(body, &piece.from);
                     put_varint(body, piece.file);
                 }
+            });
+        }
+        for &number in &self.scattered {
+            put_field(out, TAG_SCATTERED, |body| {
+                put_varint(body, cf);
+                put_varint(body, number);
             });
         }
         for share in &self.shares {
@@ -463,6 +478,7 @@ mod tests {
             blobs: vec![blob],
             heirs: vec![(3, 11), (700, 11)],
             splits: vec![(4, pieces)],
+            scattered: vec![11, 700],
             shares: vec![Share {
                 table: 10,
                 number: 4,

@@ -4,7 +4,7 @@
 //! durably, and installs the new versions in memory afterwards ([`crate::background::install`]). What a crash
 //! leaves is the old structure or the new one; files named by neither are removed at open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,6 +95,8 @@ pub(crate) struct RecoveredCf {
     pub(crate) log_number: FileNumber,
     tables: BTreeMap<FileNumber, (u32, u64, SstMeta)>,
     blobs: BlobSet<BlobMeta>,
+    /// Blob files that scans found scattered; some may be gone.
+    scattered: BTreeSet<FileNumber>,
 }
 
 impl RecoveredCf {
@@ -125,6 +127,7 @@ impl RecoveredCf {
             heirs: self.blobs.ancestors(),
             splits: self.blobs.splits(),
             shares: self.blobs.shares(),
+            scattered: self.scattered.iter().copied().collect(),
             ..CfEdit::default()
         };
         Version::empty(num_levels).apply(&edit, remover)
@@ -189,6 +192,7 @@ impl Recovered {
                 log_number: 0,
                 tables: BTreeMap::new(),
                 blobs: BlobSet::default(),
+                scattered: BTreeSet::new(),
             };
             if self.cfs.insert(id, cf).is_some() {
                 return Err(bad(format!("column family {} is created twice", id.0)));
@@ -221,6 +225,7 @@ impl Recovered {
             }
         }
         cf.blobs.settle();
+        cf.scattered.extend(change.scattered);
         Ok(())
     }
 }

@@ -254,6 +254,13 @@ impl Version {
         files
             .filter(|file| !next.blobs.files().contains_key(&file.meta.number))
             .for_each(|file| file.mark_obsolete());
+        for live in edit
+            .scattered
+            .iter()
+            .filter_map(|number| next.blobs.files().get(number))
+        {
+            live.file.mark_scattered();
+        }
         next.check_order()?;
         Ok(next)
     }
