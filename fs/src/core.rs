@@ -17,7 +17,7 @@ use crate::background::{Background, Work};
 use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::file::{LavaFile, OpenFile, ReadaheadBudget};
+use crate::file::{LavaFile, OpenFile, ReadaheadBudget, WriteBehindBudget};
 use crate::format::op::Op;
 use crate::format::superblock::{COMPAT_DISCARD, Superblock};
 use crate::meta::inode::Inode;
@@ -44,6 +44,7 @@ pub(crate) struct Core {
     pub(crate) background: Mutex<Option<Background>>,
     pub(crate) discards: Discards,
     pub(crate) readahead: Arc<ReadaheadBudget>,
+    pub(crate) write_behind: WriteBehindBudget,
     /// How far a read-only mount has followed the journal; `None` where it is mounted for writing.
     pub(crate) view: Option<View>,
 }

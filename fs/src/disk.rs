@@ -14,7 +14,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::device::{BlockDevice, DeviceRead, DeviceWrite, Durability};
+use crate::device::{
+    AlignedBuf, BlockDevice, DevicePart, DeviceRead, DeviceWrite, Durability, PendingWrite,
+};
 use crate::error::{Error, Result};
 
 /// Stands for a completed volatile write; see [`Disk::flush_through`]. 0 needs no flush.
@@ -113,8 +115,29 @@ impl Disk {
                 self.syncs.fetch_add(1, Ordering::Relaxed);
                 WriteTicket(0)
             }
-            Durability::Volatile => WriteTicket(self.writes.fetch_add(1, Ordering::AcqRel) + 1),
+            Durability::Volatile => self.volatile_ticket(),
         })
+    }
+
+    /// Begins to write the beginning of `buf` to `parts`, volatile. It counts as written, and a failure is
+    /// known, when [`Self::finish_write`] has returned.
+    pub(crate) fn write_behind(
+        &self,
+        parts: &[DevicePart],
+        buf: Arc<AlignedBuf>,
+    ) -> Result<PendingWrite> {
+        self.check_writable()?;
+        Ok(self.device.write_behind(parts, buf))
+    }
+
+    /// Waits for a write that was begun at `offset`.
+    pub(crate) fn finish_write(&self, offset: u64, pending: PendingWrite) -> Result<WriteTicket> {
+        pending.wait().map_err(|e| self.fail("write", offset, e))?;
+        Ok(self.volatile_ticket())
+    }
+
+    fn volatile_ticket(&self) -> WriteTicket {
+        WriteTicket(self.writes.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
     /// Makes the writes up to `ticket` durable, by a flush of its own or one shared with others.

@@ -20,7 +20,7 @@ use crate::device::{AlignedBuf, BlockDevice, DeviceCounters, DeviceWrite, Durabi
 use crate::discard::Discards;
 use crate::disk::Disk;
 use crate::error::{Error, PathError, Result};
-use crate::file::{ReadaheadBudget, read_batch};
+use crate::file::{ReadaheadBudget, WriteBehindBudget, read_batch};
 use crate::format::owner::Owner;
 use crate::format::superblock::{COMPAT_DISCARD, OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
@@ -147,6 +147,7 @@ impl LavaFs {
             background: Mutex::new(None),
             discards: Discards::new(options.discard_rate, options.discard_backlog),
             readahead: ReadaheadBudget::new(options.readahead),
+            write_behind: WriteBehindBudget::new(options.write_behind),
             view,
         };
         LavaFs {
@@ -431,6 +432,14 @@ impl FileSystem for LavaFs {
 
     fn write_unit(&self) -> u64 {
         self.core.disk.unit()
+    }
+
+    fn readahead_memory(&self) -> u64 {
+        self.core.readahead.memory_max()
+    }
+
+    fn limit_readahead_memory(&self, bytes: u64) {
+        self.core.readahead.limit_memory(bytes);
     }
 }
 

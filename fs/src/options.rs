@@ -73,9 +73,13 @@ pub struct MountOptions {
     /// freed again. Waiting space is free for files. Default 1 GiB; 0 discards nothing.
     pub discard_backlog: u64,
     /// Most bytes of one read ahead of a sequential reader; two are held for each reader, 64 MiB for
-    /// the whole mount. Reads of more than half of it are not read ahead for. Default 1 MiB; 0 reads
+    /// the whole mount, or what [`crate::FileSystem::limit_readahead_memory`] left of that. Reads of more than half of it are not read ahead for. Default 1 MiB; 0 reads
     /// nothing ahead; otherwise within [`READAHEAD_RANGE`], and rounded down to a power of two.
     pub readahead: u64,
+    /// Most bytes of appended data that the device may be writing while the appending threads go on, for
+    /// the whole mount, in buffers of 256 KiB. Nothing of it is durable before a sync, as ever.
+    /// Default 4 MiB; 0 writes every full buffer before the append returns.
+    pub write_behind: u64,
 }
 
 impl Default for MountOptions {
@@ -87,6 +91,7 @@ impl Default for MountOptions {
             discard_rate: 256 << 20,
             discard_backlog: 1 << 30,
             readahead: 1 << 20,
+            write_behind: 4 << 20,
         }
     }
 }

@@ -144,6 +144,14 @@ impl FileSystem for Metered {
     fn write_unit(&self) -> u64 {
         self.inner.write_unit()
     }
+
+    fn readahead_memory(&self) -> u64 {
+        self.inner.readahead_memory()
+    }
+
+    fn limit_readahead_memory(&self, bytes: u64) {
+        self.inner.limit_readahead_memory(bytes);
+    }
 }
 
 #[derive(Debug)]

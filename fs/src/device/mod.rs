@@ -8,8 +8,8 @@
 //! - offsets, lengths and the addresses of buffers are multiples of [`Geometry::logical_block`]
 //!   (parts of an [`AlignedBuf`] will do); anything else is a programmer's error (panic);
 //! - a call returns when the device has completed it: I/O is submitted and reaped on the calling
-//!   thread, there is no hand-off to another one; only [`BlockDevice::read_ahead`] returns earlier
-//!   where the device can;
+//!   thread, there is no hand-off to another one; only [`BlockDevice::read_ahead`] and
+//!   [`BlockDevice::write_behind`] return earlier where the device can;
 //! - a completed [`Durability::Volatile`] write may be lost or torn by a crash until a later
 //!   [`BlockDevice::flush`] that *began after the write completed* has returned; a
 //!   [`Durability::Durable`] write is durable on return but says nothing about other writes;
@@ -18,6 +18,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 mod buf;
@@ -39,7 +40,7 @@ pub use buf::{AlignedBuf, BUFFER_ALIGN};
 pub use fault::{Fault, FaultOn, FaultPlan, FaultWhen};
 pub use file::FileDevice;
 pub use open::{OpenMode, create_image, open};
-pub use pending::{PendingRead, ReadPart};
+pub use pending::{DevicePart, PendingRead, PendingWrite};
 pub use sim::{Recording, SimDevice, SimOp, SimWrite};
 pub use uring::UringDevice;
 
@@ -63,7 +64,7 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     ///
     /// # Panics
     /// Where the parts are longer than `buf`.
-    fn read_ahead(&self, parts: &[ReadPart], mut buf: AlignedBuf) -> PendingRead {
+    fn read_ahead(&self, parts: &[DevicePart], mut buf: AlignedBuf) -> PendingRead {
         let mut at = 0;
         let mut result = Ok(());
         for part in parts {
@@ -81,6 +82,16 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// Performs all writes, together in flight, and returns when all have completed. Which of them
     /// reached the device when an error is returned is unknown.
     fn write_batch(&self, writes: &[DeviceWrite<'_>], durability: Durability) -> io::Result<()>;
+
+    /// Begins to write the beginning of `buf` to `parts`, one behind the other, volatile. Failures come out
+    /// of [`PendingWrite::wait`]; until that has returned the write is not complete, and no other I/O
+    /// may touch its range. This default writes before it returns.
+    ///
+    /// # Panics
+    /// Where the parts are longer than `buf`.
+    fn write_behind(&self, parts: &[DevicePart], buf: Arc<AlignedBuf>) -> PendingWrite {
+        PendingWrite::done(write_parts(self, parts, &buf))
+    }
 
     /// Makes every write that completed before the call durable.
     fn flush(&self) -> io::Result<()>;
@@ -176,6 +187,28 @@ impl std::ops::Sub for DeviceCounters {
             flushes: self.flushes - earlier.flushes,
             discard_bytes: self.discard_bytes - earlier.discard_bytes,
         }
+    }
+}
+
+/// Writes the beginning of `buf` to `parts`, one behind the other, and returns when all have completed.
+fn write_parts(
+    device: &(impl BlockDevice + ?Sized),
+    parts: &[DevicePart],
+    buf: &[u8],
+) -> io::Result<()> {
+    let mut rest = buf;
+    let mut writes = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (data, after) = rest.split_at(part.len);
+        writes.push(DeviceWrite {
+            offset: part.offset,
+            data,
+        });
+        rest = after;
+    }
+    match &writes[..] {
+        [one] => device.write(one.offset, one.data, Durability::Volatile),
+        many => device.write_batch(many, Durability::Volatile),
     }
 }
 

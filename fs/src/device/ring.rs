@@ -22,7 +22,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::counters::AtomicCounters;
 
-pub(super) mod ahead;
+pub(super) mod begun;
 
 /// Entries of the submission queue, and with it the most transfers in flight of one thread.
 const ENTRIES: u32 = 256;
@@ -67,12 +67,18 @@ pub(super) struct Transfer<'a> {
 }
 
 impl<'a> Transfer<'a> {
-    pub(super) fn read(fd: &'a impl AsRawFd, offset: u64, buf: &'a mut [u8]) -> Transfer<'a> {
+    fn new(
+        fd: &impl AsRawFd,
+        direction: Direction,
+        offset: u64,
+        ptr: *mut u8,
+        len: usize,
+    ) -> Transfer<'a> {
         Transfer {
             fd: fd.as_raw_fd(),
-            direction: Direction::Read,
-            ptr: buf.as_mut_ptr(),
-            len: buf.len(),
+            direction,
+            ptr,
+            len,
             offset,
             done: 0,
             result: Ok(()),
@@ -82,20 +88,8 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// A read whose buffer nothing but the caller keeps alive until its completion.
-    fn read_raw(fd: &impl AsRawFd, offset: u64, buf: &mut [u8]) -> Transfer<'static> {
-        Transfer {
-            fd: fd.as_raw_fd(),
-            direction: Direction::Read,
-            ptr: buf.as_mut_ptr(),
-            len: buf.len(),
-            offset,
-            done: 0,
-            result: Ok(()),
-            submitted: None,
-            elapsed: Duration::ZERO,
-            buffer: PhantomData,
-        }
+    pub(super) fn read(fd: &'a impl AsRawFd, offset: u64, buf: &'a mut [u8]) -> Transfer<'a> {
+        Transfer::new(fd, Direction::Read, offset, buf.as_mut_ptr(), buf.len())
     }
 
     /// `dsync` makes the write durable on completion: one FUA write on a block device.
@@ -105,18 +99,20 @@ impl<'a> Transfer<'a> {
         data: &'a [u8],
         dsync: bool,
     ) -> Transfer<'a> {
-        Transfer {
-            fd: fd.as_raw_fd(),
-            direction: Direction::Write { dsync },
-            ptr: data.as_ptr().cast_mut(),
-            len: data.len(),
-            offset,
-            done: 0,
-            result: Ok(()),
-            submitted: None,
-            elapsed: Duration::ZERO,
-            buffer: PhantomData,
-        }
+        let ptr = data.as_ptr().cast_mut();
+        Transfer::new(fd, Direction::Write { dsync }, offset, ptr, data.len())
+    }
+
+    /// A read whose buffer nothing but the caller keeps alive until its completion.
+    fn read_raw(fd: &impl AsRawFd, offset: u64, buf: &mut [u8]) -> Transfer<'static> {
+        Transfer::new(fd, Direction::Read, offset, buf.as_mut_ptr(), buf.len())
+    }
+
+    /// A volatile write whose buffer nothing but the caller keeps alive until its completion.
+    fn write_raw(fd: &impl AsRawFd, offset: u64, data: &[u8]) -> Transfer<'static> {
+        let direction = Direction::Write { dsync: false };
+        let ptr = data.as_ptr().cast_mut();
+        Transfer::new(fd, direction, offset, ptr, data.len())
     }
 
     pub(super) fn into_result(self) -> io::Result<()> {

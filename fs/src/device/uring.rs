@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::raw::Raw;
-use super::ring::ahead::{Ahead, Pool};
+use super::ring::begun::{Ahead, Behind, Pool};
 use super::ring::{self, Transfer};
 use super::{
-    AlignedBuf, BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry,
-    PendingRead, ReadPart,
+    AlignedBuf, BlockDevice, DeviceCounters, DevicePart, DeviceRead, DeviceWrite, Durability,
+    Geometry, PendingRead, PendingWrite, write_parts,
 };
 
 /// A device or image through io_uring. Made by [`super::open`].
@@ -84,7 +84,7 @@ impl BlockDevice for UringDevice {
         }
     }
 
-    fn read_ahead(&self, parts: &[ReadPart], buf: AlignedBuf) -> PendingRead {
+    fn read_ahead(&self, parts: &[DevicePart], buf: AlignedBuf) -> PendingRead {
         match Ahead::start(&self.pool, &self.raw, parts, buf) {
             Ok(ahead) => PendingRead::in_flight(ahead),
             Err(mut buf) => {
@@ -99,6 +99,14 @@ impl BlockDevice for UringDevice {
                 let result = reads.into_iter().try_for_each(|read| read.result);
                 PendingRead::done(buf, result)
             }
+        }
+    }
+
+    fn write_behind(&self, parts: &[DevicePart], buf: Arc<AlignedBuf>) -> PendingWrite {
+        match Behind::start(&self.pool, &self.raw, parts, buf.clone()) {
+            Ok(Some(behind)) => PendingWrite::in_flight(behind),
+            Ok(None) => PendingWrite::done(write_parts(self, parts, &buf)),
+            Err(error) => PendingWrite::done(Err(error)),
         }
     }
 

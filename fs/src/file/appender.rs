@@ -2,7 +2,7 @@
 //! whole logical blocks.
 //!
 //! What reaches the device, and when:
-//! - a full buffer is written out volatile; large aligned appends go straight from the caller's
+//! - a full buffer is written behind, volatile (`behind.rs`); large aligned appends go straight from the caller's
 //!   memory;
 //! - `fdatasync` writes the rest of the tail. If that is one write and all earlier ones are
 //!   flushed, it is one durable (FUA) write and nothing else; otherwise a volatile one and a
@@ -22,11 +22,10 @@
 use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 
-use parking_lot::MutexGuard;
-
 use crate::device::{AlignedBuf, DeviceWrite, Durability};
 use crate::disk::WriteTicket;
 use crate::error::{Error, Result};
+use crate::file::behind::Behind;
 use crate::file::handle::OpenFile;
 use crate::file::tail::{BUFFER_LEN_MAX, Tail};
 use crate::format::op::CHECKED_LEN_MAX;
@@ -56,6 +55,8 @@ pub(crate) struct Appender {
     /// Bytes of journal promised for the extents of what is reserved.
     pub(super) promised: u64,
     pub(super) expected_blocks: u64,
+    /// Full buffers that the device is writing.
+    pub(super) behind: Behind,
     /// The file changed since it was opened, so that closing has work to do.
     pub(super) dirty: bool,
     /// The last handle was closed: allocate what is needed and no more.
@@ -80,6 +81,7 @@ impl Appender {
             reserved_blocks: 0,
             promised: 0,
             expected_blocks: expected_size.div_ceil(BLOCK_SIZE),
+            behind: Behind::default(),
             dirty: false,
             closed: false,
         }
@@ -115,7 +117,7 @@ impl OpenFile {
     /// Appends `parts`; see [`crate::File::append_vectored`]. Without the space for all of it,
     /// nothing is appended.
     pub(super) fn append(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
-        let mut appender = self.lock_appender();
+        let mut appender = self.lock_to_append();
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             let what = "the file's size is uncertain since a crash; settle it before appending";
@@ -158,17 +160,10 @@ impl OpenFile {
             appender.extend_check(end, &data[..taken]);
             data = &data[taken..];
             if buffered + taken == BUFFER_LEN_MAX {
-                self.write_out(appender, Durability::Volatile)?;
+                self.hand_over(appender)?;
             }
         }
         Ok(())
-    }
-
-    /// Takes the appender's lock and waits for appends in flight.
-    pub(super) fn lock_appender(&self) -> MutexGuard<'_, Appender> {
-        let appender = self.appender.lock();
-        self.pipeline.drain();
-        appender
     }
 
     /// True where all appended bytes are durable, or in flight to be.
@@ -177,6 +172,7 @@ impl OpenFile {
         let aligned = tail.start.is_multiple_of(self.core.disk.unit());
         tail.len == 0
             && aligned
+            && appender.behind.is_empty()
             && !self.uncertain.load(Ordering::Acquire)
             && self.core.disk.is_flushed(appender.last_write)
     }

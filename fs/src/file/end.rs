@@ -18,7 +18,7 @@ use crate::types::{BLOCK_SIZE, FileSize};
 impl OpenFile {
     /// See [`crate::File::settle`].
     pub(super) fn settle(&self, size: u64) -> Result<()> {
-        let mut appender = self.lock_appender();
+        let mut appender = self.lock_appender()?;
         self.core.disk.check_writable()?;
         let known = self.size();
         match known {
@@ -49,7 +49,7 @@ impl OpenFile {
 
     /// See [`crate::File::truncate`].
     pub(super) fn truncate(&self, size: u64) -> Result<()> {
-        let mut appender = self.lock_appender();
+        let mut appender = self.lock_appender()?;
         self.core.disk.check_writable()?;
         let present = self.size().lower();
         if size > present {
@@ -119,12 +119,12 @@ impl OpenFile {
 
     /// Writes buffered bytes out, gives surplus space back and enqueues the size.
     pub(crate) fn write_back(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
+        let (mut appender, finished) = self.lock_and_finish();
         if self.uncertain.load(Ordering::Acquire) {
-            return Ok(());
+            return finished;
         }
         appender.closed = true;
-        let written = self.write_back_tail(&mut appender);
+        let written = finished.and_then(|()| self.write_back_tail(&mut appender));
         self.unreserve(&mut appender);
         written
     }
@@ -147,9 +147,10 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Forgets buffered bytes of a file that is about to be removed.
+    /// Forgets buffered bytes of a file that is about to be removed. What the device is still writing is
+    /// waited for: the blocks go to other files next.
     pub(crate) fn discard_tail(&self) {
-        let mut appender = self.appender.lock();
+        let (mut appender, _lost) = self.lock_and_finish();
         appender.closed = true;
         self.unreserve(&mut appender);
     }

@@ -77,7 +77,7 @@ impl Pipeline {
         }
     }
 
-    fn push(&self, offset: u64, buf: Arc<AlignedBuf>) {
+    pub(super) fn push(&self, offset: u64, buf: Arc<AlignedBuf>) {
         self.state.lock().push_back(InFlight {
             offset,
             buf,
@@ -87,7 +87,7 @@ impl Pipeline {
 
     /// Marks the append at `offset` as done, and waits until all before it are. `acknowledge` is
     /// called, in order, with the end of each append that leaves.
-    fn finish(&self, offset: u64, mut acknowledge: impl FnMut(u64)) {
+    pub(super) fn finish(&self, offset: u64, mut acknowledge: impl FnMut(u64)) {
         let mut queue = self.state.lock();
         if let Some(entry) = queue.iter_mut().find(|entry| entry.offset == offset) {
             entry.done = true;

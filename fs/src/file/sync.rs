@@ -22,7 +22,7 @@ pub(super) enum Cover {
 impl OpenFile {
     /// See [`crate::File::fdatasync`].
     pub(super) fn fdatasync(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
+        let mut appender = self.lock_appender()?;
         self.core.disk.check_writable()?;
         self.pad_if_sealed(&mut appender)?;
         let flushed = self.core.disk.is_flushed(appender.last_write);
@@ -73,7 +73,7 @@ impl OpenFile {
 
     /// See [`crate::File::fsync`].
     pub(super) fn fsync(&self) -> Result<()> {
-        let mut appender = self.lock_appender();
+        let mut appender = self.lock_appender()?;
         self.core.disk.check_writable()?;
         if self.uncertain.load(Ordering::Acquire) {
             self.core.commit_all()?;

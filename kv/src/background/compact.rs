@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::background::flush::OUTPUT_BUFFERS;
+use crate::background::flush::output_memory;
 use crate::background::scheduler;
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
@@ -13,13 +13,16 @@ use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
-use crate::sstable::TableReadOptions;
+use crate::sstable::{TableOptions, TableReadOptions};
 use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
 use crate::write::batch::CfId;
 
-/// Bytes that a compaction reads ahead in each input.
+/// Bytes that a compaction reads ahead in each input, if memory is not limited.
 const READAHEAD: usize = 1 << 20;
+
+/// The least that it reads ahead.
+const READAHEAD_MIN: usize = 64 << 10;
 
 impl Engine {
     /// Does `choice`, which is listed as running, and takes it off the list.
@@ -80,7 +83,7 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let family = self.cf(cf)?;
-        let outputs = self.histograms.time(Timed::Compaction, || {
+        let mut outputs = self.histograms.time(Timed::Compaction, || {
             self.merge_inputs(choice, version, &family)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
@@ -91,6 +94,7 @@ impl Engine {
             // Otherwise the record may be durable: the files stay until the next open knows.
             return Err(error);
         }
+        self.warm_outputs(cf, &mut outputs);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }
@@ -160,7 +164,13 @@ impl Engine {
         let options = &family.options;
         let copied = along.values().map(|reader| reader.properties().file_bytes);
         let blob_bytes = copied.sum::<u64>().max(choice.bytes());
-        let _buffers = self.charge_io(choice.inputs.len() * READAHEAD + OUTPUT_BUFFERS);
+        // One more for what is on its way from the device to one of them.
+        let inputs = choice.inputs.len() + 1;
+        let readahead = self.merge_readahead(inputs);
+        let table_part = options.target_file_size_base as f64 / choice.bytes().max(1) as f64;
+        let table_entries = (choice.entries() as f64 * table_part.min(1.0)) as u64;
+        let memory = inputs * readahead + output_memory(options, table_entries);
+        let _buffers = self.charge_io(memory);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -174,7 +184,8 @@ impl Engine {
                     Arc::clone(self) as Arc<dyn crate::version::TableOpener>,
                     TableReadOptions {
                         fill_cache: false,
-                        readahead_bytes: READAHEAD,
+                        silent: true,
+                        readahead_bytes: readahead,
                         ..TableReadOptions::default()
                     },
                 );
@@ -187,12 +198,16 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: family.named(options.table_options(
-                version,
-                choice.output_level,
-                choice.run_entries(version),
-                0,
-            )),
+            table_options: TableOptions {
+                keep_bytes: self.warm_bytes(),
+                ..family.named(options.table_options(
+                    version,
+                    choice.output_level,
+                    choice.run_entries(version),
+                    0,
+                ))
+            },
+            all_warm: false,
             part,
             created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,
@@ -207,6 +222,14 @@ impl Engine {
             separation: self.separation(options, blob_bytes, &resolve, along),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
+    }
+
+    /// Bytes to read ahead in each of so many inputs.
+    fn merge_readahead(&self, inputs: usize) -> usize {
+        match self.env.ledger() {
+            None => READAHEAD,
+            Some(ledger) => (ledger.merge_share() / inputs).clamp(READAHEAD_MIN, READAHEAD),
+        }
     }
 
     /// `version` is the one that blob files' numbers were taken from, if any were.

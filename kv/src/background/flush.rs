@@ -18,15 +18,31 @@ use crate::env::ledger::{Charge, MemoryKind};
 use crate::error::Result;
 use crate::file_names::FileNumber;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::options::Options;
+use crate::options::{Options, PrepopulateBlockCache};
+use crate::sstable::TableOptions;
 use crate::stats::histogram::Timed;
 use crate::stats::listener::{FileEvent, FileKind, JobEvent};
 use crate::version::{CfEdit, SstMeta, Version};
 use crate::write::batch::CfId;
 
-/// Bytes of the buffers of a table that is being written, about: a block and what of the file is
-/// not written yet.
-pub(crate) const OUTPUT_BUFFERS: usize = 256 << 10;
+/// Bytes of the buffers of a table that is being written: blocks that are gathered, and what of the file
+/// the filesystem has not written yet.
+const TABLE_BUFFERS: usize = 640 << 10;
+
+/// The same of a blob file.
+const BLOB_BUFFERS: usize = (1 << 20) + (384 << 10);
+
+/// Bytes of memory for a table of `entries` that is being written: buffers, and the hash that its filter is
+/// made of for each entry.
+pub(crate) fn output_memory(options: &Options, entries: u64) -> usize {
+    let hashes = entries.next_power_of_two() as usize * size_of::<u64>();
+    let filter = (entries as f64 * options.bloom_bits_per_key / 8.0) as usize;
+    let blobs = match options.min_blob_size {
+        0 => 0,
+        _ => BLOB_BUFFERS,
+    };
+    TABLE_BUFFERS + hashes + filter + blobs
+}
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
@@ -37,7 +53,6 @@ impl Engine {
         mems: &[Arc<Mem>],
         version: &Version,
     ) -> Result<TableOutputs> {
-        let _buffers = self.charge_io(OUTPUT_BUFFERS);
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
         });
@@ -47,11 +62,16 @@ impl Engine {
             .collect();
         let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
         let entries = mems.iter().map(|mem| mem.table.entries()).sum();
+        let _buffers = self.charge_io(output_memory(&cf.options, entries));
         let nothing = Along::new();
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: cf.named(cf.options.table_options(version, 0, entries, entries)),
+            table_options: TableOptions {
+                keep_bytes: self.warm_bytes(),
+                ..cf.named(cf.options.table_options(version, 0, entries, entries))
+            },
+            all_warm: self.options.prepopulate_block_cache == PrepopulateBlockCache::FlushOnly,
             part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),
@@ -167,7 +187,7 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let id = cf.id;
-        let outputs = self
+        let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
         let flushed = mems.len();
@@ -203,6 +223,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         installed?;
+        self.warm_outputs(id, &mut outputs);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }

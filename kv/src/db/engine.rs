@@ -27,7 +27,7 @@ use crate::cache::BlockCache;
 use crate::compaction::InFlight;
 use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
-use crate::env::ledger::MemoryLedger;
+use crate::env::ledger::{Charge, MemoryLedger};
 use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::SeqNo;
@@ -40,7 +40,7 @@ use crate::stats::metrics::Tickers;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::write::WriteItem;
 use crate::write::batch::CfId;
-use crate::write::stall::Stall;
+use crate::write::stall::{Pacer, Stall};
 use crate::write::wal::WalWriter;
 
 /// Transient failures in a row, other than for want of space, after which one is taken for hard.
@@ -198,6 +198,8 @@ pub(crate) struct Engine {
     pub(crate) options: Options,
     pub(crate) env: Arc<Env>,
     pub(crate) cache: Arc<BlockCache>,
+    /// The number under which the cache has this database's values.
+    pub(crate) value_space: u64,
     pub(crate) remover: Arc<ObsoleteFiles>,
     pub(crate) next_file: AtomicU64,
     pub(crate) next_mem: AtomicU64,
@@ -225,6 +227,10 @@ pub(crate) struct Engine {
     pub(crate) options_file: Mutex<Option<FileNumber>>,
     /// Opened for reading alone.
     pub(crate) read_only: bool,
+    /// What the filesystem may read ahead into, where memory is limited.
+    pub(crate) _filesystem_memory: Option<Arc<Charge>>,
+    /// What a slowed writer has to wait for; the leader's.
+    pub(crate) pacer: Mutex<Pacer>,
 }
 
 impl Engine {
@@ -383,7 +389,11 @@ impl TableOpener for Engine {
         let options = OpenOptions {
             pin_index_and_filter: !self.options.cache_index_and_filter_blocks,
         };
-        Table::open(file, meta.number, Arc::clone(&self.cache), options)
+        let table = Table::open(file, meta.number, Arc::clone(&self.cache), options)?;
+        if self.env.ledger().is_some() && table.pinned_memory() > 0 {
+            self.cache.make_room();
+        }
+        Ok(table)
     }
 }
 

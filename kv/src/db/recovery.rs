@@ -176,11 +176,15 @@ pub(crate) fn engine_for(
         dir.to_path_buf(),
         options.max_manifest_file_size,
     );
+    let filesystem_memory = env.ledger().map(|ledger| ledger.charge_filesystem(&fs));
     Ok(Arc::new(Engine {
+        _filesystem_memory: filesystem_memory,
+        pacer: Mutex::default(),
         fs,
         dir: dir.to_path_buf(),
         options,
         env,
+        value_space: cache.new_id(),
         cache,
         remover,
         next_file: AtomicU64::new(next_file),

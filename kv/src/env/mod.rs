@@ -5,6 +5,10 @@
 //! compactions (`Low`). A thread of the high pool runs high tasks only, so a long compaction
 //! never delays a flush; a low thread takes a high task first when one waits.
 //!
+//! Low threads run at a lower priority of the system's scheduler too ([`LOW_NICENESS`]): where
+//! compactions and collections want all processors, writers and flushes come first. They still get the
+//! share that keeps them from starving, and writers that outrun them are slowed by the stall.
+//!
 //! Threads start on demand, up to each pool's limit, and end when the `Env` is dropped. A task that
 //! panics does not end its thread; the task's owner catches the panic and poisons its database.
 //! The queue's lock is held for queue operations only.
@@ -31,6 +35,10 @@ pub enum Priority {
     Low,
 }
 
+/// By how much low threads are nicer than the process: they get a third of the processor time that a
+/// thread of the process gets where both want more than there is.
+const LOW_NICENESS: i32 = 5;
+
 type Task = Box<dyn FnOnce() + Send>;
 
 /// Threads, bandwidth and memory that databases share.
@@ -42,7 +50,7 @@ pub struct Env {
 }
 
 /// What an [`Env`] is made of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct EnvOptions {
     /// Threads for flushes at most, at least 1. Default 1.
     pub flush_threads: usize,
@@ -51,8 +59,13 @@ pub struct EnvOptions {
     /// Bytes a second that flushes and compactions write at most; 0: no limit. Default 0.
     pub rate_bytes_per_s: u64,
     /// Bytes of memory for memtables, cached blocks, pinned indexes and filters, and buffers
-    /// of background work together; at least 1 MiB, or 0 for no common limit. Default 0.
+    /// of background work together; at least 1 MiB, or 0 for no common limit. An eighth of it is left to
+    /// what is not counted. Default 0.
     pub memory_limit: usize,
+    /// Has the process's allocator give back to the system what it keeps of freed memory. Called from
+    /// a thread of its own, seldom, after cached blocks have gone for the sake of something
+    /// else; not without a `memory_limit`. With glibc's allocator: `malloc_trim(0)`. Default none.
+    pub trim_allocator: Option<fn()>,
 }
 
 impl Default for EnvOptions {
@@ -62,6 +75,7 @@ impl Default for EnvOptions {
             compaction_threads: 1,
             rate_bytes_per_s: 0,
             memory_limit: 0,
+            trim_allocator: None,
         }
     }
 }
@@ -120,7 +134,10 @@ impl Env {
                 wake: Condvar::new(),
             }),
             limiter: RateLimiter::new(options.rate_bytes_per_s),
-            ledger: (limit > 0).then(|| MemoryLedger::new(limit.max(1 << 20))),
+            ledger: (limit > 0).then(|| {
+                let limit = limit.max(1 << 20);
+                MemoryLedger::new(limit, options.trim_allocator)
+            }),
         })
     }
 
@@ -212,7 +229,18 @@ impl Drop for Env {
     }
 }
 
+/// Lowers the calling thread's priority. Only Linux has one for each thread.
+fn be_nice() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(LOW_NICENESS) {
+        tracing::debug!(%error, "background threads run at the process's priority");
+    }
+}
+
 fn work(shared: &Shared, priority: Priority) {
+    if priority == Priority::Low {
+        be_nice();
+    }
     let mut queues = shared.queues.lock();
     loop {
         let task = match priority {

@@ -18,6 +18,7 @@ use crate::blob::reference::BlobReference;
 use crate::blob::values::SeparatedValue;
 use crate::db::engine::{Engine, View};
 use crate::db::snapshot::Snapshot;
+use crate::env::ledger::Charge;
 use crate::error::{Error, Result};
 use crate::key::{ValueKind, append_internal};
 
@@ -64,6 +65,8 @@ pub struct DbIterator {
     /// The separated value of the walk's entry, if it was read.
     value: Option<Vec<u8>>,
     failure: Option<Error>,
+    /// What of the environment's memory `ahead` takes.
+    charge: Option<Charge>,
     _snapshot: Option<Snapshot>,
 }
 
@@ -88,6 +91,7 @@ impl DbIterator {
             window: 1,
             value: None,
             failure: None,
+            charge: None,
             _snapshot: origin.snapshot,
         }
     }
@@ -137,7 +141,11 @@ impl DbIterator {
     pub fn load_value(&mut self) -> Result<&[u8]> {
         if self.ahead.is_empty() && self.value.is_none() && self.is_separated() {
             let wanted = self.wanted()?;
-            self.value = Some(self.engine.separated_value(&self.view.version, &wanted)?);
+            self.value = Some(
+                self.engine
+                    .separated_value(&self.view.version, &wanted)?
+                    .to_vec(),
+            );
         }
         Ok(self.value())
     }
@@ -208,6 +216,7 @@ impl DbIterator {
 
     fn reset(&mut self) {
         self.ahead.clear();
+        self.charge = None;
         self.value = None;
         self.failure = None;
         self.window = 1;
@@ -306,6 +315,9 @@ impl DbIterator {
                 break;
             }
         }
+        self.charge = self.engine.charge_io(bytes as usize);
+        // What the values are read into, on their way.
+        let _buffers = self.engine.charge_io(bytes as usize);
         let values = self.engine.scanned_values(&self.view.version, &wanted)?;
         for (place, value) in places.into_iter().zip(values) {
             self.ahead[place].value = value;

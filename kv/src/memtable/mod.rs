@@ -119,6 +119,11 @@ impl MemTable {
         }
     }
 
+    /// Tells the ledger, if there is one, that nothing more will be inserted. Called once.
+    pub(crate) fn seal(&self) {
+        self.list.seal();
+    }
+
     /// Bytes of memory in use, allocation slack included.
     pub fn approximate_memory(&self) -> usize {
         self.list.memory()

@@ -172,6 +172,11 @@ impl SkipList {
         }
     }
 
+    /// See [`super::MemTable::seal`].
+    pub(super) fn seal(&self) {
+        self.arena.seal();
+    }
+
     /// Bytes of memory in use.
     pub(super) fn memory(&self) -> usize {
         self.arena.memory()

@@ -216,11 +216,7 @@ impl fmt::Display for Stats {
             ("blob_shadowed_bytes_estimate", self.blobs.shadowed_bytes),
             ("blob_ancestors", self.blobs.ancestors),
         ];
-        for (kind, name) in [
-            (BlockKind::Index, "index"),
-            (BlockKind::Filter, "filter"),
-            (BlockKind::Data, "data"),
-        ] {
+        for (kind, name) in BlockKind::NAMES {
             writeln!(f, "cache_{name}_hits {}", self.cache.hits[kind as usize])?;
             writeln!(
                 f,
@@ -233,8 +229,9 @@ impl fmt::Display for Stats {
         writeln!(f, "disk_usage {usage:.3}")?;
         let garbage = self.blobs.garbage_ratio();
         writeln!(f, "blob_garbage_ratio {garbage:.3}")?;
-        writeln!(f, "cache_charged_bytes {}", self.cache.charged)?;
-        writeln!(f, "cache_reserved_bytes {}", self.cache.reserved)?;
+        for (name, value) in self.cache.sizes() {
+            writeln!(f, "cache_{name} {value}")?;
+        }
         for (name, value) in figures.into_iter().chain(self.tickers.named()) {
             writeln!(f, "{name} {value}")?;
         }

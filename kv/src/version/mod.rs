@@ -22,5 +22,5 @@ pub(crate) use blobs::{BlobSet, LiveBlob, Share, TableRefs};
 pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
 pub(crate) use obsolete::ObsoleteFiles;
 pub(crate) use pieces::{Parts, Piece, Pieces};
-pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
+pub(crate) use set::{COMPARATOR, Recovered, RecoveredCf, VersionSet};
 pub(crate) use version::{Level, Run, SstFile, SstMeta, TableOpener, Version};

@@ -34,9 +34,6 @@ use crate::write::batch::{CfId, WriteBatch};
 use crate::write::stall::Stall;
 use crate::write::wal::{WAL_GROUP_BYTES, WalWriter};
 
-/// Longest sleep of a slowed leader at a time.
-const DELAY_MAX: Duration = Duration::from_millis(100);
-
 /// Bytes of a group from which waiting writers insert a part of it: waking them has its price.
 const SHARED_BYTES_MIN: usize = 32 << 10;
 
@@ -286,8 +283,10 @@ impl Engine {
             {
                 drop(state);
                 delayed = true;
-                let delay = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                std::thread::sleep(delay.min(DELAY_MAX));
+                let delay = self.pacer.lock().delay(Instant::now(), bytes, rate);
+                if !delay.is_zero() {
+                    std::thread::sleep(delay);
+                }
                 continue;
             }
             let Some(full) = self.full_cf(&state) else {
@@ -314,15 +313,16 @@ impl Engine {
     /// Under memory pressure of all databases of the environment: waits a moment, and returns
     /// true where the group, which began to wait at `begin`, must look again.
     fn waits_for_memory(&self, begin: Instant) -> bool {
-        let pressing = self
-            .env
-            .ledger()
-            .filter(|ledger| ledger.is_under_pressure());
-        let Some(ledger) = pressing else { return false };
-        ledger.relieve();
-        if begin.elapsed() >= ledger::WAIT_MAX {
+        let Some(ledger) = self.env.ledger() else {
+            return false;
+        };
+        if ledger.is_under_pressure() {
+            ledger.relieve();
+        }
+        if !ledger.is_full() || begin.elapsed() >= ledger::WAIT_MAX {
             return false;
         }
+        self.tickers.waits_for_memory.add(1);
         ledger.wait_for_memory(Duration::from_millis(10));
         true
     }
@@ -381,7 +381,9 @@ impl Engine {
         let mut state = self.state.lock();
         let mut view = (*cf.view()).clone();
         view.imms.insert(0, std::mem::replace(&mut view.mem, mem));
+        let sealed = Arc::clone(&view.imms[0]);
         let old = cf.set_view(view, &state);
+        sealed.table.seal();
         scheduler::schedule(self, &mut state);
         drop(state);
         drop(old);

@@ -3,8 +3,43 @@
 //! Writers are slowed in proportion to how far the backlog is between the slowdown and the stop
 //! limits, from `delayed_write_rate` down to a sixteenth of it, so that they meet the speed of
 //! compaction before they meet the stop.
+//!
+//! A [`Pacer`] turns a rate into sleeps. A sleep of a few microseconds takes the system about sixty: were each
+//! write to sleep for its own bytes, small writes would be slower than the rate, and all of them slow.
+//! Writes therefore run up a debt, and one in many sleeps it off.
+
+use std::time::{Duration, Instant};
 
 use crate::options::Options;
+
+/// Debt from which a writer sleeps, and so about the shortest sleep.
+const DEBT_MIN: Duration = Duration::from_millis(2);
+
+/// Longest sleep at a time.
+const DEBT_MAX: Duration = Duration::from_millis(100);
+
+/// What writers owe to the rate. Belongs to whoever leads them.
+#[derive(Debug, Default)]
+pub(crate) struct Pacer {
+    /// When the bytes so far were due to be through; `None` before the first.
+    due: Option<Instant>,
+}
+
+impl Pacer {
+    /// How long to sleep at `now` before `bytes` more are written at `rate` bytes per second.
+    /// Time that passed without writes is not saved up.
+    pub(crate) fn delay(&mut self, now: Instant, bytes: usize, rate: u64) -> Duration {
+        let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        let from = self.due.map_or(now, |due| due.max(now));
+        let debt = from.saturating_duration_since(now).saturating_add(cost);
+        let debt = debt.min(DEBT_MAX);
+        self.due = Some(now + debt);
+        match debt >= DEBT_MIN {
+            true => debt,
+            false => Duration::ZERO,
+        }
+    }
+}
 
 /// How fast writers may go.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -146,6 +181,32 @@ mod tests {
             slowest,
             "waiting for nothing would not end"
         );
+    }
+
+    #[test]
+    fn slowed_writers_keep_to_the_rate_and_one_in_many_sleeps() {
+        let mut pacer = Pacer::default();
+        let begin = Instant::now();
+        let (mut now, mut slept) = (begin, 0);
+        let (writes, bytes, rate) = (10_000_u32, 134, 16 << 20);
+        for _ in 0..writes {
+            let delay = pacer.delay(now, bytes, rate);
+            assert!(delay.is_zero() || delay >= DEBT_MIN);
+            slept += u32::from(!delay.is_zero());
+            // A write takes a microsecond, and a sleep longer than was asked for.
+            now += delay + Duration::from_micros(1);
+            if !delay.is_zero() {
+                now += Duration::from_micros(60);
+            }
+        }
+        let ideal = Duration::from_secs_f64(f64::from(writes) * bytes as f64 / rate as f64);
+        let took = now - begin;
+        assert!(took >= ideal - DEBT_MIN, "{took:?} for {ideal:?}");
+        assert!(took < ideal + ideal / 8, "{took:?} for {ideal:?}");
+        assert!(slept * 200 < writes, "{slept} of {writes} slept");
+        // An idle hour is not made up for.
+        now += Duration::from_secs(3600);
+        assert_eq!(pacer.delay(now, 1 << 30, rate), DEBT_MAX);
     }
 
     #[test]

@@ -274,6 +274,7 @@ impl FileSystem for WatchFs {
         self.inner.rename(from, to)
     }
     fn link(&self, existing: &Path, new: &Path) -> Result<()> {
+        let _gate = self.tell("link", new);
         self.inner.link(existing, new)
     }
     fn unlink(&self, path: &Path) -> Result<()> {
@@ -306,6 +307,12 @@ impl FileSystem for WatchFs {
     }
     fn write_unit(&self) -> u64 {
         self.inner.write_unit()
+    }
+    fn readahead_memory(&self) -> u64 {
+        self.inner.readahead_memory()
+    }
+    fn limit_readahead_memory(&self, bytes: u64) {
+        self.inner.limit_readahead_memory(bytes);
     }
 }
 

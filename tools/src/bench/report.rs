@@ -85,7 +85,8 @@ impl Latency {
         )
     }
 
-    fn json(&self) -> Value {
+    /// The object of `lat_us`: mean, percentiles and longest, in microseconds.
+    pub fn json(&self) -> Value {
         json!({
             "avg": rounded(self.mean_us(), 3),
             "p50": rounded(self.quantile_us(0.5), 3),

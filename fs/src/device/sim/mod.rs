@@ -6,7 +6,7 @@
 //! [`FaultPlan`].
 //!
 //! What it does not do: keep time, or reorder calls of several threads; each call takes effect at
-//! once, under one lock.
+//! once, under one lock. Only a write behind takes effect as late as it can: when it is waited for.
 
 mod crash;
 mod image;
@@ -24,8 +24,8 @@ use self::image::Image;
 use super::counters::AtomicCounters;
 use super::fault::{Fault, FaultOn, FaultPlan};
 use super::{
-    BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry, check_aligned,
-    check_range,
+    AlignedBuf, BlockDevice, DeviceCounters, DevicePart, DeviceRead, DeviceWrite, Durability,
+    Geometry, PendingWrite, check_aligned, check_range, write_parts,
 };
 
 /// Smallest unit that a crash tears by default: what any disk writes whole.
@@ -34,6 +34,12 @@ const SECTOR: u64 = 512;
 /// A simulated device. See the module's words.
 #[derive(Debug)]
 pub struct SimDevice {
+    sim: Arc<Sim>,
+}
+
+/// What the device shares with writes in flight.
+#[derive(Debug)]
+struct Sim {
     geometry: Geometry,
     tear: u64,
     counters: AtomicCounters,
@@ -70,33 +76,39 @@ impl SimDevice {
     /// [`BlockDevice`], by which a logical block is atomic.
     #[must_use]
     pub fn with_tear(mut self, tear: u64) -> SimDevice {
-        assert!(tear.is_power_of_two() && (SECTOR..=self.geometry.logical_block).contains(&tear));
-        self.tear = tear;
+        assert!(
+            tear.is_power_of_two() && (SECTOR..=self.sim.geometry.logical_block).contains(&tear)
+        );
+        let sim = Arc::get_mut(&mut self.sim).expect("nothing is in flight on a new device");
+        sim.tear = tear;
         self
     }
 
     fn from_image(geometry: Geometry, tear: u64, image: Image) -> SimDevice {
+        let state = State {
+            volatile: image.clone(),
+            media: Media::new(image),
+            faults: None,
+            recording: None,
+        };
         SimDevice {
-            geometry,
-            tear,
-            counters: AtomicCounters::default(),
-            state: Mutex::new(State {
-                volatile: image.clone(),
-                media: Media::new(image),
-                faults: None,
-                recording: None,
+            sim: Arc::new(Sim {
+                geometry,
+                tear,
+                counters: AtomicCounters::default(),
+                state: Mutex::new(state),
             }),
         }
     }
 
     /// Sets the faults to come; `None` for none.
     pub fn set_faults(&self, plan: Option<FaultPlan>) {
-        self.state.lock().faults = plan;
+        self.sim.state.lock().faults = plan;
     }
 
     /// Begins a recording with the next operation, dropping an unfinished one.
     pub fn record(&self) {
-        self.state.lock().recording = Some(Recording::new(self.geometry, self.tear));
+        self.sim.state.lock().recording = Some(Recording::new(self.sim.geometry, self.sim.tear));
     }
 
     /// Ends the recording and returns it.
@@ -104,7 +116,7 @@ impl SimDevice {
     /// # Panics
     /// Where none was begun.
     pub fn take_recording(&self) -> Recording {
-        let mut state = self.state.lock();
+        let mut state = self.sim.state.lock();
         let mut recording = state.recording.take().expect("a recording was begun");
         recording.finish(&state.media);
         recording
@@ -113,7 +125,8 @@ impl SimDevice {
     /// Operations recorded so far; 0 without a recording. A caller notes it when something is
     /// acknowledged, to know which crashes must keep it: those at this index and later.
     pub fn recorded_ops(&self) -> usize {
-        self.state
+        self.sim
+            .state
             .lock()
             .recording
             .as_ref()
@@ -122,14 +135,18 @@ impl SimDevice {
 
     /// The device after a power cut now; `seed` decides what becomes of unflushed writes.
     pub fn crash(&self, seed: u64) -> SimDevice {
-        let media = self.state.lock().media.clone();
-        SimDevice::from_image(self.geometry, self.tear, media.crash(None, self.tear, seed))
+        let media = self.sim.state.lock().media.clone();
+        SimDevice::from_image(
+            self.sim.geometry,
+            self.sim.tear,
+            media.crash(None, self.sim.tear, seed),
+        )
     }
 
     /// A copy of the device as it reads now, all of it durable.
     pub fn duplicate(&self) -> SimDevice {
-        let image = self.state.lock().volatile.clone();
-        SimDevice::from_image(self.geometry, self.tear, image)
+        let image = self.sim.state.lock().volatile.clone();
+        SimDevice::from_image(self.sim.geometry, self.sim.tear, image)
     }
 
     /// A copy of the device as it reads now, all of it durable, that has grown to `size` bytes.
@@ -137,23 +154,27 @@ impl SimDevice {
     /// # Panics
     /// Where `size` is smaller or no multiple of the logical block.
     pub fn grown(&self, size: u64) -> SimDevice {
-        assert!(size >= self.geometry.size && size.is_multiple_of(self.geometry.logical_block));
-        let mut image = self.state.lock().volatile.clone();
+        assert!(
+            size >= self.sim.geometry.size && size.is_multiple_of(self.sim.geometry.logical_block)
+        );
+        let mut image = self.sim.state.lock().volatile.clone();
         image.grow(size);
         let geometry = Geometry {
             size,
-            ..self.geometry
+            ..self.sim.geometry
         };
-        SimDevice::from_image(geometry, self.tear, image)
+        SimDevice::from_image(geometry, self.sim.tear, image)
     }
 
     /// Flips one bit (0 to 7) of the byte at `offset`, at rest and in the cache.
     pub fn flip_bit(&self, offset: u64, bit: u8) {
-        let mut state = self.state.lock();
+        let mut state = self.sim.state.lock();
         state.volatile.flip_bit(offset, bit);
         state.media.flip_bit(offset, bit);
     }
+}
 
+impl Sim {
     fn do_read(&self, state: &mut State, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         check_aligned(self.geometry, buf);
         check_range(self.geometry, offset, buf.len() as u64);
@@ -266,56 +287,67 @@ impl BlockDevice for SimDevice {
     }
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.sim.geometry
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.do_read(&mut self.state.lock(), offset, buf)
+        self.sim.do_read(&mut self.sim.state.lock(), offset, buf)
     }
 
     fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize) {
         assert!(queue_depth > 0, "a batch needs a queue");
-        let mut state = self.state.lock();
+        let mut state = self.sim.state.lock();
         for read in reads {
-            read.result = self.do_read(&mut state, read.offset, read.buf);
+            read.result = self.sim.do_read(&mut state, read.offset, read.buf);
         }
+    }
+
+    fn write_behind(&self, parts: &[DevicePart], buf: Arc<AlignedBuf>) -> PendingWrite {
+        let (device, parts) = (
+            SimDevice {
+                sim: self.sim.clone(),
+            },
+            parts.to_vec(),
+        );
+        PendingWrite::deferred(move || write_parts(&device, &parts, &buf))
     }
 
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
-        self.do_writes(&[DeviceWrite { offset, data }], durability)
+        self.sim
+            .do_writes(&[DeviceWrite { offset, data }], durability)
     }
 
     fn write_batch(&self, writes: &[DeviceWrite<'_>], durability: Durability) -> io::Result<()> {
-        self.do_writes(writes, durability)
+        self.sim.do_writes(writes, durability)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.sim.state.lock();
         match state.fault(FaultOn::Flush, 0, 0) {
             Some(Fault::Eio) => {
                 let seed = state.random();
-                state.perform(&SimOp::FailedFlush { seed }, self.tear);
+                state.perform(&SimOp::FailedFlush { seed }, self.sim.tear);
                 return Err(eio());
             }
             Some(Fault::Lost) => {}
-            _ => state.perform(&SimOp::Flush, self.tear),
+            _ => state.perform(&SimOp::Flush, self.sim.tear),
         }
-        self.counters.flushed();
+        self.sim.counters.flushed();
         Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_range(self.geometry, offset, len);
+        check_range(self.sim.geometry, offset, len);
         if len > 0 {
             let op = SimOp::Discard { offset, len };
-            self.state.lock().perform(&op, self.tear);
-            self.counters.discarded(len);
+            self.sim.state.lock().perform(&op, self.sim.tear);
+            self.sim.counters.discarded(len);
         }
         Ok(())
     }
 
     fn counters(&self) -> DeviceCounters {
-        self.counters.snapshot()
+        self.sim.counters.snapshot()
     }
 }
 

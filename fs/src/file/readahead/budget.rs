@@ -1,7 +1,7 @@
 //! The memory that a mounted filesystem reads ahead into.
 //!
-//! Every buffer takes a [`Loan`] of its length, [`MEMORY_MAX`] bytes at most together. Where nothing is
-//! left, files whose readers have stopped halfway give theirs up: they stand in a queue, and each
+//! Every buffer takes a [`Loan`] of its length, [`MEMORY_MAX`] bytes at most together, or less where an
+//! owner of the process's memory says so ([`Budget::limit_memory`]). Where nothing is left, files whose readers have stopped halfway give theirs up: they stand in a queue, and each
 //! shortage looks at a few of them. A stream that was used since it was last looked at is spared.
 //!
 //! Lock: `holders` is taken when a file begins to hold buffers and in a shortage, never per
@@ -29,7 +29,8 @@ const LOOKED_AT: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Budget {
     window_max: u64,
-    left: AtomicU64,
+    memory_max: AtomicU64,
+    lent: AtomicU64,
     holders: Mutex<Holders>,
 }
 
@@ -50,7 +51,7 @@ pub(super) struct Loan {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.budget.left.fetch_add(self.bytes, Ordering::AcqRel);
+        self.budget.lent.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -59,9 +60,23 @@ impl Budget {
     pub(crate) fn new(window_max: u64) -> Arc<Budget> {
         Arc::new(Budget {
             window_max: window_max.checked_ilog2().map_or(0, |log| 1 << log),
-            left: AtomicU64::new(MEMORY_MAX),
+            memory_max: AtomicU64::new(MEMORY_MAX),
+            lent: AtomicU64::new(0),
             holders: Mutex::default(),
         })
+    }
+
+    /// Bytes that are lent at most; none where nothing is read ahead.
+    pub(crate) fn memory_max(&self) -> u64 {
+        match self.window_max {
+            0 => 0,
+            _ => self.memory_max.load(Ordering::Acquire),
+        }
+    }
+
+    /// Lowers what is lent at most. What is lent beyond that now returns as its readers go on.
+    pub(crate) fn limit_memory(&self, bytes: u64) {
+        self.memory_max.fetch_min(bytes, Ordering::AcqRel);
     }
 
     pub(super) fn window_max(&self) -> u64 {
@@ -80,9 +95,9 @@ impl Budget {
         let mut bytes = wanted;
         loop {
             let taken = self
-                .left
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
-                    left.checked_sub(bytes)
+                .lent
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |lent| {
+                    (lent + bytes <= self.memory_max()).then_some(lent + bytes)
                 });
             if taken.is_ok() {
                 let budget = self.clone();
@@ -145,7 +160,22 @@ mod tests {
             let last = budget.lend(1 << 20);
             assert!(last.is_some_and(|loan| loan.bytes() >= WINDOW_MIN));
         }
-        assert_eq!(budget.left.load(Ordering::Acquire), MEMORY_MAX);
+        assert_eq!(budget.lent.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn a_lowered_bound_holds_for_what_is_lent_from_then_on() {
+        let budget = Budget::new(1 << 20);
+        let before = [budget.lend(1 << 20), budget.lend(1 << 20)];
+        assert!(before.iter().all(Option::is_some));
+        budget.limit_memory(1 << 20);
+        budget.limit_memory(8 << 20);
+        assert_eq!(budget.memory_max(), 1 << 20, "it is never raised");
+        assert!(budget.lend(WINDOW_MIN).is_none(), "more is out already");
+        drop(before);
+        let all = budget.lend(1 << 20).expect("all of it is back");
+        assert_eq!(all.bytes(), 1 << 20);
+        assert!(budget.lend(WINDOW_MIN).is_none());
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod window;
 pub(crate) use budget::Budget;
 pub(crate) use streams::Streams;
 
-use crate::device::ReadPart;
+use crate::device::DevicePart;
 use crate::error::Result;
 use crate::file::handle::OpenFile;
 use crate::types::align_down;
@@ -89,7 +89,7 @@ impl OpenFile {
         let mut parts = Vec::with_capacity(1);
         let wanted = buffer.len().min(limit - start);
         let whole = self.runs(start, wanted.next_multiple_of(unit), |offset, len| {
-            parts.push(ReadPart {
+            parts.push(DevicePart {
                 offset,
                 len: len as usize,
             });

@@ -156,7 +156,13 @@ impl Engine {
             };
             let file = self.fs.create(&path, &create)?;
             created.borrow_mut().push(number);
-            BlobFileBuilder::create(file, number, options.blob_file_options())
+            let mut builder = BlobFileBuilder::create(file, number, options.blob_file_options())?;
+            // A repair without manifest follows the tables' references by these.
+            let inputs = pick.inputs.iter();
+            builder.set_ancestors(
+                inputs.flat_map(|input| version.blobs.files()[input].names.iter().copied()),
+            );
+            Ok(builder)
         };
         let heirs = rewrite(readers, &mut referrers, options.blob_file_size, create)?;
         check_accounts(pick, version, &heirs)?;
@@ -197,6 +203,7 @@ impl Engine {
             self.tell_blob_file(meta.number, meta.file_size);
         }
         self.tickers.blob_collection_write_bytes.add(bytes);
+        self.warm(cf, &[], &heirs.numbers(), Vec::new());
         Ok(bytes)
     }
 }

@@ -4,7 +4,9 @@
 //! operations, as in db_bench. A fill benchmark begins with an empty database unless
 //! `--use_existing_db` is set. An option that the engine does not have does not exist here.
 
+mod allocator;
 mod keys;
+mod pace;
 mod policy;
 mod run;
 mod work;
@@ -13,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Env, EnvOptions, Options};
+use lavakv::{Compression, Env, EnvOptions, Options, PrepopulateBlockCache};
 
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
@@ -64,6 +66,9 @@ pub struct KvBench {
     /// Bytes of the block cache
     #[arg(long, default_value = "32M", value_parser = parse_size)]
     cache_size: u64,
+    /// 1: blocks are cached as they are flushed; 0: they are not
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    prepopulate_block_cache: u8,
     /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
     /// block cache is then what the others leave. 0: no common limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
@@ -132,8 +137,8 @@ pub struct KvBench {
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Bytes a second that each writing thread writes at most; latency then counts from when a
-    /// write was due. 0: no limit
+    /// Bytes a second that all threads together write at most; latency then counts from when a
+    /// write was due, and from when it was asked for in `service_lat_us`. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
     /// Seconds between two reports of progress on standard error; 0: none
@@ -158,6 +163,9 @@ impl KvBench {
             .iter()
             .map(|name| Benchmark::parse(name))
             .collect::<Outcome<_>>()?;
+        if self.memory_limit > 0 {
+            allocator::prepare();
+        }
         run::run(self, &names)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -219,6 +227,10 @@ impl KvBench {
             create_if_missing: create,
             compression: self.compression()?,
             block_cache_size: self.cache_size as usize,
+            prepopulate_block_cache: match self.prepopulate_block_cache {
+                0 => PrepopulateBlockCache::Disable,
+                _ => PrepopulateBlockCache::FlushOnly,
+            },
             write_buffer_size: self.write_buffer_size as usize,
             max_write_buffer_number: self.max_write_buffer_number,
             target_file_size_base: self.target_file_size_base,
@@ -237,6 +249,7 @@ impl KvBench {
             env: (self.memory_limit > 0).then(|| {
                 Env::with_options(EnvOptions {
                     memory_limit: self.memory_limit as usize,
+                    trim_allocator: Some(allocator::trim),
                     ..EnvOptions::default()
                 })
             }),

@@ -8,6 +8,7 @@ use lavafs::FileSystem;
 use lavakv::Db;
 use serde_json::{Map, json};
 
+use super::pace::Pace;
 use super::work::Worker;
 use super::{Benchmark, KvBench};
 use crate::bench::report::{Latency, Report, Span};
@@ -159,6 +160,8 @@ fn measure(
     let over = AtomicBool::new(false);
     let done = AtomicU64::new(0);
     let reported = (bench.stats_interval_seconds > 0).then_some(&done);
+    let pace = Pace::new(bench.benchmark_write_rate_limit);
+    let mut service = Latency::default();
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
     let fail = |error: Failure| {
         let mut first = failure.lock().unwrap_or_else(|p| p.into_inner());
@@ -171,7 +174,7 @@ fn measure(
     };
     std::thread::scope(|scope| {
         let (barrier, stop, progress, fail) = (&barrier, &stop, &progress, &fail);
-        let (done, over) = (&done, &over);
+        let (done, over, pace) = (&done, &over, &pace);
         if reported.is_some() {
             let interval = Duration::from_secs(bench.stats_interval_seconds);
             scope.spawn(move || report_intervals(interval, done, over));
@@ -180,7 +183,7 @@ fn measure(
             .map(|thread| {
                 scope.spawn(move || {
                     let seed = seed + thread as u64;
-                    let mut worker = Worker::new(bench, db, progress, num, seed);
+                    let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                     worker.reported = reported;
                     barrier.wait();
                     let started = Instant::now();
@@ -194,21 +197,23 @@ fn measure(
         let beside = writer.then(|| {
             scope.spawn(move || {
                 let seed = seed + threads as u64;
-                let mut worker = Worker::new(bench, db, progress, num, seed);
+                let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                 barrier.wait();
                 if let Err(error) = worker.write_beside(stop) {
                     fail(error);
                 }
-                worker.ops
+                worker
             })
         });
         let before = fs.counters();
+        let gets_before = gets(db);
         barrier.wait();
         let mut span = Span::default();
         for worker in workers {
             let (worker, started, ended) = worker.join().expect("a bench thread panicked");
             span.cover(started, ended);
             measured.report.latency.merge(&worker.latency);
+            service.merge(&worker.service);
             measured.report.ops += worker.ops;
             measured.report.user_bytes += worker.bytes;
             measured.found += worker.found;
@@ -216,14 +221,25 @@ fn measure(
         }
         measured.report.elapsed = span.elapsed();
         measured.report.device = fs.counters() - before;
+        let served = gets(db).into_iter().zip(gets_before);
+        let served: Map<_, _> = served
+            .map(|((name, after), (_, before))| (name.to_string(), json!(after - before)))
+            .collect();
+        if served.values().any(|count| *count != json!(0)) {
+            measured.report.extra.insert("gets".into(), served.into());
+        }
         stop.store(true, Ordering::Relaxed);
         over.store(true, Ordering::Relaxed);
         if let Some(beside) = beside {
-            let written = beside.join().expect("the writer beside panicked");
-            measured
-                .report
-                .extra
-                .insert("writes_beside".into(), json!(written));
+            let writer = beside.join().expect("the writer beside panicked");
+            let extra = &mut measured.report.extra;
+            extra.insert("writes_beside".into(), json!(writer.ops));
+            extra.insert("write_lat_us".into(), writer.latency.json());
+            service.merge(&writer.service);
+        }
+        if pace.limits() {
+            let extra = &mut measured.report.extra;
+            extra.insert("service_lat_us".into(), service.json());
         }
     });
     if let Some(error) = failure.into_inner().unwrap_or_else(|p| p.into_inner()) {
@@ -240,6 +256,18 @@ fn measure(
             .insert("found".into(), json!(measured.found));
     }
     Ok(measured)
+}
+
+/// Where single lookups found what they asked for, so far.
+fn gets(db: &Db) -> [(&'static str, u64); 5] {
+    let tickers = db.stats().tickers;
+    [
+        ("memtable", tickers.memtable_hits),
+        ("cache", tickers.gets_from_cache),
+        ("one_read", tickers.gets_with_one_read),
+        ("two_reads", tickers.gets_with_two_reads),
+        ("more_reads", tickers.gets_with_more_reads),
+    ]
 }
 
 /// The most memory that this process had so far, where the system tells.

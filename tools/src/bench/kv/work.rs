@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::keys::{Values, set_key};
+use super::pace::Pace;
 use super::{Benchmark, KvBench};
 use crate::bench::report::Latency;
 use crate::cli::{Outcome, Progress};
@@ -18,6 +19,7 @@ pub(super) struct Worker<'a> {
     bench: &'a KvBench,
     db: &'a Db,
     progress: &'a Progress,
+    pace: &'a Pace,
     rng: SmallRng,
     values: Values,
     key: Vec<u8>,
@@ -26,8 +28,11 @@ pub(super) struct Worker<'a> {
     ends: Option<Instant>,
     /// Where interval reports find the operations of all threads.
     pub(super) reported: Option<&'a AtomicU64>,
-    /// Latency of each operation.
+    /// Latency of each operation; of a write under a rate limit from when it was due, or a stall
+    /// would be told by one write alone.
     pub(super) latency: Latency,
+    /// Latency of each write under a rate limit from when it was asked for, as db_bench counts.
+    pub(super) service: Latency,
     /// Operations done.
     pub(super) ops: u64,
     /// Bytes of keys and values written or found.
@@ -42,6 +47,7 @@ impl<'a> Worker<'a> {
         bench: &'a KvBench,
         db: &'a Db,
         progress: &'a Progress,
+        pace: &'a Pace,
         num: u64,
         seed: u64,
     ) -> Self {
@@ -49,6 +55,7 @@ impl<'a> Worker<'a> {
             bench,
             db,
             progress,
+            pace,
             rng: SmallRng::seed_from_u64(seed),
             values: Values::new(seed, bench.compression_ratio, bench.value_size),
             key: vec![0; bench.key_size],
@@ -56,6 +63,7 @@ impl<'a> Worker<'a> {
             ends: None,
             reported: None,
             latency: Latency::default(),
+            service: Latency::default(),
             ops: 0,
             bytes: 0,
             found: 0,
@@ -98,23 +106,16 @@ impl<'a> Worker<'a> {
     /// Writes random pairs, at most at the rate limit, until `stop`.
     pub(super) fn write_beside(&mut self, stop: &AtomicBool) -> Outcome<()> {
         let options = self.write_options(self.bench.sync);
-        let started = Instant::now();
-        let limit = self.bench.benchmark_write_rate_limit;
-        while !stop.load(Ordering::Relaxed) {
-            let number = self.rng.random_range(0..self.num);
-            set_key(&mut self.key, number);
+        let bytes = (self.bench.key_size + self.bench.value_size) as u64;
+        while let Some(due) = self.pace.wait_unless(stop, bytes) {
+            let asked = Instant::now();
+            self.random_key();
             let value = self.values.next(self.bench.value_size);
             self.db.put(&self.key, value, &options)?;
-            self.bytes += (self.bench.key_size + self.bench.value_size) as u64;
+            self.bytes += bytes;
             self.ops += 1;
-            if limit > 0 {
-                let due = Duration::from_secs_f64(self.bytes as f64 / limit as f64);
-                // In short sleeps, so that the end is not slept through.
-                while !stop.load(Ordering::Relaxed) && started.elapsed() < due {
-                    let left = due.saturating_sub(started.elapsed());
-                    std::thread::sleep(left.min(Duration::from_millis(10)));
-                }
-            }
+            self.latency.record(due.elapsed());
+            self.service.record(asked.elapsed());
         }
         Ok(())
     }
@@ -151,13 +152,14 @@ impl<'a> Worker<'a> {
 
     fn write(&mut self, limit: u64, sync: bool, in_order: bool) -> Outcome<()> {
         let options = self.write_options(sync);
-        let begin = Instant::now();
+        let pair = (self.bench.key_size + self.bench.value_size) as u64;
         while self.goes_on(limit) {
-            let started = self.wait_until_due(begin);
             let pairs = (self.bench.batch_size as u64).min(match self.ends {
                 Some(_) => u64::MAX,
                 None => limit - self.ops,
             });
+            let due = self.pace.wait(pairs * pair);
+            let asked = Instant::now();
             let mut batch = WriteBatch::new();
             for index in 0..pairs {
                 if in_order {
@@ -169,23 +171,15 @@ impl<'a> Worker<'a> {
                 batch.put(&self.key, value);
             }
             self.db.write(batch, &options)?;
-            self.bytes += pairs * (self.bench.key_size + self.bench.value_size) as u64;
-            self.done(started, pairs);
+            self.bytes += pairs * pair;
+            if self.pace.limits() {
+                self.service.record_many(asked.elapsed(), pairs);
+                self.done(due, pairs);
+            } else {
+                self.done(asked, pairs);
+            }
         }
         Ok(())
-    }
-
-    /// Under a rate limit, waits until the next write is due. Returns when it was due: a write that
-    /// the ones before it have delayed counts from there, or a stall would be told by one
-    /// write alone.
-    fn wait_until_due(&self, begin: Instant) -> Instant {
-        let limit = self.bench.benchmark_write_rate_limit;
-        if limit == 0 {
-            return Instant::now();
-        }
-        let due = begin + Duration::from_secs_f64(self.bytes as f64 / limit as f64);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        due
     }
 
     fn delete(&mut self, limit: u64, sync: bool) -> Outcome<()> {

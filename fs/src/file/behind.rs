@@ -1,0 +1,196 @@
+//! Writing behind: full tail buffers go to the device while the caller goes on.
+//!
+//! An append that fills the tail buffer hands it over and continues in a fresh one; the device writes
+//! meanwhile, out of order with nothing, since no two buffers in flight touch the same block. What is in
+//! flight is volatile, as a completed write without a flush is: it adds no way to lose bytes. Whoever needs the
+//! file's state on the device (sync, close, truncate, an append that is durable by itself) takes the
+//! appender through [`OpenFile::lock_appender`], which waits for all of it first and fails if any of it
+//! failed. Readers find the bytes in the pipeline.
+//!
+//! Each file holds at most [`BUFFERS_MAX`] buffers in flight, all files of a mount together
+//! [`crate::MountOptions::write_behind`] bytes. A file that gets no share waits for its own oldest buffer, or
+//! writes before it returns.
+//!
+//! Invariants: buffers leave in the order of their offsets; the pipeline holds either these or durable
+//! appends, never both; nothing is in flight when blocks of the file are freed, or blocks that have gone to
+//! another file would be overwritten.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::MutexGuard;
+
+use crate::device::{AlignedBuf, DevicePart, Durability, PendingWrite};
+use crate::error::Result;
+use crate::file::appender::Appender;
+use crate::file::handle::OpenFile;
+use crate::file::tail::BUFFER_LEN_MAX;
+
+/// Most buffers of one file in flight.
+const BUFFERS_MAX: usize = 8;
+
+/// The memory that a mount's files together may have in flight.
+#[derive(Debug)]
+pub(crate) struct Budget(AtomicU64);
+
+impl Budget {
+    /// At most `bytes` in flight.
+    pub(crate) fn new(bytes: u64) -> Budget {
+        Budget(AtomicU64::new(bytes))
+    }
+
+    fn take(&self) -> bool {
+        let left = &self.0;
+        left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+            left.checked_sub(BUFFER_LEN_MAX as u64)
+        })
+        .is_ok()
+    }
+
+    fn give_back(&self) {
+        self.0.fetch_add(BUFFER_LEN_MAX as u64, Ordering::AcqRel);
+    }
+}
+
+/// One file's buffers in flight, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    queue: VecDeque<InFlight>,
+    /// A buffer that came back.
+    spare: Option<AlignedBuf>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    file_offset: u64,
+    device_offset: u64,
+    buf: Arc<AlignedBuf>,
+    pending: PendingWrite,
+}
+
+impl Behind {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl OpenFile {
+    /// Takes the appender's lock and waits for everything in flight.
+    ///
+    /// # Errors
+    /// If a write of what was appended before failed. The filesystem is read-only then.
+    pub(super) fn lock_appender(&self) -> Result<MutexGuard<'_, Appender>> {
+        let (appender, finished) = self.lock_and_finish();
+        finished.map(|()| appender)
+    }
+
+    /// As [`Self::lock_appender`], for those that go on after a failure.
+    pub(super) fn lock_and_finish(&self) -> (MutexGuard<'_, Appender>, Result<()>) {
+        let mut appender = self.appender.lock();
+        let finished = self.finish_behind(&mut appender, 0);
+        self.pipeline.drain();
+        (appender, finished)
+    }
+
+    /// As [`Self::lock_appender`], for an append: its bytes go beside what is written behind.
+    pub(super) fn lock_to_append(&self) -> MutexGuard<'_, Appender> {
+        let appender = self.appender.lock();
+        if appender.behind.is_empty() {
+            self.pipeline.drain();
+        }
+        appender
+    }
+
+    /// Empties the full tail buffer: hands it to the device, or writes it where too much is in flight.
+    pub(super) fn hand_over(&self, appender: &mut Appender) -> Result<()> {
+        let budget = &self.core.write_behind;
+        if appender.behind.queue.len() == BUFFERS_MAX {
+            self.finish_behind(appender, BUFFERS_MAX - 1)?;
+        }
+        if !budget.take() {
+            let own = appender.behind.queue.len();
+            self.finish_behind(appender, own.saturating_sub(1))?;
+            if !budget.take() {
+                return self.write_out(appender, Durability::Volatile);
+            }
+        }
+        match self.begin_behind(appender) {
+            // A device that writes at once tells of a failure at once.
+            Ok(true) => self.finish_behind(appender, 0),
+            Ok(false) => Ok(()),
+            Err(error) => {
+                budget.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins to write the full tail buffer; true if the device is done with it already.
+    fn begin_behind(&self, appender: &mut Appender) -> Result<bool> {
+        let start = self.tail.read().start;
+        let end = start + BUFFER_LEN_MAX as u64;
+        self.core.commit(appender.cut_ticket)?;
+        self.allocate_to(appender, end)?;
+        let mut parts = Vec::with_capacity(1);
+        self.runs(start, BUFFER_LEN_MAX as u64, |offset, len| {
+            parts.push(DevicePart {
+                offset,
+                len: len as usize,
+            });
+        })?;
+        let fresh = appender.behind.spare.take();
+        let fresh = fresh.unwrap_or_else(|| AlignedBuf::zeroed(0));
+        let buf = {
+            let mut tail = self.tail.write();
+            let buf = Arc::new(std::mem::replace(&mut tail.buf, fresh));
+            // In this order: a reader that no longer finds the bytes in the tail looks here.
+            self.pipeline.push(start, buf.clone());
+            tail.start = end;
+            tail.len = 0;
+            buf
+        };
+        appender.synced_end = end;
+        match self.core.disk.write_behind(&parts, buf.clone()) {
+            Ok(pending) => {
+                let done = pending.is_done();
+                appender.behind.queue.push_back(InFlight {
+                    file_offset: start,
+                    device_offset: parts[0].offset,
+                    buf,
+                    pending,
+                });
+                Ok(done)
+            }
+            // Of a filesystem that has turned read-only; nothing reads these bytes as durable.
+            Err(error) => {
+                self.pipeline.finish(start, |_| {});
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until at most `keep` buffers are in flight, for all of them even if one fails.
+    fn finish_behind(&self, appender: &mut Appender, keep: usize) -> Result<()> {
+        let mut outcome = Ok(());
+        while appender.behind.queue.len() > keep {
+            let oldest = appender.behind.queue.pop_front().expect("more than none");
+            let finished = self
+                .core
+                .disk
+                .finish_write(oldest.device_offset, oldest.pending);
+            self.pipeline.finish(oldest.file_offset, |_| {});
+            self.core.write_behind.give_back();
+            appender.behind.spare = Arc::try_unwrap(oldest.buf).ok();
+            match finished {
+                Ok(ticket) => appender.last_write = appender.last_write.max(ticket),
+                Err(error) if outcome.is_ok() => outcome = Err(error),
+                Err(_) => {}
+            }
+        }
+        if keep == 0 {
+            appender.behind.spare = None;
+        }
+        outcome
+    }
+}

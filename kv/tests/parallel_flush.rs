@@ -1,0 +1,93 @@
+//! Memtables of several column families are flushed at the same time, as far as threads and options go.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{host, tiny};
+use lavakv::{Db, Env, EventListener, JobEvent, Options, ReadOptions, WriteBatch, WriteOptions};
+use parking_lot::{Condvar, Mutex};
+
+/// Holds each flush back until `wanted` of them run, or a moment is over.
+#[derive(Debug)]
+struct Together {
+    wanted: usize,
+    patience: Duration,
+    /// Flushes that run, and the most so far.
+    running: Mutex<(usize, usize)>,
+    changed: Condvar,
+}
+
+impl EventListener for Together {
+    fn on_flush_begin(&self, _: &JobEvent) {
+        let until = Instant::now() + self.patience;
+        let mut running = self.running.lock();
+        running.0 += 1;
+        running.1 = running.1.max(running.0);
+        self.changed.notify_all();
+        while running.1 < self.wanted && Instant::now() < until {
+            self.changed.wait_until(&mut running, until);
+        }
+    }
+
+    fn on_flush_end(&self, _: &JobEvent) {
+        self.running.lock().0 -= 1;
+    }
+}
+
+/// Flushes four column families with `jobs` background jobs; returns the most flushes at a time.
+fn most_at_a_time(jobs: usize, wanted: usize, patience: Duration) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let together = Arc::new(Together {
+        wanted,
+        patience,
+        running: Mutex::default(),
+        changed: Condvar::new(),
+    });
+    let options = Options {
+        env: Some(Env::new(1, 1)),
+        write_buffer_size: 1 << 20,
+        max_background_jobs: jobs,
+        listeners: vec![together.clone()],
+        ..tiny()
+    };
+    let db = Db::open(host(dir.path()), Path::new("/db"), options).unwrap();
+    let names = ["a", "b", "c", "d"];
+    let cfs = names.map(|name| db.create_cf(name).unwrap());
+    for round in 0..100_u32 {
+        let mut batch = WriteBatch::new();
+        for cf in cfs {
+            batch.put_cf(cf, &round.to_be_bytes(), &[7; 100]);
+        }
+        db.write(batch, &WriteOptions::default()).unwrap();
+    }
+    db.flush().unwrap();
+    for cf in cfs {
+        let found = db.get_cf(cf, &99_u32.to_be_bytes(), &ReadOptions::default());
+        assert_eq!(&found.unwrap().unwrap()[..], &[7; 100]);
+    }
+    assert!(db.tickers().flushes >= 4, "each family has a table");
+    db.close().unwrap();
+    let (running, most) = *together.running.lock();
+    assert_eq!(running, 0);
+    most
+}
+
+#[test]
+fn memtables_of_four_families_are_flushed_at_the_same_time() {
+    // A quarter of the jobs are flushes. The patience is for a machine that is busy.
+    assert_eq!(most_at_a_time(16, 4, Duration::from_secs(20)), 4);
+}
+
+#[test]
+fn no_more_flushes_run_than_the_options_allow() {
+    assert_eq!(most_at_a_time(8, 3, Duration::from_millis(200)), 2);
+}
