@@ -129,6 +129,13 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 
 type Watcher = dyn Fn(&str, &Path) + Send + Sync;
 
+/// Done once, before the next change of this kind to a file whose name ends so.
+struct Interlude {
+    op: &'static str,
+    suffix: &'static str,
+    action: Box<dyn FnOnce() + Send>,
+}
+
 /// A filesystem that tells a watcher of each change before it happens, and has a space limit.
 pub(crate) struct WatchFs {
     inner: FileSystemRef,
@@ -143,6 +150,7 @@ struct Shared {
     broken: AtomicBool,
     /// Appends to files whose names end so fail with this error, so many times.
     failing: Mutex<Option<(String, i32, u64)>>,
+    interlude: Mutex<Option<Interlude>>,
     read_batches: AtomicU64,
     reads: AtomicU64,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
@@ -151,6 +159,12 @@ struct Shared {
 
 impl Shared {
     fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
+        let due =
+            |next: &mut Interlude| next.op == op && path.to_str().unwrap().ends_with(next.suffix);
+        let interlude = self.interlude.lock().take_if(due);
+        if let Some(interlude) = interlude {
+            (interlude.action)();
+        }
         let gate = self.gate.lock();
         (self.watcher)(op, path);
         gate
@@ -173,6 +187,7 @@ impl WatchFs {
                 space,
                 broken: AtomicBool::new(false),
                 failing: Mutex::new(None),
+                interlude: Mutex::new(None),
                 read_batches: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 gate: Mutex::new(()),
@@ -194,6 +209,26 @@ impl WatchFs {
     /// The next `count` appends to files whose names end in `suffix` fail with `errno`.
     pub(crate) fn fail_appends(&self, suffix: &str, errno: i32, count: u64) {
         *self.shared.failing.lock() = Some((suffix.to_owned(), errno, count));
+    }
+
+    /// Before the next `op` on a path that ends in `suffix`, `action` is done on the thread that is
+    /// about to make the change: whatever of the database's own work it does comes between two steps of that thread's.
+    pub(crate) fn before_next(
+        &self,
+        op: &'static str,
+        suffix: &'static str,
+        action: impl FnOnce() + Send + 'static,
+    ) {
+        *self.shared.interlude.lock() = Some(Interlude {
+            op,
+            suffix,
+            action: Box::new(action),
+        });
+    }
+
+    /// True where the action given last was not done yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.shared.interlude.lock().is_some()
     }
 
     /// From now on every fdatasync fails.
