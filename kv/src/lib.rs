@@ -35,12 +35,14 @@ pub use env::{Env, EnvOptions, Priority};
 pub use error::{Error, Result, Severity};
 pub use iter::DbIterator;
 pub use options::{
-    CompactionOptions, CompactionStyle, Options, ReadOptions, WalRecoveryMode, WriteOptions,
+    CompactionOptions, CompactionStyle, Options, PrepopulateBlockCache, ReadOptions,
+    WalRecoveryMode, WriteOptions,
 };
 pub use sstable::Compression;
 pub use stats::histogram::HistogramValues;
 pub use stats::listener::{CollectionEvent, EventListener, FileEvent, FileKind, JobEvent};
 pub use stats::metrics::TickerValues;
+pub use stats::perf::PerfContext;
 pub use stats::properties::{LevelStats, Stats};
 pub use version::BlobUse;
 pub use write::batch::{BatchEntry, CfId, MAX_KEY_LEN, MAX_VALUE_LEN, WriteBatch};

@@ -15,12 +15,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{copy_dir, host, tiny};
-use lavakv::{CfId, Compression, Db, Error, Options, ReadOptions, WriteBatch, WriteOptions};
+use lavakv::{
+    CfId, CompactionOptions, CompactionStyle, Compression, Db, Error, Options, ReadOptions,
+    WalRecoveryMode, WriteBatch, WriteOptions,
+};
 
 const AT: &str = "/db";
 
-/// Every golden database: the first version; dictionaries and partitioned indexes.
-const NAMES: [&str; 2] = ["golden-1", "golden-2"];
+/// Every golden database: the first version; dictionaries and partitioned indexes; blob files, some of which
+/// inherited from others, and every option at another value than its default.
+const NAMES: [&str; 3] = ["golden-1", "golden-2", "golden-3"];
 
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -36,18 +40,8 @@ fn options() -> Options {
     }
 }
 
-/// With every feature that a table can have.
-fn with_all_features() -> Options {
-    Options {
-        zstd_dict_bytes: 512,
-        index_partition_threshold: 1,
-        index_partition_size: 256,
-        ..options()
-    }
-}
-
-/// What every golden database holds, by column family.
-fn contents() -> BTreeMap<&'static str, Pairs> {
+/// What a golden database holds, by column family.
+fn contents(name: &str) -> BTreeMap<&'static str, Pairs> {
     let pair = |number: u32| {
         let key = format!("key-{:04}", number * 7 % 1000).into_bytes();
         (
@@ -57,8 +51,78 @@ fn contents() -> BTreeMap<&'static str, Pairs> {
     };
     let mut main: Pairs = (0..600).map(pair).collect();
     main.retain(|key, _| key.last() != Some(&b'3'));
-    let logs = (0..50).map(pair).collect();
-    BTreeMap::from([("default", main), ("logs", logs)])
+    let logs: Pairs = (0..50).map(pair).collect();
+    if name != "golden-3" {
+        return BTreeMap::from([("default", main), ("logs", logs)]);
+    }
+    // Values of 60 B and more are separated, half of these.
+    let mut main: Pairs = (0..400).map(pair).collect();
+    main.retain(|key, _| key.last() != Some(&b'3'));
+    let large = |(key, value): (Vec<u8>, Vec<u8>)| (key, value.repeat(5));
+    let large: Pairs = (0..150).map(pair).map(large).collect();
+    BTreeMap::from([("default", main), ("logs", logs), ("large", large)])
+}
+
+/// Every stored option at another value than its default.
+fn with_every_option() -> Options {
+    Options {
+        create_if_missing: true,
+        write_buffer_size: 24 << 10,
+        max_write_buffer_number: 3,
+        level0_file_num_compaction_trigger: 3,
+        level0_slowdown_writes_trigger: 60,
+        level0_stop_writes_trigger: 80,
+        target_file_size_base: 6 << 10,
+        max_bytes_for_level_base: 24 << 10,
+        max_bytes_for_level_multiplier: 4.0,
+        num_levels: 4,
+        level_compaction_dynamic_level_bytes: false,
+        compaction: CompactionOptions {
+            style: CompactionStyle::Fluid,
+            fluid_runs: 3,
+            fluid_last_runs: 2,
+            bush_growth: 1.5,
+            bush_last_ratio: 2.0,
+            universal_size_ratio: 10,
+            universal_min_merge_width: 3,
+            universal_max_merge_width: 8,
+            universal_max_size_amplification_percent: 150,
+            fifo_max_table_files_size: 1 << 40,
+            fifo_ttl: 1 << 30,
+            tombstone_ratio: 0.25,
+        },
+        disable_auto_compactions: true,
+        max_background_jobs: 3,
+        max_subcompactions: 2,
+        soft_pending_compaction_bytes_limit: 1 << 30,
+        hard_pending_compaction_bytes_limit: 2 << 30,
+        delayed_write_rate: 8 << 20,
+        delete_rate: 64 << 20,
+        max_total_wal_size: 1 << 20,
+        max_manifest_file_size: 1 << 20,
+        wal_recovery_mode: WalRecoveryMode::TolerateCorruptedTail,
+        compression: Compression::Zstd { level: 5 },
+        zstd_dict_bytes: 512,
+        min_blob_size: 60,
+        blob_file_size: 8 << 10,
+        blob_compression: Compression::None,
+        compression_per_level: vec![Compression::Zstd { level: 2 }],
+        enable_blob_garbage_collection: false,
+        max_blob_collections: 1,
+        blob_correlated_compaction_bytes: 0,
+        blob_collection_idle_millis: 60_000,
+        block_size: 1024,
+        index_partition_threshold: 1,
+        index_partition_size: 256,
+        bloom_bits_per_key: 8.0,
+        filters_by_level: false,
+        block_cache_size: 1 << 20,
+        cache_index_and_filter_blocks: true,
+        protection_bytes_per_key: 8,
+        allow_concurrent_memtable_write: false,
+        histograms: true,
+        ..Options::default()
+    }
 }
 
 fn pairs(db: &Db, cf: CfId) -> Pairs {
@@ -73,8 +137,8 @@ fn pairs(db: &Db, cf: CfId) -> Pairs {
     found
 }
 
-fn check(db: &Db) {
-    for (name, expected) in contents() {
+fn check(db: &Db, name: &str) {
+    for (name, expected) in contents(name) {
         let cf = db.cf(name).unwrap_or_else(|| panic!("no family {name}"));
         assert_eq!(pairs(db, cf), expected, "family {name}");
     }
@@ -86,7 +150,7 @@ fn make(dir: &Path, options: Options) {
     std::fs::create_dir_all(dir).unwrap();
     let db = Db::open(host(dir), Path::new(AT), options).unwrap();
     let logs = db.create_cf("logs").unwrap();
-    let contents = contents();
+    let contents = contents("golden-2");
     for (index, key) in contents["default"].keys().enumerate() {
         // Older versions and deletions lie below.
         let mut batch = WriteBatch::new();
@@ -113,11 +177,59 @@ fn make(dir: &Path, options: Options) {
     db.wait_for_background_work().unwrap();
 }
 
+/// Fills a new database with blob files in `dir` and leaves it as a crash would.
+fn make_with_blobs(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    let mut options = with_every_option();
+    let large = Options {
+        min_blob_size: 30,
+        blob_compression: Compression::Zstd { level: 2 },
+        ..options.clone()
+    };
+    options.cf_options.insert("large".to_owned(), large);
+    let db = Db::open(host(dir), Path::new(AT), options).unwrap();
+    let logs = db.create_cf("logs").unwrap();
+    let large = db.create_cf("large").unwrap();
+    let contents = contents("golden-3");
+    let families = [
+        (CfId::DEFAULT, &contents["default"]),
+        (large, &contents["large"]),
+    ];
+    // The first round is of other values and in part garbage after the second, which is collected: the
+    // tables of the keys that were not written again name ancestors.
+    for round in 0..2 {
+        for (cf, pairs) in families {
+            for (index, (key, value)) in pairs.iter().enumerate() {
+                let mut batch = WriteBatch::new();
+                match (round, index % 3) {
+                    (0, 0) => batch.put_cf(cf, key, &[b'0'; 100]),
+                    (0, _) | (_, 0) => batch.put_cf(cf, key, value),
+                    _ => continue,
+                }
+                db.write(batch, &WriteOptions::default()).unwrap();
+            }
+        }
+        db.put(b"gone", &[b'g'; 100], &WriteOptions::default())
+            .unwrap();
+        db.compact_range(None, None).unwrap();
+        db.delete(b"gone", &WriteOptions::default()).unwrap();
+    }
+    db.collect_blob_garbage().unwrap();
+    assert!(db.stats().blobs.ancestors > 0, "{:?}", db.stats().blobs);
+    db.flush().unwrap();
+    let mut batch = WriteBatch::new();
+    for (key, value) in &contents["logs"] {
+        batch.put_cf(logs, key, value);
+    }
+    db.write(batch, &WriteOptions::synced()).unwrap();
+    db.wait_for_background_work().unwrap();
+}
+
 #[test]
 #[ignore = "makes the golden database of this version"]
 fn make_golden() {
     let target = testdata("golden-new");
-    make(&target, with_all_features());
+    make_with_blobs(&target);
     std::fs::remove_file(target.join("db/LOCK")).unwrap();
 }
 
@@ -128,17 +240,66 @@ fn every_golden_database_opens_and_holds_what_it_held() {
         copy_dir(&testdata(name), dir.path());
         let fs = host(dir.path());
         let view = Db::open_read_only(fs.clone(), Path::new(AT), options()).unwrap();
-        check(&view);
+        check(&view, name);
         drop(view);
+        // Without a manifest its files say all that is needed.
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(dir.path(), copy.path());
+        std::fs::remove_file(copy.path().join("db/CURRENT")).unwrap();
+        let copy = host(copy.path());
+        let report = Db::repair(&copy, Path::new(AT), &options()).unwrap();
+        assert!(
+            report.lost.is_empty() && report.lost_values == 0,
+            "{report:?}"
+        );
+        check(&Db::open(copy, Path::new(AT), options()).unwrap(), name);
         let db = Db::open(fs.clone(), Path::new(AT), options()).unwrap();
-        check(&db);
+        check(&db, name);
+        db.collect_blob_garbage().unwrap();
         db.compact_range(None, None).unwrap();
-        check(&db);
+        check(&db, name);
         db.close().unwrap();
         let report = Db::repair(&fs, Path::new(AT), &options()).unwrap();
         assert!(report.manifest_kept && report.lost.is_empty(), "{report:?}");
-        check(&Db::open(fs, Path::new(AT), options()).unwrap());
+        check(&Db::open(fs, Path::new(AT), options()).unwrap(), name);
     }
+}
+
+#[test]
+fn the_golden_database_of_blob_files_has_what_it_stands_for() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&testdata("golden-3"), dir.path());
+    let fs = host(dir.path());
+    let view = Db::open_read_only(fs.clone(), Path::new(AT), options()).unwrap();
+    let blobs = view.stats().blobs;
+    assert!(blobs.files > 3 && blobs.ancestors > 0, "{blobs:?}");
+    drop(view);
+    // Every option that was known then has another value than the default.
+    let fresh = tempfile::tempdir().unwrap();
+    let create = Options {
+        create_if_missing: true,
+        ..Options::default()
+    };
+    let db = Db::open(host(fresh.path()), Path::new(AT), create).unwrap();
+    drop(db);
+    let stored = |dir: &Path| -> BTreeMap<String, String> {
+        let text = std::fs::read_to_string(file(dir, "OPTIONS")).unwrap();
+        let lines = text.lines().filter_map(|line| line.split_once('='));
+        let lines = lines.filter(|(name, _)| !name.contains('/'));
+        lines
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    };
+    let defaults = stored(fresh.path());
+    let stored = stored(dir.path());
+    assert!(stored.len() >= 52, "{}", stored.len());
+    for (name, value) in stored {
+        assert_ne!(Some(&value), defaults.get(&name), "{name}");
+    }
+    // They read back, and those of the family too.
+    let loaded = Options::load(&fs, Path::new(AT)).unwrap();
+    assert_eq!(loaded.cf_options["large"].min_blob_size, 30);
+    assert_eq!(loaded.compaction.style, CompactionStyle::Fluid);
 }
 
 #[test]
@@ -153,7 +314,8 @@ fn the_golden_tables_have_the_features_that_they_stand_for() {
             all | u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
         })
     };
-    assert_eq!(NAMES.map(features), [0, 3]);
+    // Tables of the third are too small for a dictionary.
+    assert_eq!(NAMES.map(features), [0, 3, 2]);
 }
 
 /// The only file of the database whose name has this part.
@@ -185,14 +347,14 @@ fn reseal(path: &Path, at: usize, seal: std::ops::Range<usize>, to: u8) {
 fn a_newer_format_of_any_file_is_refused_by_name_and_nothing_is_changed() {
     // Which file, and where its version and its incompatible features are: of log and manifest
     // in the header, of a table in the footer.
-    for part in [".wal", "MANIFEST", ".sst", "OPTIONS"] {
+    for part in [".wal", "MANIFEST", ".sst", ".blob", "OPTIONS"] {
         for field in [8, 12] {
             let dir = tempfile::tempdir().unwrap();
-            copy_dir(&testdata(NAMES[0]), dir.path());
+            copy_dir(&testdata(NAMES[2]), dir.path());
             let path = file(dir.path(), part);
             let len = std::fs::metadata(&path).unwrap().len() as usize;
             match part {
-                ".sst" => {
+                ".sst" | ".blob" => {
                     let footer = len - 96;
                     reseal(&path, footer + field, footer..footer + 92, 0x40);
                 }
@@ -208,7 +370,7 @@ fn a_newer_format_of_any_file_is_refused_by_name_and_nothing_is_changed() {
             let read = |db: Db| db.verify().map(|_| ());
             let outcome = match part {
                 // Tables are opened when they are needed.
-                ".sst" => Db::open_read_only(fs, Path::new(AT), options()).and_then(read),
+                ".sst" | ".blob" => Db::open_read_only(fs, Path::new(AT), options()).and_then(read),
                 _ => Db::open(fs, Path::new(AT), options()).map(|_| ()),
             };
             let error = outcome.unwrap_err();
@@ -237,7 +399,7 @@ fn repair_brings_every_pair_back_without_current_and_manifest() {
         let report = Db::repair(&fs, Path::new(AT), &options()).unwrap();
         assert!(!report.manifest_kept && report.tables > 0 && report.logs > 0);
         let db = Db::open(fs.clone(), Path::new(AT), options()).unwrap();
-        check(&db);
+        check(&db, "golden-1");
         let busy = Db::repair(&fs, Path::new(AT), &options());
         assert!(matches!(busy, Err(Error::Busy { .. })), "{names:?}");
         db.put(b"more", b"", &WriteOptions::synced()).unwrap();
@@ -271,7 +433,7 @@ fn repair_sets_a_damaged_table_aside_and_keeps_the_rest() {
         let db = Db::open(fs, Path::new(AT), options()).unwrap();
         db.verify().unwrap();
         // Nothing is invented: each value is one that its key once had.
-        let expected = &contents()["default"];
+        let expected = &contents("golden-1")["default"];
         for (key, value) in pairs(&db, CfId::DEFAULT) {
             let once = expected.get(&key) == Some(&value) || value == b"older";
             assert!(once || key == b"gone", "{}", key.escape_ascii());

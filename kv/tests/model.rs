@@ -15,8 +15,8 @@ use std::sync::Arc;
 use common::{Rng, WatchFs, host, image, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{
-    CompactionOptions, CompactionStyle, Compression, Db, Env, EnvOptions, Options, ReadOptions,
-    Snapshot, WalRecoveryMode, WriteBatch, WriteOptions,
+    CompactionOptions, CompactionStyle, Compression, Db, Env, EnvOptions, Options,
+    PrepopulateBlockCache, ReadOptions, Snapshot, WalRecoveryMode, WriteBatch, WriteOptions,
 };
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -391,6 +391,10 @@ fn random_options(rng: &mut Rng) -> Options {
         bloom_bits_per_key: rng.below(16) as f64,
         block_cache_size: (rng.below(3) << 16) as usize,
         cache_index_and_filter_blocks: coin(rng),
+        prepopulate_block_cache: match rng.below(2) {
+            0 => PrepopulateBlockCache::Disable,
+            _ => PrepopulateBlockCache::FlushOnly,
+        },
         protection_bytes_per_key: 8 * rng.below(2) as usize,
         allow_concurrent_memtable_write: coin(rng),
         histograms: coin(rng),

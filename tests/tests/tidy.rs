@@ -21,7 +21,7 @@ const LONG: [(&str, usize, &str); 5] = [
     ),
     (
         "kv/src/sstable/reader.rs",
-        640,
+        660,
         "one table, opened and read",
     ),
     (
@@ -33,12 +33,13 @@ const LONG: [(&str, usize, &str); 5] = [
 ];
 
 /// The only files with unsafe code.
-const UNSAFE: [&str; 11] = [
+const UNSAFE: [&str; 12] = [
     "fs/examples/mount_cost.rs",
     "fs/src/device/buf.rs",
     "fs/src/device/ring.rs",
     "fs/src/device/ring/begun.rs",
     "fs/src/device/sys.rs",
+    "kv/src/cache/slot.rs",
     "kv/src/memtable/arena.rs",
     "kv/src/memtable/mod.rs",
     "kv/src/memtable/skiplist.rs",

@@ -13,13 +13,14 @@
 //! error. Not done here: limits on a group's size. A leader may split its group.
 //!
 //! The tests are small enough for Miri, which checks each run's order of memory accesses:
-//! `MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p lavalog --lib commit`.
+//! `MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p lavalog --lib commit`. loom tries all
+//! interleavings of a few callers (sync.rs says how).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// A queue of items that are committed in groups. `T` is an item, `R` the result of one item,
 /// `E` the error of a whole group, which is final.
@@ -338,7 +339,11 @@ impl<R, E> Waiter<R, E> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, lava_loom))]
+#[path = "commit_loom.rs"]
+mod loom;
+
+#[cfg(all(test, not(lava_loom)))]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::{Duration, Instant};

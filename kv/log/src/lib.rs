@@ -44,6 +44,7 @@ mod record;
 mod recovery;
 mod scan;
 mod state;
+mod sync;
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(

@@ -13,7 +13,7 @@ use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
-use crate::sstable::TableReadOptions;
+use crate::sstable::{TableOptions, TableReadOptions};
 use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
 use crate::write::batch::CfId;
@@ -83,7 +83,7 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let family = self.cf(cf)?;
-        let outputs = self.histograms.time(Timed::Compaction, || {
+        let mut outputs = self.histograms.time(Timed::Compaction, || {
             self.merge_inputs(choice, version, &family)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
@@ -94,6 +94,7 @@ impl Engine {
             // Otherwise the record may be durable: the files stay until the next open knows.
             return Err(error);
         }
+        self.warm_outputs(cf, &mut outputs);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }
@@ -183,6 +184,7 @@ impl Engine {
                     Arc::clone(self) as Arc<dyn crate::version::TableOpener>,
                     TableReadOptions {
                         fill_cache: false,
+                        silent: true,
                         readahead_bytes: readahead,
                         ..TableReadOptions::default()
                     },
@@ -196,12 +198,16 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: family.named(options.table_options(
-                version,
-                choice.output_level,
-                choice.run_entries(version),
-                0,
-            )),
+            table_options: TableOptions {
+                keep_bytes: self.warm_bytes(),
+                ..family.named(options.table_options(
+                    version,
+                    choice.output_level,
+                    choice.run_entries(version),
+                    0,
+                ))
+            },
+            all_warm: false,
             part,
             created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,

@@ -18,7 +18,8 @@ use crate::env::ledger::{Charge, MemoryKind};
 use crate::error::Result;
 use crate::file_names::FileNumber;
 use crate::iter::{InternalIterator, MergingIterator};
-use crate::options::Options;
+use crate::options::{Options, PrepopulateBlockCache};
+use crate::sstable::TableOptions;
 use crate::stats::histogram::Timed;
 use crate::stats::listener::{FileEvent, FileKind, JobEvent};
 use crate::version::{CfEdit, SstMeta, Version};
@@ -66,7 +67,11 @@ impl Engine {
         let context = CompactionContext {
             fs: &self.fs,
             dir: &self.dir,
-            table_options: cf.named(cf.options.table_options(version, 0, entries, entries)),
+            table_options: TableOptions {
+                keep_bytes: self.warm_bytes(),
+                ..cf.named(cf.options.table_options(version, 0, entries, entries))
+            },
+            all_warm: self.options.prepopulate_block_cache == PrepopulateBlockCache::FlushOnly,
             part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),
@@ -182,7 +187,7 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let id = cf.id;
-        let outputs = self
+        let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
         let flushed = mems.len();
@@ -218,6 +223,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         installed?;
+        self.warm_outputs(id, &mut outputs);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }

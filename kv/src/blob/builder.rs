@@ -4,6 +4,7 @@
 //! [`BlobFileBuilder::finish`] has returned; a file that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made it.
 
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 
 use lavafs::FileRef;
@@ -168,6 +169,13 @@ impl BlobFileBuilder {
         properties.largest_seq = properties.largest_seq.max(key.seq);
         self.last_key.clear();
         self.last_key.extend_from_slice(internal_key);
+    }
+
+    /// Notes the numbers by which tables know the values that are copied here: what a repair needs
+    /// where no manifest tells.
+    pub fn set_ancestors(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        let ancestors: BTreeSet<u64> = numbers.into_iter().collect();
+        self.properties.ancestors = ancestors.into_iter().collect();
     }
 
     /// Values added so far.

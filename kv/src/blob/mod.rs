@@ -40,6 +40,7 @@ mod properties;
 mod reader;
 mod record;
 pub(crate) mod reference;
+mod salvage;
 pub(crate) mod values;
 
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub(crate) use self::fuzzing::sealed;
 pub use self::iter::{BlobFileIterator, StoredValue};
 pub use self::properties::BlobFileProperties;
 pub use self::reader::BlobFileReader;
+pub(crate) use self::salvage::SalvagedFile;
 use crate::sstable::compression::Compression;
 
 /// How a blob file is written. Files written with different options can be read side by side.

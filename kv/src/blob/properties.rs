@@ -1,6 +1,9 @@
 //! What a blob file says of itself, enough to list it in a manifest again. Encoded as an SST's
 //! properties (sstable/properties.rs): names and values, unknown names skipped.
 
+use lavafs::codec::{Decoder, put_varint};
+
+use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 use crate::sstable::{BadBlock, append_property, take_property};
 
@@ -24,6 +27,9 @@ pub struct BlobFileProperties {
     pub smallest: Vec<u8>,
     /// The last internal key.
     pub largest: Vec<u8>,
+    /// Numbers of files whose live values a collection wrote here, ascending: tables may still
+    /// name the values by them. Written where there are any.
+    pub ancestors: Vec<u64>,
     /// Bytes of the file. Kept in the footer.
     pub file_bytes: u64,
     /// xxh3 of all bytes before the footer. Kept in the footer.
@@ -51,6 +57,13 @@ impl BlobFileProperties {
         }
         append_property(&mut out, "smallest", &self.smallest);
         append_property(&mut out, "largest", &self.largest);
+        if !self.ancestors.is_empty() {
+            let mut numbers = Vec::new();
+            for number in &self.ancestors {
+                put_varint(&mut numbers, *number);
+            }
+            append_property(&mut out, "ancestors", &numbers);
+        }
         out
     }
 
@@ -66,6 +79,11 @@ impl BlobFileProperties {
             match name {
                 b"smallest" => properties.smallest = value.to_vec(),
                 b"largest" => properties.largest = value.to_vec(),
+                b"ancestors" => {
+                    let ancestors = take_ancestors(&mut Decoder::new(value));
+                    properties.ancestors = ancestors.ok_or(bad("ancestors do not ascend"))?;
+                    continue;
+                }
                 _ => {
                     let mut numbers = properties.numbers();
                     let known = numbers
@@ -89,6 +107,19 @@ impl BlobFileProperties {
     }
 }
 
+/// Numbers until nothing is left; `None` where they do not ascend.
+fn take_ancestors(body: &mut Decoder<'_>) -> Option<Vec<FileNumber>> {
+    let mut numbers: Vec<FileNumber> = Vec::new();
+    while !body.is_empty() {
+        let number = body.varint()?;
+        if numbers.last().is_some_and(|&last| last >= number) {
+            return None;
+        }
+        numbers.push(number);
+    }
+    Some(numbers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,11 +134,18 @@ mod tests {
         for (index, (_, number)) in properties.numbers().into_iter().enumerate() {
             *number = 1 << (9 * index);
         }
+        let without = properties.encode().len();
+        properties.ancestors = vec![3, 700, 1 << 40];
         let mut bytes = properties.encode();
         append_property(&mut bytes, "from the future", b"?");
         assert_eq!(BlobFileProperties::decode(&bytes).unwrap(), properties);
         for cut in 0..properties.encode().len() {
-            assert!(BlobFileProperties::decode(&properties.encode()[..cut]).is_err());
+            // Files without ancestors, and those of before, end here.
+            let whole = cut == without;
+            let decoded = BlobFileProperties::decode(&properties.encode()[..cut]);
+            assert_eq!(decoded.is_ok(), whole, "{cut}");
         }
+        properties.ancestors = vec![3, 3];
+        assert!(BlobFileProperties::decode(&properties.encode()).is_err());
     }
 }

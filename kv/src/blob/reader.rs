@@ -16,11 +16,13 @@ use super::footer::{
 };
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
-use super::record::{CODEC_RAW, CODEC_ZSTD, Record};
+use super::record::{CODEC_RAW, CODEC_ZSTD, HEAD_MAX, Record, RecordHead};
+use crate::cache::BlockKind;
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::compression::{Dictionary, decompress, decompress_with};
-use crate::sstable::{Handle, decode_sections};
+use crate::sstable::{Handle, decode_sections, varint};
+use crate::stats::perf::{self, ReadFor};
 
 /// Bytes read at the end of the file when it is opened: most files' index and all that follows it.
 const TAIL_READ: u64 = 64 << 10;
@@ -68,6 +70,7 @@ impl BlobFileReader {
             seed: 0,
         };
         tail.bytes = read_exactly(&file, &name, tail.start..size)?;
+        perf::read(ReadFor::BlobIndex, tail.bytes.len());
         let footer = tail.bytes.last_chunk().expect("the tail holds the footer");
         let footer = Footer::decode(footer, &name, size)?;
         if footer.header.number != number {
@@ -132,9 +135,44 @@ impl BlobFileReader {
         let Some(location) = self.locate(internal_key) else {
             return Ok(None);
         };
-        let end = location.offset + location.len;
-        let record = read_exactly(&self.file, &self.name, location.offset..end)?;
+        let record = self.read_record(location)?;
         self.decode_record(internal_key, location, record)
+    }
+
+    /// The bytes at a location that [`BlobFileReader::locate`] told, with one read.
+    pub(crate) fn read_record(&self, location: RecordLocation) -> Result<Vec<u8>> {
+        perf::read(ReadFor::Block(BlockKind::Value), location.len as usize);
+        let end = location.offset + location.len;
+        read_exactly(&self.file, &self.name, location.offset..end)
+    }
+
+    /// Bytes of the value of a key before compression; `None` if the file has no such key. Reads the
+    /// beginning of its record alone, so its checksum is not checked.
+    ///
+    /// # Errors
+    /// The file's, or [`Error::Corrupt`] for a record that is none.
+    pub(crate) fn value_len(&self, internal_key: &[u8]) -> Result<Option<u64>> {
+        let Some(location) = self.locate(internal_key) else {
+            return Ok(None);
+        };
+        let corrupt = |detail: &str| self.corrupt(location.offset, detail);
+        let len = location.len.min((2 * HEAD_MAX + internal_key.len()) as u64);
+        let bytes = read_exactly(
+            &self.file,
+            &self.name,
+            location.offset..location.offset + len,
+        )?;
+        let head = RecordHead::decode(&bytes).map_err(corrupt)?;
+        let mut at = head.head_len + head.key_len;
+        if bytes.get(head.head_len..at) != Some(internal_key) {
+            return Ok(None);
+        }
+        match head.codec {
+            CODEC_RAW => Ok(Some(head.stored_len as u64)),
+            _ => varint::get(&bytes, &mut at)
+                .map(Some)
+                .ok_or_else(|| corrupt("value without a length")),
+        }
     }
 
     /// Gives the value of a key as its record stores it, checked, with at most one read; `None` if the
@@ -252,6 +290,7 @@ impl BlobFileReader {
             smallest: self.properties.smallest.clone(),
             file_bytes: self.properties.file_bytes,
             checksum: self.properties.checksum,
+            ancestors: self.properties.ancestors.clone(),
             ..BlobFileProperties::default()
         };
         let mut iter = self.iter();
@@ -361,6 +400,7 @@ impl Tail<'_> {
             Some(at) => unseal(&self.bytes[at as usize..(at + handle.len) as usize]),
             None => {
                 let place = handle.offset..handle.offset + handle.len;
+                perf::read(ReadFor::BlobIndex, handle.len as usize);
                 unseal(&read_exactly(self.file, self.name, place)?)
             }
         }

@@ -11,10 +11,12 @@ use lavafs::ReadRequest;
 
 use crate::blob::reference::BlobReference;
 use crate::blob::{BlobFileReader, RecordLocation};
+use crate::cache::{BlockKind, CacheKey, ValueRef};
 use crate::compaction::no_such_file;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::stats::perf::{self, ReadFor};
 use crate::version::{BlobFile, BlobMeta, BlobOpener, OpenBlob, Version};
 
 /// Device reads of one submission that are in flight at a time.
@@ -71,6 +73,7 @@ impl BlobOpener for Engine {
             return Err(Error::corrupt(path.display().to_string(), size, detail));
         }
         let reader = BlobFileReader::open(file, meta.number)?;
+        self.tickers.blob_index_loads.add(1);
         let charge = self.cache.reserve(reader.memory());
         Ok(OpenBlob {
             reader,
@@ -80,29 +83,54 @@ impl BlobOpener for Engine {
 }
 
 impl Engine {
-    /// The value of one entry of `version`.
+    /// The value of one entry of `version`, from the cache or with one read.
     pub(crate) fn separated_value(
         &self,
         version: &Version,
         wanted: &SeparatedValue,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<ValueRef> {
+        let cache_key = CacheKey::of_value(self.value_space, &wanted.key);
+        if let Some(value) = self.cached_value(cache_key, wanted) {
+            return Ok(value);
+        }
         let file = file_of(version, wanted)?;
-        let found = file.reader(self)?.get(&wanted.key)?;
+        let reader = file.reader(self)?;
+        let location = reader.locate(&wanted.key);
+        let location = location.ok_or_else(|| missing(wanted, file))?;
+        let record = reader.read_record(location)?;
+        let found = reader.decode_record(&wanted.key, location, record)?;
         self.tickers.blob_reads.add(1);
-        checked(wanted, file, found)
+        let value = checked(wanted, file, found)?;
+        let cost = location.len as usize;
+        Ok(self.cache.insert_value(cache_key, &wanted.key, value, cost))
     }
 
-    /// The values of entries of `version`, in their order.
+    /// A value that is in the cache and what its reference says.
+    fn cached_value(&self, cache_key: CacheKey, wanted: &SeparatedValue) -> Option<ValueRef> {
+        let value = self.cache.get_value(cache_key, &wanted.key)?;
+        if value.len() as u64 != wanted.reference.value_len {
+            return None;
+        }
+        perf::hit(BlockKind::Value);
+        Some(value)
+    }
+
+    /// The values of entries of `version`, in their order. Those that had to be read are kept in the cache if
+    /// `fill_cache` is set.
     pub(crate) fn separated_values(
         &self,
         version: &Version,
         wanted: &[SeparatedValue],
+        fill_cache: bool,
     ) -> Result<Vec<Vec<u8>>> {
-        if let [wanted] = wanted {
-            return Ok(vec![self.separated_value(version, wanted)?]);
-        }
+        let mut values = vec![Vec::new(); wanted.len()];
         let mut located = Vec::with_capacity(wanted.len());
         for (at, one) in wanted.iter().enumerate() {
+            let cache_key = CacheKey::of_value(self.value_space, &one.key);
+            if let Some(value) = self.cached_value(cache_key, one) {
+                values[at] = value.to_vec();
+                continue;
+            }
             let file = file_of(version, one)?;
             let reader = file.reader(self)?;
             let location = reader.locate(&one.key);
@@ -116,7 +144,6 @@ impl Engine {
         located.sort_by_key(|one| (one.reader.number(), one.location.offset));
         let groups: Vec<&[Located<'_>]> = join(&located);
         let mut buffers = self.read_groups(&groups)?;
-        let mut values = vec![Vec::new(); wanted.len()];
         for (group, buffer) in groups.iter().zip(&mut buffers) {
             for one in *group {
                 let record = match group.len() {
@@ -129,7 +156,14 @@ impl Engine {
                 };
                 let entry = &wanted[one.at];
                 let found = one.reader.decode_record(&entry.key, one.location, record)?;
-                values[one.at] = checked(entry, file_of(version, entry)?, found)?;
+                let value = checked(entry, file_of(version, entry)?, found)?;
+                if fill_cache {
+                    let cost = one.location.len as usize;
+                    let cache_key = CacheKey::of_value(self.value_space, &entry.key);
+                    let copy = value.clone();
+                    self.cache.insert_value(cache_key, &entry.key, copy, cost);
+                }
+                values[one.at] = value;
             }
         }
         self.tickers.blob_reads.add(groups.len() as u64);
@@ -153,7 +187,7 @@ impl Engine {
                 files.for_each(|live| live.file.mark_scattered());
             }
         }
-        self.separated_values(version, wanted)
+        self.separated_values(version, wanted, false)
     }
 
     /// Reads each group's bytes, all in one submission.
@@ -175,6 +209,9 @@ impl Engine {
         let mut requests: Vec<ReadRequest<'_>> = requests.collect();
         self.fs.read_batch(&mut requests, QUEUE_DEPTH)?;
         let lengths: Vec<usize> = requests.iter().map(|request| request.read).collect();
+        for len in &lengths {
+            perf::read(ReadFor::Block(BlockKind::Value), *len);
+        }
         for (buffer, len) in buffers.iter_mut().zip(lengths) {
             buffer.truncate(len);
         }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, ValueKind};
-use crate::sstable::{TableBuilder, TableOptions, TableSummary};
+use crate::sstable::{KeptBlock, TableBuilder, TableOptions, TableSummary};
 use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
 
 use super::merge::VersionFilter;
@@ -42,6 +42,8 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) created: u64,
     /// Bytes that a table may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
+    /// Entries are taken for such as readers ask for, wherever they come from.
+    pub(crate) all_warm: bool,
     /// Gives a number to a new file.
     pub(crate) new_number: &'a dyn Fn() -> FileNumber,
     /// An error ends the job.
@@ -58,6 +60,8 @@ pub(crate) struct CompactionContext<'a> {
 pub(crate) struct TableOutputs {
     pub(crate) tables: Vec<SstMeta>,
     pub(crate) blobs: Vec<BlobMeta>,
+    /// Blocks of the tables for the cache, by table.
+    pub(crate) kept: Vec<(FileNumber, Vec<KeptBlock>)>,
     /// A number that references were written with, and one by which the inputs knew the file.
     renamed: HashMap<FileNumber, FileNumber>,
 }
@@ -75,6 +79,7 @@ impl TableOutputs {
     pub(crate) fn join(&mut self, part: TableOutputs) {
         self.tables.extend(part.tables);
         self.blobs.extend(part.blobs);
+        self.kept.extend(part.kept);
         self.renamed.extend(part.renamed);
     }
 
@@ -172,21 +177,22 @@ fn merge(
         if let Some((single, new_key)) = held.take()
             && !filter.ends(entry)
         {
-            writer.add(&single, &[], new_key)?;
+            writer.add(&single, &[], new_key, false)?;
         }
         let new_key = !filter.is_same_key(entry.user_key);
         if filter.keep(entry, context.is_oldest) {
             if entry.kind == ValueKind::SingleDelete {
                 held = Some((key.to_vec(), new_key));
             } else {
-                writer.add(key, input.value(), new_key)?;
+                let warm = context.all_warm || input.is_cached();
+                writer.add(key, input.value(), new_key, warm)?;
             }
         }
         input.next();
     }
     input.status()?;
     if let Some((single, new_key)) = held {
-        writer.add(&single, &[], new_key)?;
+        writer.add(&single, &[], new_key, false)?;
     }
     writer.finish_table()?;
     writer.blobs.finish(context)?;
@@ -211,8 +217,8 @@ struct OutputWriter<'a> {
 }
 
 impl OutputWriter<'_> {
-    /// Adds an entry; `may_split` where its user key is a new one.
-    fn add(&mut self, key: &[u8], value: &[u8], may_split: bool) -> Result<()> {
+    /// Adds an entry; `may_split` where its user key is a new one, `warm` where readers ask for it.
+    fn add(&mut self, key: &[u8], value: &[u8], may_split: bool, warm: bool) -> Result<()> {
         let full = self
             .open
             .as_ref()
@@ -225,8 +231,8 @@ impl OutputWriter<'_> {
         }
         let open = self.open.as_mut().expect("opened above");
         match self.blobs.separate(self.context, key, value)? {
-            Some((key, reference)) => open.builder.add(key, reference)?,
-            None => open.builder.add(key, value)?,
+            Some((key, reference)) => open.builder.add_warm(key, reference, warm)?,
+            None => open.builder.add_warm(key, value, warm)?,
         }
         let size = open.builder.estimated_size();
         if size >= open.paced + PACE_BYTES {
@@ -262,10 +268,14 @@ impl OutputWriter<'_> {
             number, builder, ..
         } = open;
         match builder.finish() {
-            Ok(summary) => self.done.tables.push(SstMeta {
-                created: self.context.created,
-                ..meta_of(number, summary)
-            }),
+            Ok(mut summary) => {
+                let kept = std::mem::take(&mut summary.kept);
+                self.done.kept.push((number, kept));
+                self.done.tables.push(SstMeta {
+                    created: self.context.created,
+                    ..meta_of(number, summary)
+                });
+            }
             Err(error) => {
                 remove_file(self.context.fs, self.context.dir, FileName::Table(number));
                 return Err(error);

@@ -198,6 +198,8 @@ pub(crate) struct Engine {
     pub(crate) options: Options,
     pub(crate) env: Arc<Env>,
     pub(crate) cache: Arc<BlockCache>,
+    /// The number under which the cache has this database's values.
+    pub(crate) value_space: u64,
     pub(crate) remover: Arc<ObsoleteFiles>,
     pub(crate) next_file: AtomicU64,
     pub(crate) next_mem: AtomicU64,

@@ -87,12 +87,13 @@ impl Db {
     }
 
     /// Makes a database that is damaged open again, with everything that its files still
-    /// hold: rebuilds the manifest if it is lost, leaves out tables and ends of logs that fail their
-    /// checksums, and sets damaged files aside under the suffix `.damaged`.
+    /// hold: rebuilds the manifest if it is lost, leaves out tables, blob files and ends of logs that fail their
+    /// checksums, and sets damaged files aside under the suffix `.damaged`, blob files whose tables may be lost
+    /// under `.orphan`. A healthy database comes out with the same contents.
     ///
     /// # Errors
     /// [`Error::Busy`] where the database is open, [`Error::InvalidArgument`] where there is none,
-    /// [`Error::Unsupported`] for a newer format and for values in blob files.
+    /// [`Error::Unsupported`] for a newer format.
     pub fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<RepairReport> {
         repair::repair(fs, dir, options)
     }

@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use lavafs::{FileRef, ReadRequest};
 
+use crate::cache::BlockRef;
 use crate::db::engine::{Engine, View};
 use crate::db::read::separated;
 use crate::error::Result;
 use crate::key::{LookupKey, ValueKind};
 use crate::options::ReadOptions;
-use crate::sstable::{Block, BlockPlace, Table, filter_hash};
+use crate::sstable::{BlockPlace, Table, filter_hash};
 use crate::version::Run;
 use crate::write::batch::CfId;
 
@@ -41,7 +42,7 @@ struct Candidate<'a> {
     key: Pending,
     table: &'a Arc<Table>,
     place: BlockPlace,
-    block: Option<Arc<Block>>,
+    block: Option<BlockRef>,
 }
 
 impl Candidate<'_> {
@@ -73,7 +74,7 @@ impl Engine {
                 }),
             }
         }
-        self.read_pending(&view, pending, &mut results)?;
+        self.read_pending(&view, pending, options, &mut results)?;
         for found in &results {
             self.count_read(found.as_deref());
         }
@@ -84,6 +85,7 @@ impl Engine {
         &self,
         view: &View,
         mut pending: Vec<Pending>,
+        options: &ReadOptions,
         results: &mut [Option<Vec<u8>>],
     ) -> Result<()> {
         let levels = &view.version.levels;
@@ -119,7 +121,7 @@ impl Engine {
         if wanted.is_empty() {
             return Ok(());
         }
-        let values = self.separated_values(&view.version, &wanted)?;
+        let values = self.separated_values(&view.version, &wanted, options.fill_cache)?;
         for (at, value) in separated_at.into_iter().zip(values) {
             results[at] = Some(value);
         }
@@ -195,7 +197,7 @@ impl Engine {
         for ((group, (_, bytes)), len) in groups.iter_mut().zip(stored).zip(lengths) {
             let block = group[0].table.admit_block(&bytes[..len], &group[0].place)?;
             for one in group.iter_mut() {
-                one.block = Some(Arc::clone(&block));
+                one.block = Some(block.clone());
             }
         }
         Ok(())

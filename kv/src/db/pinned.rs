@@ -4,8 +4,8 @@
 //! otherwise free: hold it for as long as it is looked at, not for as long as the database is open.
 
 use std::ops::Deref;
-use std::sync::Arc;
 
+use crate::cache::ValueRef;
 use crate::memtable::PinnedEntry;
 use crate::sstable::PinnedValue;
 
@@ -17,7 +17,7 @@ pub struct PinnedSlice(Place);
 enum Place {
     Memtable(PinnedEntry),
     Block(PinnedValue),
-    Owned(Arc<[u8]>),
+    Value(ValueRef),
 }
 
 impl From<PinnedEntry> for PinnedSlice {
@@ -32,9 +32,9 @@ impl From<PinnedValue> for PinnedSlice {
     }
 }
 
-impl From<Vec<u8>> for PinnedSlice {
-    fn from(value: Vec<u8>) -> Self {
-        PinnedSlice(Place::Owned(Arc::from(value)))
+impl From<ValueRef> for PinnedSlice {
+    fn from(value: ValueRef) -> Self {
+        PinnedSlice(Place::Value(value))
     }
 }
 
@@ -46,7 +46,7 @@ impl Deref for PinnedSlice {
         match &self.0 {
             Place::Memtable(entry) => entry.value(),
             Place::Block(value) => value,
-            Place::Owned(bytes) => bytes,
+            Place::Value(value) => value,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::iter::{DbIterator, InternalIterator, Origin, RunIterator, VisibleIter
 use crate::key::{LookupKey, SeqNo, ValueKind, append_internal};
 use crate::options::ReadOptions;
 use crate::sstable::{TableHit, TableReadOptions, filter_hash};
+use crate::stats::perf;
 use crate::version::{TableOpener, Version};
 use crate::write::batch::CfId;
 
@@ -65,7 +66,21 @@ impl Engine {
         options: &ReadOptions,
     ) -> Result<Option<PinnedSlice>> {
         let (view, sequence) = self.read_view(cf, options)?;
-        let found = self.get_in(&view, &LookupKey::new(key, sequence))?;
+        let lookup = LookupKey::new(key, sequence);
+        let reads = perf::reads_so_far();
+        let found = match self.get_in_memtables(&view, &lookup) {
+            Some(found) => found,
+            None => {
+                let found = self.get_in_version(&view.version, &lookup)?;
+                match perf::reads_so_far().wrapping_sub(reads) {
+                    0 => self.tickers.gets_from_cache.add(1),
+                    1 => self.tickers.gets_with_one_read.add(1),
+                    2 => self.tickers.gets_with_two_reads.add(1),
+                    _ => self.tickers.gets_with_more_reads.add(1),
+                }
+                found
+            }
+        };
         self.count_read(found.as_deref());
         Ok(found)
     }
@@ -75,13 +90,6 @@ impl Engine {
         if let Some(value) = found {
             self.tickers.keys_found.add(1);
             self.tickers.bytes_read.add(value.len() as u64);
-        }
-    }
-
-    fn get_in(&self, view: &View, lookup: &LookupKey) -> Result<Option<PinnedSlice>> {
-        match self.get_in_memtables(view, lookup) {
-            Some(found) => Ok(found),
-            None => self.get_in_version(&view.version, lookup),
         }
     }
 

@@ -184,6 +184,7 @@ pub(crate) fn engine_for(
         dir: dir.to_path_buf(),
         options,
         env,
+        value_space: cache.new_id(),
         cache,
         remover,
         next_file: AtomicU64::new(next_file),

@@ -141,7 +141,11 @@ impl DbIterator {
     pub fn load_value(&mut self) -> Result<&[u8]> {
         if self.ahead.is_empty() && self.value.is_none() && self.is_separated() {
             let wanted = self.wanted()?;
-            self.value = Some(self.engine.separated_value(&self.view.version, &wanted)?);
+            self.value = Some(
+                self.engine
+                    .separated_value(&self.view.version, &wanted)?
+                    .to_vec(),
+            );
         }
         Ok(self.value())
     }

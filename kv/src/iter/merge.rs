@@ -203,6 +203,10 @@ impl InternalIterator for MergingIterator {
         self.children[self.heap[0].child].value()
     }
 
+    fn is_cached(&self) -> bool {
+        self.children[self.heap[0].child].is_cached()
+    }
+
     fn status(&self) -> Result<()> {
         self.failure.clone().map_or(Ok(()), Err)
     }

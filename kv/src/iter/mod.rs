@@ -46,6 +46,11 @@ pub trait InternalIterator: Send {
     /// The value here. The iterator must be valid.
     fn value(&self) -> &[u8];
 
+    /// True where the entry here was found in the cache.
+    fn is_cached(&self) -> bool {
+        false
+    }
+
     /// The failure that made the iterator invalid, if one did.
     fn status(&self) -> Result<()>;
 }
@@ -85,6 +90,10 @@ impl<I: InternalIterator + ?Sized> InternalIterator for Box<I> {
 
     fn value(&self) -> &[u8] {
         (**self).value()
+    }
+
+    fn is_cached(&self) -> bool {
+        (**self).is_cached()
     }
 
     fn status(&self) -> Result<()> {

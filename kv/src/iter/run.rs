@@ -171,6 +171,10 @@ impl InternalIterator for RunIterator {
         self.here().value()
     }
 
+    fn is_cached(&self) -> bool {
+        self.here().is_cached()
+    }
+
     fn status(&self) -> Result<()> {
         match (&self.failure, &self.open) {
             (Some(failure), _) => Err(failure.clone()),

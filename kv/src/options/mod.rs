@@ -36,6 +36,16 @@ pub enum WalRecoveryMode {
     Absolute,
 }
 
+/// What of the tables that are written goes into the block cache at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PrepopulateBlockCache {
+    /// Blocks that a compaction writes in the place of cached ones.
+    #[default]
+    Disable,
+    /// The blocks of a flush too: for readers who ask for what was just written.
+    FlushOnly,
+}
+
 /// Choices for a database. `Options::default()` is RocksDB's, and every field says its range.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -138,6 +148,9 @@ pub struct Options {
     /// their open tables, where they are only charged to it (and take at most three quarters of it
     /// from data blocks). Default false.
     pub cache_index_and_filter_blocks: bool,
+    /// Whether blocks are cached as they are flushed, up to an eighth of the cache for each flush. Default
+    /// `Disable`.
+    pub prepopulate_block_cache: PrepopulateBlockCache,
     /// Bytes of checksum that each entry has in memory, from the batch to the table that a flush
     /// writes: 0 or 8. A batch or memtable whose memory has changed is then found and not stored. Default 0.
     pub protection_bytes_per_key: usize,
@@ -199,6 +212,7 @@ impl Default for Options {
             filters_by_level: true,
             block_cache_size: 32 << 20,
             cache_index_and_filter_blocks: false,
+            prepopulate_block_cache: PrepopulateBlockCache::Disable,
             protection_bytes_per_key: 0,
             allow_concurrent_memtable_write: true,
             histograms: false,
@@ -240,7 +254,8 @@ pub struct ReadOptions {
     pub upper_bound: Option<Vec<u8>>,
     /// Iterators see only keys that begin so, within the bounds.
     pub prefix: Option<Vec<u8>>,
-    /// Keep blocks that an iterator read in the block cache. Default true. Point reads do so always.
+    /// Keep blocks that an iterator read, and values that a multi-get read, in the cache. Default true.
+    /// Single lookups do so always; values that an iterator reads are not kept.
     pub fill_cache: bool,
     /// Iterators read the values that are in blob files only when
     /// [`crate::DbIterator::load_value`] asks: for walks over keys. Default false.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use lavafs::FileSystemRef;
 
 use super::compaction::{CompactionStyle, STYLE_NAMES};
-use super::{Options, WalRecoveryMode};
+use super::{Options, PrepopulateBlockCache, WalRecoveryMode};
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName};
 use crate::sstable::Compression;
@@ -253,6 +253,10 @@ impl Options {
                 Field::Bool(&mut self.cache_index_and_filter_blocks),
             ),
             (
+                "prepopulate_block_cache",
+                Field::Prepopulate(&mut self.prepopulate_block_cache),
+            ),
+            (
                 "protection_bytes_per_key",
                 Field::Usize(&mut self.protection_bytes_per_key),
             ),
@@ -273,6 +277,7 @@ enum Field<'a> {
     F64(&'a mut f64),
     Style(&'a mut CompactionStyle),
     WalRecovery(&'a mut WalRecoveryMode),
+    Prepopulate(&'a mut PrepopulateBlockCache),
     Compression(&'a mut Compression),
     Compressions(&'a mut Vec<Compression>),
 }
@@ -344,6 +349,11 @@ fn unescaped(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+const PREPOPULATE_NAMES: [(&str, PrepopulateBlockCache); 2] = [
+    ("disable", PrepopulateBlockCache::Disable),
+    ("flush_only", PrepopulateBlockCache::FlushOnly),
+];
+
 const WAL_RECOVERY_NAMES: [(&str, WalRecoveryMode); 3] = [
     ("point_in_time", WalRecoveryMode::PointInTime),
     (
@@ -379,6 +389,7 @@ impl Field<'_> {
             Field::F64(value) => value.to_string(),
             Field::Style(value) => name_of(&STYLE_NAMES, **value),
             Field::WalRecovery(value) => name_of(&WAL_RECOVERY_NAMES, **value),
+            Field::Prepopulate(value) => name_of(&PREPOPULATE_NAMES, **value),
             Field::Compression(value) => compression_text(**value),
             Field::Compressions(values) => {
                 let texts: Vec<String> = values.iter().copied().map(compression_text).collect();
@@ -396,6 +407,7 @@ impl Field<'_> {
             Field::F64(value) => assign(*value, text.parse().ok()),
             Field::Style(value) => assign(*value, CompactionStyle::parse(text)),
             Field::WalRecovery(value) => assign(*value, value_of(&WAL_RECOVERY_NAMES, text)),
+            Field::Prepopulate(value) => assign(*value, value_of(&PREPOPULATE_NAMES, text)),
             Field::Compression(value) => assign(*value, parse_compression(text)),
             Field::Compressions(values) => {
                 let texts = text.split(',').filter(|text| !text.is_empty());
@@ -436,6 +448,7 @@ mod tests {
             compression: Compression::None,
             compression_per_level: vec![Compression::None, Compression::Zstd { level: 9 }],
             wal_recovery_mode: WalRecoveryMode::Absolute,
+            prepopulate_block_cache: PrepopulateBlockCache::FlushOnly,
             level_compaction_dynamic_level_bytes: false,
             compaction: CompactionOptions {
                 style: CompactionStyle::Bush,

@@ -5,6 +5,9 @@
 //! it is trained on, and are compressed with it like those that follow. Nothing is durable until
 //! [`TableBuilder::finish`] has returned; a table that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made the file.
+//!
+//! Blocks that readers are likely to ask for are kept as they were built, for the cache, unless they wait for a
+//! dictionary.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -67,6 +70,26 @@ pub struct TableSummary {
     pub checksum: u64,
     /// References to blob files, by the number they name.
     pub(crate) blob_refs: TableRefs,
+    /// Blocks kept for the cache.
+    pub(crate) kept: Vec<KeptBlock>,
+}
+
+/// A data block as it was built, kept for the cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptBlock {
+    /// Where it is in the file.
+    pub(crate) offset: u64,
+    /// Its contents before compression.
+    pub(crate) contents: Vec<u8>,
+}
+
+/// Blocks kept, and whether the one under construction is to be.
+#[derive(Default)]
+struct Keeping {
+    blocks: Vec<KeptBlock>,
+    bytes: usize,
+    /// Entries of the block under construction that are worth it, less those that are not.
+    worth: i64,
 }
 
 /// Builds one table in a new file. Belongs to one thread.
@@ -88,6 +111,7 @@ pub struct TableBuilder {
     unindexed: bool,
     properties: TableProperties,
     blob_refs: BTreeMap<FileNumber, BlobUse>,
+    keeping: Keeping,
 }
 
 /// Uncompressed blocks one after another.
@@ -141,6 +165,7 @@ impl TableBuilder {
             last_key: Vec::new(),
             unindexed: false,
             blob_refs: BTreeMap::new(),
+            keeping: Keeping::default(),
             properties: TableProperties {
                 smallest_seq: SeqNo::MAX,
                 column_family: options.column_family.clone(),
@@ -148,6 +173,19 @@ impl TableBuilder {
             },
             options,
         }
+    }
+
+    /// Like [`TableBuilder::add`]; a block of which most entries are `warm` is kept for the cache, up to
+    /// [`TableOptions::keep_bytes`] in all.
+    ///
+    /// # Errors
+    /// As [`TableBuilder::add`].
+    pub(crate) fn add_warm(&mut self, internal_key: &[u8], value: &[u8], warm: bool) -> Result<()> {
+        if !self.block.is_empty() && self.is_full_before(internal_key.len() + value.len()) {
+            self.flush_block()?;
+        }
+        self.keeping.worth += if warm { 1 } else { -1 };
+        self.add(internal_key, value)
     }
 
     /// Adds a version of a key. After an error the table cannot be finished.
@@ -247,6 +285,7 @@ impl TableBuilder {
         self.properties.data_blocks += 1;
         self.unindexed = true;
         let parts = self.block.finish();
+        let worth = std::mem::take(&mut self.keeping.worth);
         if let Some(samples) = &mut self.samples {
             let before = samples.bytes.len();
             parts
@@ -265,7 +304,15 @@ impl TableBuilder {
                 .compressor
                 .insert(BlockCompressor::new(self.options.compression)?),
         };
-        self.output.write_block(&parts, compressor)?;
+        let written = self.output.write_block(&parts, compressor)?;
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if worth > 0 && self.keeping.bytes + len <= self.options.keep_bytes {
+            self.keeping.bytes += len;
+            self.keeping.blocks.push(KeptBlock {
+                offset: written.offset,
+                contents: parts.concat(),
+            });
+        }
         self.block.reset();
         self.index.add_end(self.output.len);
         Ok(())
@@ -360,6 +407,7 @@ impl TableBuilder {
             raw_value_bytes: self.properties.raw_value_bytes,
             checksum,
             blob_refs: self.properties.blob_refs,
+            kept: self.keeping.blocks,
         })
     }
 }

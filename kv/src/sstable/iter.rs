@@ -11,9 +11,10 @@ use super::block::{BadBlock, BlockCursor};
 use super::footer::Handle;
 use super::reader::Table;
 use super::{Block, reader};
-use crate::cache::Reservation;
+use crate::cache::{BlockKind, BlockRef, Reservation};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
+use crate::stats::perf::{self, ReadFor};
 
 const AHEAD_MIN: usize = 16 << 10;
 const AHEAD_MAX: usize = 256 << 10;
@@ -26,6 +27,9 @@ pub struct TableReadOptions {
     pub fill_cache: bool,
     /// Bytes read at once; 0: chosen as the walk goes. Default 0.
     pub readahead_bytes: usize,
+    /// Looks into the cache without a trace, so that what is read is not taken for what readers ask for.
+    /// For background work. Default false.
+    pub silent: bool,
     /// Takes no data block from the cache either, so that the file is what is read. Default
     /// false.
     pub bypass_cache: bool,
@@ -36,6 +40,7 @@ impl Default for TableReadOptions {
         TableReadOptions {
             fill_cache: true,
             readahead_bytes: 0,
+            silent: false,
             bypass_cache: false,
         }
     }
@@ -46,12 +51,14 @@ pub struct TableIterator {
     table: Arc<Table>,
     options: TableReadOptions,
     /// Read at the first seek. Of a partitioned index, the partition that the walk is in.
-    index: Option<Arc<Block>>,
+    index: Option<BlockRef>,
     /// The index of partitions, read at the first seek, and the number of the one that the walk is in.
-    top: Option<(Arc<Block>, usize)>,
+    top: Option<(BlockRef, usize)>,
     /// Number of the block that the cursor is in.
     at: usize,
-    block: Option<Arc<Block>>,
+    block: Option<BlockRef>,
+    /// The block was in the cache.
+    from_cache: bool,
     cursor: BlockCursor,
     ahead: Readahead,
     failure: Option<Error>,
@@ -80,6 +87,7 @@ impl TableIterator {
             top: None,
             at: 0,
             block: None,
+            from_cache: false,
             cursor: BlockCursor::default(),
             ahead: Readahead::default(),
             failure: None,
@@ -93,7 +101,7 @@ impl TableIterator {
         self.failure = None;
         if self.index.is_none() && self.top.is_none() {
             let index = match self.options.bypass_cache {
-                true => self.table.read_index(),
+                true => self.table.read_index().map(BlockRef::from),
                 false => self.table.index(),
             };
             match index {
@@ -186,11 +194,15 @@ impl TableIterator {
         }
     }
 
-    fn load(&mut self, at: usize) -> Result<Arc<Block>> {
+    fn load(&mut self, at: usize) -> Result<BlockRef> {
         let place = self.place(at);
-        if !self.options.bypass_cache
-            && let Some(block) = self.table.cached_block(&place)
-        {
+        let cached = match (self.options.bypass_cache, self.options.silent) {
+            (true, _) => None,
+            (false, true) => self.table.peek_block(&place),
+            (false, false) => self.table.cached_block(&place),
+        };
+        self.from_cache = cached.is_some();
+        if let Some(block) = cached {
             return Ok(block);
         }
         let contents = self
@@ -198,8 +210,11 @@ impl TableIterator {
             .read(&self.table, place.clone(), self.options.readahead_bytes)?;
         let block = self.table.as_data_block(contents, place.start)?;
         match self.options.fill_cache && !self.options.bypass_cache {
-            true => Ok(self.table.cache_block(place.start, block)),
-            false => Ok(block),
+            true => {
+                let cost = (place.end - place.start) as usize;
+                Ok(self.table.cache_block(place.start, block, cost))
+            }
+            false => Ok(block.into()),
         }
     }
 
@@ -262,7 +277,7 @@ impl Readahead {
                     offset: place.start,
                     len: len as u64,
                 };
-                return table.read_block(handle);
+                return table.read_block(handle, BlockKind::Data);
             }
             let end = table
                 .properties()
@@ -273,6 +288,7 @@ impl Readahead {
             }
             self.bytes = Vec::new();
             self.bytes = reader::read_exactly(table.file(), table.name(), place.start..end)?;
+            perf::read(ReadFor::Block(BlockKind::Data), self.bytes.len());
             self.start = place.start;
         }
         self.expected = place.end;
@@ -383,6 +399,10 @@ impl InternalIterator for TableIterator {
         assert!(self.cursor.valid, "value needs a valid iterator");
         let block = self.block.as_ref().expect("a valid cursor has a block");
         &block.contents()[self.cursor.value.clone()]
+    }
+
+    fn is_cached(&self) -> bool {
+        self.from_cache
     }
 
     fn status(&self) -> Result<()> {

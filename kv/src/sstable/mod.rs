@@ -40,7 +40,7 @@ pub(crate) mod varint;
 mod tests;
 
 pub(crate) use self::block::BadBlock;
-pub use self::builder::{TableBuilder, TableSummary};
+pub use self::builder::{KeptBlock, TableBuilder, TableSummary};
 pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
 pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
 #[cfg(feature = "fuzzing")]
@@ -51,8 +51,6 @@ pub(crate) use self::properties::{append as append_property, take as take_proper
 pub(crate) use self::reader::BlockPlace;
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
 pub use crate::sstable::compression::Compression;
-
-use std::sync::Arc;
 
 use crate::cache::BlockKind;
 use block::DataLayout;
@@ -92,6 +90,8 @@ pub struct TableOptions {
     pub hash_index: bool,
     /// User keys expected, for memory to be taken at once; 0: unknown. Default 0.
     pub expected_entries: usize,
+    /// Bytes of blocks at most that the builder keeps in memory for the cache. Default 0.
+    pub keep_bytes: usize,
     /// Id and name of the column family, for the table's properties. Default none.
     pub column_family: Option<(u32, String)>,
 }
@@ -108,6 +108,7 @@ impl Default for TableOptions {
             filter_bits_per_key: 10.0,
             hash_index: true,
             expected_entries: 0,
+            keep_bytes: 0,
             column_family: None,
         }
     }
@@ -191,15 +192,15 @@ impl Block {
         })
     }
 
-    /// The data block itself where this is its compressed form.
-    fn unpacked(self: Arc<Self>) -> Option<Arc<Self>> {
-        match self.layout {
-            Layout::Packed => {
-                let contents = crate::sstable::compression::decompress(&self.bytes).ok()?;
-                Block::data(contents).ok().map(Arc::new)
-            }
-            _ => Some(self),
-        }
+    /// True where this is a data block's compressed form.
+    fn is_packed(&self) -> bool {
+        matches!(self.layout, Layout::Packed)
+    }
+
+    /// The data block that this is the compressed form of.
+    fn unpacked(&self) -> Option<Self> {
+        let contents = crate::sstable::compression::decompress(&self.bytes).ok()?;
+        Block::data(contents).ok()
     }
 
     /// What kind of block this is.
@@ -254,7 +255,7 @@ impl Block {
             Block::data(builder.finish().concat()).expect("as built")
         };
         match kind {
-            BlockKind::Data => data,
+            BlockKind::Data | BlockKind::Value => data,
             BlockKind::Index => {
                 let mut builder = index::IndexBuilder::default();
                 builder.add(&[0; 8], None, 1);

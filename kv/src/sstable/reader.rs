@@ -17,14 +17,15 @@ use super::footer::{
 };
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
-use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
-use crate::cache::{BlockCache, BlockKind, CacheKey, Reservation};
+use super::{BLOCK_TRAILER, Block, BlockCrc, KeptBlock, filter};
+use crate::cache::{BlockCache, BlockKind, BlockRef, CacheKey, Reservation};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
 use crate::sstable::compression::{
     CODE_NONE, CODE_ZSTD, CODE_ZSTD_DICTIONARY, Dictionary, decompress, decompress_with,
 };
+use crate::stats::perf::{self, ReadFor};
 
 /// Bytes read at the end of the file when it is opened: footer, meta block and properties, and
 /// for small tables index and filter too.
@@ -58,8 +59,8 @@ pub struct Table {
     properties: TableProperties,
     filter: Option<Handle>,
     dictionary: Option<Dictionary>,
-    pinned_index: Option<Arc<Block>>,
-    pinned_filter: Option<Arc<Block>>,
+    pinned_index: Option<BlockRef>,
+    pinned_filter: Option<BlockRef>,
     /// Charges what is pinned to the cache.
     _charge: Option<Reservation>,
 }
@@ -78,7 +79,7 @@ pub struct TableHit {
 /// Bytes within a block, which they keep in memory.
 #[derive(Clone)]
 pub struct PinnedValue {
-    block: Arc<Block>,
+    block: BlockRef,
     range: Range<usize>,
 }
 
@@ -132,6 +133,7 @@ impl Table {
             ));
         }
         let tail = read_exactly(&file, &name, size.saturating_sub(TAIL_READ)..size)?;
+        perf::read(ReadFor::TableTail, tail.len());
         let footer = tail
             .last_chunk::<FOOTER_LEN>()
             .expect("the tail holds the footer");
@@ -152,9 +154,9 @@ impl Table {
         };
         table.read_sections(&tail, size - tail.len() as u64)?;
         if options.pin_index_and_filter {
-            table.pinned_index = Some(table.read_index()?);
+            table.pinned_index = Some(table.read_index()?.into());
             table.pinned_filter = match table.filter {
-                Some(handle) => Some(table.read_filter(handle)?),
+                Some(handle) => Some(table.read_filter(handle)?.into()),
                 None => None,
             };
         }
@@ -171,7 +173,10 @@ impl Table {
                 let at = at as usize;
                 self.unseal_slice(&tail[at..at + handle.len as usize], handle.offset)
             }
-            None => self.read_block(handle),
+            None => {
+                perf::read(ReadFor::TableTail, handle.len as usize);
+                self.read_stored(handle)
+            }
         };
         let body_end = self.footer.file_size - FOOTER_LEN as u64;
         let meta = self.footer.meta;
@@ -303,20 +308,21 @@ impl Table {
     }
 
     /// A partition of the index, from the cache unless that is bypassed.
-    pub(super) fn partition(&self, place: BlockPlace, bypass_cache: bool) -> Result<Arc<Block>> {
+    pub(super) fn partition(&self, place: BlockPlace, bypass_cache: bool) -> Result<BlockRef> {
         let key = self.cache_key(place.start);
-        if !bypass_cache && let Some(partition) = self.cache.get(key, BlockKind::Index) {
+        if !bypass_cache && let Some(partition) = self.cached(key, BlockKind::Index) {
             return Ok(partition);
         }
         let handle = Handle {
             offset: place.start,
             len: place.end - place.start,
         };
-        let read = Block::partition(self.read_block(handle)?, self.properties.data_bytes);
-        let partition = Arc::new(read.map_err(|bad| self.bad_block(place.start, bad))?);
+        let contents = self.read_block(handle, BlockKind::Index)?;
+        let read = Block::partition(contents, self.properties.data_bytes);
+        let partition = read.map_err(|bad| self.bad_block(place.start, bad))?;
         match bypass_cache {
-            true => Ok(partition),
-            false => Ok(self.cache.insert(key, partition)),
+            true => Ok(partition.into()),
+            false => Ok(self.cache.insert(key, partition, handle.len as usize)),
         }
     }
 
@@ -324,7 +330,7 @@ impl Table {
     #[inline]
     pub(crate) fn find_in(
         &self,
-        block: Arc<Block>,
+        block: BlockRef,
         place: &BlockPlace,
         lookup: &LookupKey,
         hash: u64,
@@ -346,36 +352,57 @@ impl Table {
 
     /// The data block at `place`, if it is in the cache.
     #[inline]
-    pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<Arc<Block>> {
+    pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
         let key = self.cache_key(place.start);
-        self.cache.get(key, BlockKind::Data)?.unpacked()
+        unpacked(self.cached(key, BlockKind::Data)?)
+    }
+
+    /// As [`Table::cached_block`], without a trace in the cache.
+    pub(super) fn peek_block(&self, place: &BlockPlace) -> Option<BlockRef> {
+        unpacked(self.cache.peek(self.cache_key(place.start))?)
+    }
+
+    /// Something of this table that is in the cache.
+    #[inline]
+    fn cached(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
+        let found = self.cache.get(key, kind)?;
+        perf::hit(kind);
+        Some(found)
     }
 
     /// Puts a data block into the cache. A table that mostly refers to blob files has its blocks
     /// cached compressed: unpacking one is cheap beside the read of a value, and whole
     /// tables then fit where a part of them would.
-    pub(super) fn cache_block(&self, offset: u64, block: Arc<Block>) -> Arc<Block> {
+    pub(super) fn cache_block(&self, offset: u64, block: Block, cost: usize) -> BlockRef {
         let key = self.cache_key(offset);
         let refers = self.properties.blob_references > self.properties.entries / 2;
         match refers.then(|| block.packed()).flatten() {
             Some(packed) => {
-                self.cache.insert(key, Arc::new(packed));
-                block
+                self.cache.insert(key, packed, cost);
+                block.into()
             }
-            None => self.cache.insert(key, block),
+            None => self.cache.insert(key, block, cost),
         }
     }
 
     /// Takes a data block's bytes as the file has them at `place`, and caches the block.
-    pub(crate) fn admit_block(&self, stored: &[u8], place: &BlockPlace) -> Result<Arc<Block>> {
+    pub(crate) fn admit_block(&self, stored: &[u8], place: &BlockPlace) -> Result<BlockRef> {
         let wanted = place.end - place.start;
         if (stored.len() as u64) < wanted {
             let detail = format!("file ends after {} of {wanted} bytes", stored.len());
             return Err(Error::corrupt(&self.name, place.start, detail));
         }
+        perf::read(ReadFor::Block(BlockKind::Data), stored.len());
         let contents = self.unseal_slice(stored, place.start)?;
         let block = self.as_data_block(contents, place.start)?;
-        Ok(self.cache_block(place.start, block))
+        Ok(self.cache_block(place.start, block, stored.len()))
+    }
+
+    /// Puts a block into the cache that was kept when the table was written.
+    pub(crate) fn warm_block(&self, block: KeptBlock) -> Result<()> {
+        let parsed = self.as_data_block(block.contents, block.offset)?;
+        self.cache_block(block.offset, parsed, 0);
+        Ok(())
     }
 
     /// False where the filter says that no key with this hash is in the table.
@@ -386,17 +413,13 @@ impl Table {
         let Some(handle) = self.filter else {
             return Ok(true);
         };
-        if let Some(filter) = self
-            .cache
-            .get(self.cache_key(handle.offset), BlockKind::Filter)
-        {
+        let key = self.cache_key(handle.offset);
+        if let Some(filter) = self.cached(key, BlockKind::Filter) {
             return Ok(filter.may_contain(hash));
         }
         let filter = self.read_filter(handle)?;
-        Ok(self
-            .cache
-            .insert(self.cache_key(handle.offset), filter)
-            .may_contain(hash))
+        let filter = self.cache.insert(key, filter, handle.len as usize);
+        Ok(filter.may_contain(hash))
     }
 
     /// Walks the table.
@@ -504,19 +527,21 @@ impl Table {
     }
 
     /// The index block, from the cache if it may be.
-    pub(super) fn index(&self) -> Result<Arc<Block>> {
+    pub(super) fn index(&self) -> Result<BlockRef> {
         if let Some(index) = &self.pinned_index {
-            return Ok(Arc::clone(index));
+            return Ok(index.clone());
         }
-        let key = self.cache_key(self.footer.index.offset);
-        if let Some(index) = self.cache.get(key, BlockKind::Index) {
+        let handle = self.footer.index;
+        let key = self.cache_key(handle.offset);
+        if let Some(index) = self.cached(key, BlockKind::Index) {
             return Ok(index);
         }
-        Ok(self.cache.insert(key, self.read_index()?))
+        let index = self.read_index()?;
+        Ok(self.cache.insert(key, index, handle.len as usize))
     }
 
     #[inline]
-    fn data_block(&self, place: Range<u64>) -> Result<Arc<Block>> {
+    fn data_block(&self, place: Range<u64>) -> Result<BlockRef> {
         if let Some(block) = self.cached_block(&place) {
             return Ok(block);
         }
@@ -524,35 +549,28 @@ impl Table {
             offset: place.start,
             len: place.end - place.start,
         };
-        let block = self.as_data_block(self.read_block(handle)?, place.start)?;
-        Ok(self.cache_block(place.start, block))
+        let contents = self.read_block(handle, BlockKind::Data)?;
+        let block = self.as_data_block(contents, place.start)?;
+        Ok(self.cache_block(place.start, block, handle.len as usize))
     }
 
-    pub(super) fn as_data_block(&self, contents: Vec<u8>, offset: u64) -> Result<Arc<Block>> {
-        match Block::data(contents) {
-            Ok(block) => Ok(Arc::new(block)),
-            Err(bad) => Err(self.bad_block(offset, bad)),
-        }
+    pub(super) fn as_data_block(&self, contents: Vec<u8>, offset: u64) -> Result<Block> {
+        Block::data(contents).map_err(|bad| self.bad_block(offset, bad))
     }
 
-    pub(super) fn read_index(&self) -> Result<Arc<Block>> {
+    pub(super) fn read_index(&self) -> Result<Block> {
         let handle = self.footer.index;
-        let contents = self.read_block(handle)?;
+        let contents = self.read_block(handle, BlockKind::Index)?;
         let index = match self.is_partitioned() {
             true => Block::partition(contents, handle.offset),
             false => Block::index(contents, self.properties.data_bytes),
         };
-        match index {
-            Ok(block) => Ok(Arc::new(block)),
-            Err(bad) => Err(self.bad_block(handle.offset, bad)),
-        }
+        index.map_err(|bad| self.bad_block(handle.offset, bad))
     }
 
-    fn read_filter(&self, handle: Handle) -> Result<Arc<Block>> {
-        match Block::filter(&self.read_block(handle)?) {
-            Ok(block) => Ok(Arc::new(block)),
-            Err(bad) => Err(self.bad_block(handle.offset, bad)),
-        }
+    fn read_filter(&self, handle: Handle) -> Result<Block> {
+        let contents = self.read_block(handle, BlockKind::Filter)?;
+        Block::filter(&contents).map_err(|bad| self.bad_block(handle.offset, bad))
     }
 
     pub(super) fn bad_block(&self, offset: u64, bad: BadBlock) -> Error {
@@ -561,7 +579,12 @@ impl Table {
     }
 
     /// Reads a block's contents, checked and decompressed.
-    pub(super) fn read_block(&self, handle: Handle) -> Result<Vec<u8>> {
+    pub(super) fn read_block(&self, handle: Handle, kind: BlockKind) -> Result<Vec<u8>> {
+        perf::read(ReadFor::Block(kind), handle.len as usize);
+        self.read_stored(handle)
+    }
+
+    fn read_stored(&self, handle: Handle) -> Result<Vec<u8>> {
         let end = handle.offset + handle.len;
         let mut stored = read_exactly(&self.file, &self.name, handle.offset..end)?;
         match self.check(&stored, handle.offset)? {
@@ -607,6 +630,14 @@ impl Table {
             _ => Err("block compressed with a dictionary that the table has not"),
         };
         raw.map_err(|detail| Error::corrupt(&self.name, offset, detail))
+    }
+}
+
+/// The data block itself, where what is cached is its compressed form.
+fn unpacked(block: BlockRef) -> Option<BlockRef> {
+    match block.is_packed() {
+        true => block.unpacked().map(BlockRef::from),
+        false => Some(block),
     }
 }
 

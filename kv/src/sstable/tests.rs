@@ -178,6 +178,7 @@ fn a_table_gives_back_what_was_added_with_all_options() {
             index_partition_threshold: if restart_interval == 16 { 0 } else { 500 },
             index_partition_size: 200 * restart_interval,
             expected_entries: 10,
+            keep_bytes: 0,
             column_family: None,
         };
         let (file, summary) = build(&model, options);

@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Sets of counters of one database.
-const SETS: usize = 8;
+pub(crate) const SETS: usize = 8;
 
 macro_rules! tickers {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -76,6 +76,17 @@ tickers! {
     bytes_read,
     /// Lookups answered by a memtable.
     memtable_hits,
+    /// Single lookups beyond the memtables that made no request of the filesystem: tables, blob files and cache
+    /// had it all in memory.
+    gets_from_cache,
+    /// Single lookups that made one request of the filesystem.
+    gets_with_one_read,
+    /// Single lookups that made two.
+    gets_with_two_reads,
+    /// Single lookups that made more, of which most open a file.
+    gets_with_more_reads,
+    /// Blob files opened, whose index then is in memory.
+    blob_index_loads,
     /// Reads of separated values; records next to each other are one read.
     blob_reads,
     /// Iterators made.
@@ -118,7 +129,7 @@ thread_local! {
 
 /// The set that this thread counts in: threads take turns, as they first ask.
 #[inline]
-fn set_of_thread() -> usize {
+pub(crate) fn set_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     SET.with(|set| {
         if set.get() == usize::MAX {

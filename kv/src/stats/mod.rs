@@ -4,5 +4,6 @@
 pub(crate) mod histogram;
 pub(crate) mod listener;
 pub(crate) mod metrics;
+pub(crate) mod perf;
 pub(crate) mod prometheus;
 pub(crate) mod properties;

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use crate::cache::BlockKind;
 use crate::db::engine::Engine;
 use crate::stats::properties;
 
@@ -73,21 +74,22 @@ pub(crate) fn text(engine: &Arc<Engine>) -> String {
         "Bytes of the block cache in use.",
         cache.charged as u64,
     );
-    text.gauge(
-        "cache_reserved_bytes",
-        "Bytes charged to the block cache beside its blocks.",
-        cache.reserved as u64,
-    );
+    let name = "cache_part_bytes";
+    text.head(name, "gauge", "Bytes of the parts of the cache.");
+    for (part, value) in cache.sizes() {
+        text.sample(name, &format!(",part=\"{part}\""), value as f64);
+    }
     for (name, help, counts) in [
-        ("cache_hits_total", "Block lookups that hit.", cache.hits),
+        ("cache_hits_total", "Lookups that hit.", cache.hits),
+        ("cache_misses_total", "Lookups that missed.", cache.misses),
         (
-            "cache_misses_total",
-            "Block lookups that missed.",
-            cache.misses,
+            "cache_read_bytes_total",
+            "Bytes read for what was not in the cache.",
+            cache.read_bytes,
         ),
     ] {
         text.head(name, "counter", help);
-        for (kind, count) in ["data", "index", "filter"].iter().zip(counts) {
+        for (kind, count) in BlockKind::NAMES.iter().map(|(_, name)| name).zip(counts) {
             text.sample(name, &format!(",kind=\"{kind}\""), count as f64);
         }
     }

@@ -209,11 +209,7 @@ impl fmt::Display for Stats {
             ("blob_shadowed_bytes_estimate", self.blobs.shadowed_bytes),
             ("blob_ancestors", self.blobs.ancestors),
         ];
-        for (kind, name) in [
-            (BlockKind::Index, "index"),
-            (BlockKind::Filter, "filter"),
-            (BlockKind::Data, "data"),
-        ] {
+        for (kind, name) in BlockKind::NAMES {
             writeln!(f, "cache_{name}_hits {}", self.cache.hits[kind as usize])?;
             writeln!(
                 f,
@@ -221,8 +217,9 @@ impl fmt::Display for Stats {
                 self.cache.misses[kind as usize]
             )?;
         }
-        writeln!(f, "cache_charged_bytes {}", self.cache.charged)?;
-        writeln!(f, "cache_reserved_bytes {}", self.cache.reserved)?;
+        for (name, value) in self.cache.sizes() {
+            writeln!(f, "cache_{name} {value}")?;
+        }
         for (name, value) in figures.into_iter().chain(self.tickers.named()) {
             writeln!(f, "{name} {value}")?;
         }

@@ -18,5 +18,5 @@ pub use blobs::BlobUse;
 pub(crate) use blobs::{BlobFile, BlobMeta, BlobOpener, BlobSet, LiveBlob, OpenBlob, TableRefs};
 pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
 pub(crate) use obsolete::ObsoleteFiles;
-pub(crate) use set::{COMPARATOR, Recovered, VersionSet};
+pub(crate) use set::{COMPARATOR, Recovered, RecoveredCf, VersionSet};
 pub(crate) use version::{Level, Run, SstFile, SstMeta, TableOpener, Version};

@@ -239,6 +239,7 @@ impl FileSystem for WatchFs {
         self.inner.rename(from, to)
     }
     fn link(&self, existing: &Path, new: &Path) -> Result<()> {
+        let _gate = self.tell("link", new);
         self.inner.link(existing, new)
     }
     fn unlink(&self, path: &Path) -> Result<()> {

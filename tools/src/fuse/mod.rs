@@ -39,7 +39,9 @@ pub const FAILURE: u8 = 32;
 /// table of mounts is fuse.lavafs-view, and the extended attribute user.lavafs.view of DIR names the owner.
 ///
 /// Options: ro, rw; sizefree (fdatasync makes bytes durable but not the size); commit=SECONDS
-/// (what nobody synced is made durable that often, default 5, 0 for never); allow_other,
+/// (what nobody synced is made durable that often, default 5, 0 for never); readahead=SIZE (most bytes of
+/// one read ahead, default 1M, 0 for none); write_behind=SIZE (most bytes of appended data that the device
+/// may be writing while programs go on, default 4M, 0 for none); allow_other,
 /// allow_root, default_permissions (the first two imply it); [no]dev, [no]suid, [no]exec, sync,
 /// async; take_over (from another machine that did not unmount); log=FILE (of the background
 /// process, default syslog); fsname=NAME; and what fstab needs.

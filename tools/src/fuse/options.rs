@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lavafs::MountOptions;
 use lavafs::fuse::{Access, FuseOptions, KernelOption};
+
+use crate::cli::parse_size;
 
 /// What the options say.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +23,10 @@ pub(super) struct Options {
     pub(super) permissions: bool,
     /// How often changes that nobody synced are made durable; `None` for never.
     pub(super) commit: Option<Duration>,
+    /// Most bytes of one read ahead; 0 for none.
+    pub(super) readahead: u64,
+    /// Most bytes of appended data in flight; 0 for none.
+    pub(super) write_behind: u64,
     /// Where the background process logs instead of syslog.
     pub(super) log: Option<PathBuf>,
     /// The name of the source in the table of mounts, where it is not the device.
@@ -37,6 +44,8 @@ impl Default for Options {
             access: Access::Owner,
             permissions: false,
             commit: Some(Duration::from_secs(5)),
+            readahead: MountOptions::default().readahead,
+            write_behind: MountOptions::default().write_behind,
             log: None,
             source: None,
             kernel: Vec::new(),
@@ -110,6 +119,8 @@ impl Options {
                     .ok_or(format!("commit={value}: it is 0 to 3600 seconds"))?;
                 self.commit = (seconds > 0).then(|| Duration::from_secs(seconds));
             }
+            "readahead" => self.readahead = size(name, value)?,
+            "write_behind" => self.write_behind = size(name, value)?,
             "log" => self.log = Some(PathBuf::from(value)),
             "fsname" => self.source = Some(value.to_owned()),
             "subtype" if value == "lavafs" => {}
@@ -123,6 +134,17 @@ impl Options {
         self.kernel.retain(|other| other != opposite);
         if !self.kernel.contains(&flag) {
             self.kernel.push(flag);
+        }
+    }
+
+    /// How the filesystem is to be mounted in this process.
+    pub(super) fn mounting(&self) -> MountOptions {
+        MountOptions {
+            read_only: self.read_only,
+            take_over: self.take_over,
+            readahead: self.readahead,
+            write_behind: self.write_behind,
+            ..MountOptions::default()
         }
     }
 
@@ -141,6 +163,10 @@ impl Options {
     }
 }
 
+fn size(name: &str, value: &str) -> Result<u64, String> {
+    parse_size(value).map_err(|error| format!("{name}={value}: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +183,8 @@ mod tests {
         assert!(!options.read_only && options.size_free);
         assert_eq!(options.commit, Some(Duration::from_secs(30)));
         assert_eq!(parse("commit=0").unwrap().commit, None);
+        let sizes = parse("readahead=0,write_behind=16M").unwrap().mounting();
+        assert_eq!((sizes.readahead, sizes.write_behind), (0, 16 << 20));
     }
 
     #[test]
@@ -171,6 +199,11 @@ mod tests {
             assert_eq!(parse(bad).unwrap_err(), format!("unknown option '{bad}'"));
             assert!(Options::parse(&[bad.to_owned()], true).is_ok());
         }
+        assert!(
+            parse("readahead=much")
+                .unwrap_err()
+                .starts_with("readahead=much: ")
+        );
         assert!(parse("commit=abc").unwrap_err().contains("3600"));
         assert!(Options::parse(&["remount,ro".to_owned()], true).is_err());
     }

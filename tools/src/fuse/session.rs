@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lavafs::device::{self, BlockDevice, OpenMode};
 use lavafs::fuse::{FuseMount, detach};
-use lavafs::{Error, LavaFs, MountOptions};
+use lavafs::{Error, LavaFs};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::options::Options;
@@ -112,11 +112,7 @@ fn end_process_on_panic() {
 /// Opens and mounts the filesystem; true where it is a moving view of one that another process owns.
 /// A process that has struck its name from the device is about to leave it, and is waited for.
 fn mount_device(path: &Path, options: &Options) -> Result<(LavaFs, bool), Failure> {
-    let mount_options = MountOptions {
-        read_only: options.read_only,
-        take_over: options.take_over,
-        ..MountOptions::default()
-    };
+    let mount_options = options.mounting();
     let deadline = Instant::now() + OWNER_GRACE;
     let (fs, owned_elsewhere) = loop {
         let (device, owned_elsewhere) =

@@ -2,6 +2,7 @@
 
 mod load;
 mod stress;
+mod stress_options;
 mod text;
 
 pub use load::Load;
@@ -382,7 +383,9 @@ impl Repair {
                 let at = self.at.db.display();
                 return Err(Failure::new(format!("no database at {at}")));
             }
-            let report = Db::repair(mounted.fs(), &self.at.db, &Options::default())?;
+            // The shape that the tables were written for, if it still reads back.
+            let options = Options::load(mounted.fs(), &self.at.db).unwrap_or_default();
+            let report = Db::repair(mounted.fs(), &self.at.db, &options)?;
             if self.json {
                 let lost = |(path, why): &(PathBuf, String)| json!({ "file": path.display().to_string(), "why": why });
                 return json_line(&json!({
@@ -391,16 +394,34 @@ impl Repair {
                     "tables": report.tables,
                     "entries": report.entries,
                     "logs": report.logs,
+                    "blobs": report.blobs,
+                    "lost_values": report.lost_values,
+                    "lost_keys": report.lost_keys.iter().map(|(_, key)| text::escaped(key)).collect::<Vec<_>>(),
+                    "set_aside": report.set_aside.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
                     "lost": report.lost.iter().map(lost).collect::<Vec<_>>(),
                 }));
             }
             for (path, why) in &report.lost {
                 line(format_args!("lost: {}: {why}", path.display()))?;
             }
+            for (cf, key) in &report.lost_keys {
+                line(format_args!(
+                    "lost value: key {} of column family {}",
+                    key.escape_ascii(),
+                    cf.0
+                ))?;
+            }
+            if report.lost_values > report.lost_keys.len() as u64 {
+                line(format_args!("lost values: {}", report.lost_values))?;
+            }
+            for path in &report.set_aside {
+                line(format_args!("set aside: {}", path.display()))?;
+            }
             line(format_args!(
-                "{} entries in {} sound tables; {} logs; manifest {}",
+                "{} entries in {} sound tables; {} blob files; {} logs; manifest {}",
                 human_count(report.entries),
                 human_count(report.tables),
+                human_count(report.blobs),
                 human_count(report.logs),
                 match report.manifest_kept {
                     true => "kept",

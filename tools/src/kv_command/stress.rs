@@ -6,6 +6,10 @@
 //! of the pair, and bytes that follow from it: a value that was never written does not check.
 //!
 //! What is there at the start, after a kill for instance, is checked the same way and goes on from there.
+//! Beside pairs, each thread has keys that are put once and deleted with a single deletion, keys that are written
+//! without a log, and a copy of each pair's value in a second column family, in the same batch. Options
+//! are drawn from the seed each time that the database is opened, unless `--fixed` is given.
+//!
 //! With `--ack` a line `PAIR COUNTER` is printed after each write that is durable: whoever kills the
 //! process knows what must be found afterwards, a counter of at least this. Deletions are not
 //! drawn then.
@@ -17,12 +21,12 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use lavakv::{Db, ReadOptions, WriteBatch, WriteOptions};
+use lavakv::{CfId, Db, ReadOptions, WriteBatch, WriteOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use super::Where;
+use super::{Where, stress_options};
 use crate::cli::{Access, Failure, Mounted, Outcome, json_line, line};
 
 /// `lava kv stress`.
@@ -51,6 +55,9 @@ pub struct Stress {
     /// Seed of the operations; 0: from the time
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Keep to the default options, whatever the seed
+    #[arg(long)]
+    fixed: bool,
     /// Print each write that is durable
     #[arg(long)]
     ack: bool,
@@ -58,6 +65,9 @@ pub struct Stress {
     #[arg(long, conflicts_with = "ack")]
     json: bool,
 }
+
+/// The column family that has a copy of each pair's value.
+const SECOND: &str = "second";
 
 /// What all threads share.
 struct Shared<'a> {
@@ -77,11 +87,29 @@ struct Worker<'a> {
     rng: SmallRng,
     /// Counter of the last write, and whether the pair is there.
     model: BTreeMap<u64, (u64, bool)>,
+    /// Of the keys that are written without a log.
+    unlogged: BTreeMap<u64, u64>,
+    /// Number of the next key that is put once.
+    once: u64,
 }
 
 fn names(thread: u64, pair: u64) -> [Vec<u8>; 2] {
     // The two keys of a pair lie far apart, so that they are in different tables.
     ["a", "b"].map(|half| format!("{half}/{thread:03}/{pair:06}").into_bytes())
+}
+
+/// In the second column family.
+fn copy_name(thread: u64, pair: u64) -> Vec<u8> {
+    format!("c/{thread:03}/{pair:06}").into_bytes()
+}
+
+fn unlogged_name(thread: u64, pair: u64) -> Vec<u8> {
+    format!("unlogged/{thread:03}/{pair:06}").into_bytes()
+}
+
+fn second(db: &Db) -> Outcome<CfId> {
+    let none = || Failure::new("the second column family is gone");
+    db.cf(SECOND).ok_or_else(none)
 }
 
 /// A counter as text, and bytes that follow from it.
@@ -117,15 +145,22 @@ impl Stress {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn open(&self, mounted: &Mounted) -> Outcome<Db> {
-        let options = lavakv::Options {
-            create_if_missing: true,
-            write_buffer_size: self.write_buffer_size,
-            target_file_size_base: self.write_buffer_size as u64,
-            max_bytes_for_level_base: 4 * self.write_buffer_size as u64,
-            ..lavakv::Options::default()
+    fn open(&self, mounted: &Mounted, rng: &mut SmallRng) -> Outcome<Db> {
+        let options = match self.fixed {
+            false => stress_options::drawn(rng, self.write_buffer_size),
+            true => lavakv::Options {
+                create_if_missing: true,
+                write_buffer_size: self.write_buffer_size,
+                target_file_size_base: self.write_buffer_size as u64,
+                max_bytes_for_level_base: 4 * self.write_buffer_size as u64,
+                ..lavakv::Options::default()
+            },
         };
-        Ok(Db::open(mounted.fs().clone(), &self.at.db, options)?)
+        let db = Db::open(mounted.fs().clone(), &self.at.db, options)?;
+        if db.cf(SECOND).is_none() {
+            db.create_cf(SECOND)?;
+        }
+        Ok(db)
     }
 
     fn run_on(&self, mounted: &Mounted) -> Outcome<()> {
@@ -136,9 +171,10 @@ impl Stress {
         if !self.ack && !self.json {
             line(format_args!("seed {seed}"))?;
         }
+        let mut rng = SmallRng::seed_from_u64(!seed);
         let shared = Shared {
             stress: self,
-            db: RwLock::new(Some(self.open(mounted)?)),
+            db: RwLock::new(Some(self.open(mounted, &mut rng)?)),
             stop: AtomicBool::new(false),
             ops: AtomicU64::new(0),
             checks: AtomicU64::new(0),
@@ -154,7 +190,7 @@ impl Stress {
                     }
                 });
             }
-            if let Err(error) = self.supervise(&shared, mounted, &mut reopened) {
+            if let Err(error) = self.supervise(&shared, mounted, &mut rng, &mut reopened) {
                 shared.fail(error);
             }
             shared.stop.store(true, Ordering::Relaxed);
@@ -169,6 +205,7 @@ impl Stress {
         }
         if let Some(db) = db {
             db.verify()?;
+            db.verify_garbage()?;
             db.close()?;
         }
         let (ops, checks) = (shared.ops.into_inner(), shared.checks.into_inner());
@@ -185,7 +222,13 @@ impl Stress {
     }
 
     /// Opens the database again from time to time, until the time is over or something failed.
-    fn supervise(&self, shared: &Shared<'_>, mounted: &Mounted, reopened: &mut u64) -> Outcome<()> {
+    fn supervise(
+        &self,
+        shared: &Shared<'_>,
+        mounted: &Mounted,
+        rng: &mut SmallRng,
+        reopened: &mut u64,
+    ) -> Outcome<()> {
         let ends = Instant::now() + Duration::from_secs(self.duration);
         let mut next = Instant::now() + Duration::from_secs(self.reopen.max(1));
         while Instant::now() < ends && !shared.stop.load(Ordering::Relaxed) {
@@ -195,7 +238,7 @@ impl Stress {
                 if let Some(open) = db.take() {
                     open.close()?;
                 }
-                *db = Some(self.open(mounted)?);
+                *db = Some(self.open(mounted, rng)?);
                 *reopened += 1;
                 next = Instant::now() + Duration::from_secs(self.reopen);
             }
@@ -227,6 +270,8 @@ impl<'a> Worker<'a> {
             thread,
             rng: SmallRng::seed_from_u64(seed.wrapping_add(thread)),
             model: BTreeMap::new(),
+            unlogged: BTreeMap::new(),
+            once: rand::random::<u64>() >> 8,
         }
     }
 
@@ -260,16 +305,34 @@ impl<'a> Worker<'a> {
             let Some(counter) = counter_of(self.id(pair), &value, size) else {
                 return Err(self.wrong(pair, "holds a value that was never written"));
             };
+            let copy = db.get_cf(second(db)?, &copy_name(self.thread, pair), &now)?;
+            if copy.is_some_and(|copy| copy != value) {
+                return Err(self.wrong(pair, "holds a part of a batch in the other family"));
+            }
             self.model.insert(pair, (counter, true));
+        }
+        for pair in 0..self.shared.stress.pairs {
+            let found = db.get(&unlogged_name(self.thread, pair), &ReadOptions::default())?;
+            let Some(value) = found else { continue };
+            let size = self.shared.stress.value_size;
+            let Some(counter) = counter_of(self.id(pair), &value, size) else {
+                return Err(self.wrong(pair, "holds an unlogged value that was never written"));
+            };
+            self.unlogged.insert(pair, counter);
         }
         Ok(())
     }
 
     fn step(&mut self, db: &Db, pair: u64, draw: u32) -> Outcome<()> {
         match draw {
-            0..=549 => self.write(db, pair, draw.is_multiple_of(10)),
-            550..=899 => self.read(db, pair),
-            900..=979 => self.read_many(db, pair),
+            0..=449 => self.write(db, pair, draw.is_multiple_of(10)),
+            450..=499 => self.write_unlogged(db, pair),
+            500..=549 => self.put_once(db),
+            550..=879 => self.read(db, pair),
+            880..=889 => self.read_bounded(db, pair),
+            890..=892 => self.read_snapshot(db),
+            893 => Ok(db.collect_blob_garbage()?),
+            894..=979 => self.read_many(db, pair),
             980..=994 => self.scan(db),
             995..=997 => Ok(db.flush()?),
             998 => {
@@ -293,6 +356,11 @@ impl<'a> Worker<'a> {
                 batch.put(&name, &value);
             }
         }
+        let copy = copy_name(self.thread, pair);
+        match delete {
+            true => batch.delete_cf(second(db)?, &copy),
+            false => batch.put_cf(second(db)?, &copy, &value),
+        }
         let options = WriteOptions {
             sync,
             disable_wal: false,
@@ -302,6 +370,93 @@ impl<'a> Worker<'a> {
         if sync && self.shared.stress.ack {
             line(format_args!("{} {counter}", self.id(pair)))?;
         }
+        Ok(())
+    }
+
+    /// Writes a key that is durable only once it was flushed.
+    fn write_unlogged(&mut self, db: &Db, pair: u64) -> Outcome<()> {
+        let name = unlogged_name(self.thread, pair);
+        let size = self.shared.stress.value_size;
+        let known = self.unlogged.get(&pair).copied();
+        let expected = known.map(|counter| value_of(self.id(pair), counter, size));
+        if db.get(&name, &ReadOptions::default())? != expected {
+            return Err(self.wrong(pair, "lost an unlogged value"));
+        }
+        let counter = known.unwrap_or(0) + 1;
+        let unlogged = WriteOptions {
+            sync: false,
+            disable_wal: true,
+        };
+        db.put(&name, &value_of(self.id(pair), counter, size), &unlogged)?;
+        self.unlogged.insert(pair, counter);
+        Ok(())
+    }
+
+    /// Puts a key that never was and ends it with a single deletion, now and then after a flush.
+    fn put_once(&mut self, db: &Db) -> Outcome<()> {
+        let name = format!("once/{:03}/{:016x}", self.thread, self.once).into_bytes();
+        self.once += 1;
+        let value = vec![b'o'; self.shared.stress.value_size];
+        db.put(&name, &value, &WriteOptions::default())?;
+        if self.rng.random_range(0..50) == 0 {
+            db.flush()?;
+        }
+        if db.get(&name, &ReadOptions::default())?.as_ref() != Some(&value) {
+            return Err(self.wrong(self.once, "is not there after it was put once"));
+        }
+        db.single_delete(&name, &WriteOptions::default())?;
+        match db.get(&name, &ReadOptions::default())? {
+            None => Ok(()),
+            Some(_) => Err(self.wrong(self.once, "is there after its single deletion")),
+        }
+    }
+
+    /// Walks a few pairs between bounds, backward, and their copies in the other family.
+    fn read_bounded(&self, db: &Db, from: u64) -> Outcome<()> {
+        let [low, _] = names(self.thread, from);
+        let [high, _] = names(self.thread, from + 20);
+        let options = ReadOptions {
+            lower_bound: Some(low),
+            upper_bound: Some(high),
+            ..ReadOptions::default()
+        };
+        let mut iter = db.iter(&options)?;
+        let mut found = BTreeMap::new();
+        iter.seek_to_last();
+        while iter.valid() {
+            found.insert(iter.key().to_vec(), iter.value().to_vec());
+            iter.prev();
+        }
+        iter.status()?;
+        for pair in from..from + 20 {
+            let [name, _] = names(self.thread, pair);
+            self.compare(pair, found.get(&name).map(Vec::as_slice))?;
+        }
+        let copy = copy_name(self.thread, from);
+        let copy = db.get_cf(second(db)?, &copy, &ReadOptions::default())?;
+        self.compare(from, copy.as_deref())
+    }
+
+    /// Takes a snapshot, writes on, and finds what was there.
+    fn read_snapshot(&mut self, db: &Db) -> Outcome<()> {
+        let options = ReadOptions {
+            snapshot: Some(db.snapshot()),
+            ..ReadOptions::default()
+        };
+        let then = self.model.clone();
+        for _ in 0..20 {
+            let pair = self.rng.random_range(0..self.shared.stress.pairs);
+            self.write(db, pair, false)?;
+        }
+        let now = std::mem::replace(&mut self.model, then);
+        let pairs: Vec<u64> = self.model.keys().copied().step_by(5).collect();
+        for pair in pairs {
+            for name in names(self.thread, pair) {
+                let found = db.get(&name, &options)?;
+                self.compare(pair, found.as_deref())?;
+            }
+        }
+        self.model = now;
         Ok(())
     }
 

@@ -131,7 +131,14 @@ impl Engine {
             };
             let file = self.fs.create(&path, &options)?;
             created.set(Some(number));
-            BlobFileBuilder::create(file, number, family.options.blob_file_options())
+            let options = family.options.blob_file_options();
+            let mut builder = BlobFileBuilder::create(file, number, options)?;
+            // A repair without manifest follows the tables' references by these.
+            let inputs = pick.inputs.iter();
+            builder.set_ancestors(
+                inputs.flat_map(|input| version.blobs.files()[input].names.iter().copied()),
+            );
+            Ok(builder)
         };
         let (properties, counts) = match rewrite(readers, &mut referrers, create) {
             Ok(Rewritten::Written(properties, counts)) => (properties, counts),
@@ -192,6 +199,7 @@ impl Engine {
         }
         self.tickers.blob_collection_write_bytes.add(bytes);
         self.tell_blob_file(number, bytes);
+        self.warm(cf, &[], &[number], Vec::new());
         Ok(bytes)
     }
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Env, EnvOptions, Options};
+use lavakv::{Compression, Env, EnvOptions, Options, PrepopulateBlockCache};
 
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
@@ -66,6 +66,9 @@ pub struct KvBench {
     /// Bytes of the block cache
     #[arg(long, default_value = "32M", value_parser = parse_size)]
     cache_size: u64,
+    /// 1: blocks are cached as they are flushed; 0: they are not
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    prepopulate_block_cache: u8,
     /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
     /// block cache is then what the others leave. 0: no common limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
@@ -224,6 +227,10 @@ impl KvBench {
             create_if_missing: create,
             compression: self.compression()?,
             block_cache_size: self.cache_size as usize,
+            prepopulate_block_cache: match self.prepopulate_block_cache {
+                0 => PrepopulateBlockCache::Disable,
+                _ => PrepopulateBlockCache::FlushOnly,
+            },
             write_buffer_size: self.write_buffer_size as usize,
             max_write_buffer_number: self.max_write_buffer_number,
             target_file_size_base: self.target_file_size_base,

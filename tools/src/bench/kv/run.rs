@@ -206,6 +206,7 @@ fn measure(
             })
         });
         let before = fs.counters();
+        let gets_before = gets(db);
         barrier.wait();
         let mut span = Span::default();
         for worker in workers {
@@ -220,6 +221,13 @@ fn measure(
         }
         measured.report.elapsed = span.elapsed();
         measured.report.device = fs.counters() - before;
+        let served = gets(db).into_iter().zip(gets_before);
+        let served: Map<_, _> = served
+            .map(|((name, after), (_, before))| (name.to_string(), json!(after - before)))
+            .collect();
+        if served.values().any(|count| *count != json!(0)) {
+            measured.report.extra.insert("gets".into(), served.into());
+        }
         stop.store(true, Ordering::Relaxed);
         over.store(true, Ordering::Relaxed);
         if let Some(beside) = beside {
@@ -248,6 +256,18 @@ fn measure(
             .insert("found".into(), json!(measured.found));
     }
     Ok(measured)
+}
+
+/// Where single lookups found what they asked for, so far.
+fn gets(db: &Db) -> [(&'static str, u64); 5] {
+    let tickers = db.stats().tickers;
+    [
+        ("memtable", tickers.memtable_hits),
+        ("cache", tickers.gets_from_cache),
+        ("one_read", tickers.gets_with_one_read),
+        ("two_reads", tickers.gets_with_two_reads),
+        ("more_reads", tickers.gets_with_more_reads),
+    ]
 }
 
 /// The most memory that this process had so far, where the system tells.

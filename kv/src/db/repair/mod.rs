@@ -1,21 +1,30 @@
 //! `repair`: makes a database that does not open open again, with everything that its files still hold.
 //!
-//! 1. With a manifest in force that reads back, the structure is its, less the tables that are missing
-//!    or fail a checksum. An older version of a key that a lost table hid shows up again: that cannot
-//!    be told.
+//! 1. With a manifest in force that reads back, the structure is its, less the tables and blob files that are
+//!    missing or fail a checksum. Tables that refer to a lost blob file are written anew
+//!    ([`merge`]): values of it that can still be read are copied, entries whose value is gone become
+//!    deletions and are reported. An older version of a key that a lost table hid shows up again: that
+//!    cannot be told.
 //! 2. Without, every sound table counts. Tables name their column family, but not their level, so
 //!    those of each family are merged into one run at its last level, all newest versions and
-//!    deletions kept. Names of families come from any manifest that reads back, else from the stored
-//!    options and the tables.
-//! 3. The new structure is put in force with a new manifest, the one switch: before it nothing was
-//!    changed but for new files that nothing names.
-//! 4. Damaged files get the suffix `.damaged`. The database is opened, so that its logs are replayed,
-//!    each up to the first group that fails, and closed again.
+//!    deletions kept, with references to the blob files that have the values ([`values`]). Names of families come
+//!    from any manifest that reads back, else from the stored options and the tables.
+//! 3. Files that will not be part of the new structure though it may miss them get a second name: damaged ones and
+//!    logs behind a damaged one `NAME.damaged`, and, where there was no manifest or a table is lost, blob files
+//!    that nothing refers to `NAME.orphan`.
+//! 4. The new structure is put in force with a new manifest, the one switch: before it nothing was
+//!    changed but for new files and second names. A crash leaves what was there, or the new structure.
+//! 5. The database is opened, which removes what it does not need; its logs are replayed, each
+//!    up to the first group that fails. It is closed again.
 //!
 //! A table that was obsolete when the manifest was lost counts too: what a compaction that dropped it
 //! had dropped with it, a key deleted long ago, may be back.
 //!
-//! Not done: tables with values in blob files. Their database is refused, not thinned out.
+//! Not done: values without a table. A blob file tells keys and values, but not which of them were
+//! overwritten or deleted since.
+
+mod merge;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,16 +33,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lavafs::FileSystemRef;
 
+use self::merge::{Lost, Target};
+use self::values::Values;
 use crate::cache::BlockCache;
-use crate::compaction::{self, Along, CompactionContext, Retention, Separation, VersionFilter};
 use crate::db::recovery;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
-use crate::iter::{InternalIterator, MergingIterator};
 use crate::options::{self, Options, WalRecoveryMode};
-use crate::sstable::{OpenOptions, Table, TableReadOptions};
+use crate::sstable::{OpenOptions, Table};
 use crate::version::{
-    COMPARATOR, CfEdit, Recovered, SstMeta, TableRefs, Version, VersionEdit, VersionSet,
+    BlobMeta, COMPARATOR, CfEdit, Recovered, RecoveredCf, SstMeta, VersionEdit, VersionSet,
 };
 use crate::write::batch::CfId;
 use crate::write::wal;
@@ -51,6 +60,15 @@ pub struct RepairReport {
     pub lost: Vec<(PathBuf, String)>,
     /// Entries of the sound tables.
     pub entries: u64,
+    /// Blob files of the new structure.
+    pub blobs: u64,
+    /// Entries whose value is in no blob file any more: their keys are deleted.
+    pub lost_values: u64,
+    /// Column family and key of the first hundred of them.
+    pub lost_keys: Vec<(CfId, Vec<u8>)>,
+    /// Second names of files that are not part of the repaired database: for whoever knows more of
+    /// them. To be removed by hand.
+    pub set_aside: Vec<PathBuf>,
     /// Logs that were replayed, as far as they are sound.
     pub logs: u64,
 }
@@ -62,8 +80,13 @@ struct Family {
     log_number: FileNumber,
     /// Level, run and table.
     tables: Vec<(u32, u64, SstMeta)>,
-    /// Tables to be merged.
+    /// Tables to be merged into one run.
     loose: Vec<Arc<Table>>,
+    /// Level, run and time of tables that refer to a lost blob file.
+    torn: Vec<(u32, u64, u64, Arc<Table>)>,
+    blobs: Vec<BlobMeta>,
+    /// Numbers, and the blob files that they lead to.
+    heirs: Vec<(FileNumber, FileNumber)>,
 }
 
 struct Repair<'a> {
@@ -75,6 +98,8 @@ struct Repair<'a> {
     families: BTreeMap<CfId, Family>,
     next_cf: u32,
     last_sequence: u64,
+    values: Values<'a>,
+    lost: Lost,
     damaged: Vec<FileName>,
     report: RepairReport,
 }
@@ -97,6 +122,10 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         return Err(Error::invalid_argument(what));
     }
     let lock = recovery::lock_dir(fs, dir)?;
+    let blobs = names.iter().filter_map(|name| match name {
+        FileName::Blob(number) => Some(*number),
+        _ => None,
+    });
     let highest = names.iter().filter_map(|name| name.number()).max();
     let mut repair = Repair {
         fs,
@@ -107,14 +136,19 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         families: BTreeMap::new(),
         next_cf: 1,
         last_sequence: 0,
+        values: Values::new(fs, dir, blobs.collect()),
+        lost: Lost::default(),
         damaged: Vec::new(),
         report: RepairReport::default(),
     };
     repair.find_structure(&names)?;
     repair.find_logged_families(&names)?;
-    repair.merge_loose_tables()?;
-    repair.switch(&names)?;
+    repair.write_anew()?;
+    repair.set_aside(&names)?;
+    repair.switch()?;
     let mut report = repair.report;
+    report.lost_values = repair.lost.count;
+    report.lost_keys = repair.lost.keys;
     drop(lock);
     let options = Options {
         wal_recovery_mode: WalRecoveryMode::TolerateCorruptedTail,
@@ -122,7 +156,15 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         ..options.clone()
     };
     let engine = recovery::open(fs.clone(), dir, options)?;
-    report.cfs = engine.state.lock().cfs.len() as u64;
+    {
+        let state = engine.state.lock();
+        report.cfs = state.cfs.len() as u64;
+        let blobs = state
+            .cfs
+            .values()
+            .map(|cf| cf.view().version.blobs.files().len());
+        report.blobs = blobs.sum::<usize>() as u64;
+    }
     engine.close()?;
     Ok(report)
 }
@@ -140,6 +182,9 @@ impl Repair<'_> {
             }
         }
         self.names_from_manifests(names);
+        for (number, why) in self.values.adopt_all()? {
+            self.lose(FileName::Blob(number), why);
+        }
         for name in names {
             let FileName::Table(number) = *name else {
                 continue;
@@ -172,15 +217,19 @@ impl Repair<'_> {
                 log_number: cf.log_number,
                 ..Family::default()
             };
+            let lost = self.keep_blobs(id, cf, &mut family)?;
             for (level, run, known) in cf.tables().values() {
-                let Some((_, mut meta)) = self.open_table(known.number)? else {
+                let Some((table, mut meta)) = self.open_table(known.number)? else {
                     continue;
                 };
                 // The manifest alone knows.
                 meta.created = known.created;
                 if meta == *known {
                     self.count(&meta);
-                    family.tables.push((*level, *run, meta));
+                    match meta.blob_refs.iter().any(|(name, _)| lost.contains(name)) {
+                        true => family.torn.push((*level, *run, meta.created, table)),
+                        false => family.tables.push((*level, *run, meta)),
+                    }
                 } else {
                     self.lose(
                         FileName::Table(known.number),
@@ -191,6 +240,26 @@ impl Repair<'_> {
             self.families.insert(id, family);
         }
         Ok(())
+    }
+
+    /// Keeps the sound blob files of a family that the manifest describes. Returns the numbers that
+    /// lead to the others.
+    fn keep_blobs(
+        &mut self,
+        id: CfId,
+        cf: &RecoveredCf,
+        family: &mut Family,
+    ) -> Result<BTreeSet<FileNumber>> {
+        let mut lost = BTreeSet::new();
+        for (&number, live) in cf.blobs().files() {
+            if let Some(why) = self.values.claim(id, &live.file)? {
+                self.lose(FileName::Blob(number), why);
+                lost.extend(&live.names);
+            }
+        }
+        let heirs = cf.blobs().ancestors().into_iter();
+        family.heirs = heirs.filter(|(name, _)| !lost.contains(name)).collect();
+        Ok(lost)
     }
 
     /// Names of families from whichever manifest still reads back, the newest first.
@@ -242,17 +311,12 @@ impl Repair<'_> {
                 return Ok(None);
             }
             Err(Error::Fs(error)) if error.is_not_found() => {
-                let path = self.dir.join(name.to_string());
-                self.report.lost.push((path, "is missing".to_owned()));
+                self.lose(name, "is missing".to_owned());
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
         let properties = table.properties();
-        if properties.blob_references > 0 {
-            let what = format!("repair of {name}, whose values are in blob files");
-            return Err(Error::Unsupported { what });
-        }
         let meta = SstMeta {
             number,
             file_size,
@@ -264,7 +328,7 @@ impl Repair<'_> {
             smallest_seq: properties.smallest_seq,
             largest_seq: properties.largest_seq,
             created: 0,
-            blob_refs: TableRefs::new(),
+            blob_refs: properties.blob_refs.clone(),
         };
         Ok(Some((table, meta)))
     }
@@ -284,10 +348,20 @@ impl Repair<'_> {
     /// Families that only logs know of: none where the manifest is sound.
     fn find_logged_families(&mut self, names: &[FileName]) -> Result<()> {
         let mut logged = BTreeSet::new();
-        for name in names {
-            let FileName::Wal(number) = *name else {
-                continue;
-            };
+        let needed = self.families.values().map(|family| family.log_number);
+        let needed = needed.min().unwrap_or(0);
+        let mut logs: Vec<FileNumber> = names
+            .iter()
+            .filter_map(|name| match name {
+                FileName::Wal(number) if *number >= needed => Some(*number),
+                _ => None,
+            })
+            .collect();
+        logs.sort_unstable();
+        // Of a log that ends in a torn group: damage if a later one goes on.
+        let mut torn = None;
+        let mut after_damage = false;
+        for number in logs {
             let mode = WalRecoveryMode::TolerateCorruptedTail;
             let end = wal::replay(self.fs, self.dir, number, mode, |batch| {
                 for entry in batch {
@@ -296,9 +370,18 @@ impl Repair<'_> {
                 Ok(())
             })?;
             self.report.logs += 1;
-            if end.damaged {
+            if let Some(torn) = torn.take_if(|_| end.groups > 0) {
+                after_damage = true;
+                self.lose(FileName::Wal(torn), "ends in a torn group".to_owned());
+            }
+            if after_damage && end.groups > 0 {
+                self.lose(FileName::Wal(number), "follows a damaged log".to_owned());
+            } else if end.damaged {
+                after_damage = true;
                 let why = format!("is damaged after {} groups", end.groups);
-                self.report.lost.push((end.path, why));
+                self.lose(FileName::Wal(number), why);
+            } else if end.torn_at.is_some() {
+                torn.get_or_insert(number);
             }
         }
         self.families.entry(CfId::DEFAULT).or_default();
@@ -318,63 +401,80 @@ impl Repair<'_> {
         Ok(())
     }
 
-    fn merge_loose_tables(&mut self) -> Result<()> {
-        for (id, family) in &mut self.families {
-            let loose = std::mem::take(&mut family.loose);
-            if loose.is_empty() {
-                continue;
-            }
+    /// Merges what has no structure, and writes tables with references to lost blob files in their places.
+    fn write_anew(&mut self) -> Result<()> {
+        for (&id, family) in &mut self.families {
             let name = family.name.clone().expect("every family has a name by now");
             let options = self.options.for_cf(&name);
-            let children = loose
-                .iter()
-                .map(|table| {
-                    let iter = table.iter(TableReadOptions::default());
-                    Box::new(iter) as Box<dyn InternalIterator>
-                })
-                .collect();
-            let entries = loose.iter().map(|table| table.properties().entries).sum();
-            let level = options.num_levels - 1;
-            let empty = Version::empty(options.num_levels);
-            let mut table_options = options.table_options(&empty, level, entries, entries);
-            table_options.column_family = Some((id.0, name));
-            let nothing = Along::new();
-            let context = CompactionContext {
+            let mut target = Target {
                 fs: self.fs,
                 dir: self.dir,
-                table_options,
-                part: (None, None),
+                cf: id,
+                name: &name,
+                options,
+                level: options.num_levels - 1,
                 created: 0,
-                target_file_size: options.target_file_size_base,
-                expected_size: options.target_file_size_base.min(self.fs.space().free / 4),
-                new_number: &|| self.next_file.fetch_add(1, Ordering::Relaxed),
-                keep_going: &|| Ok(()),
-                pace: &|_| Ok(()),
-                // Logs may hold what a deletion hides.
-                is_oldest: &|_| false,
-                // Tables with references were refused; what is inline stays so.
-                separation: Separation {
-                    min_blob_size: 0,
-                    blob_file_size: options.blob_file_size,
-                    expected_size: 0,
-                    options: options.blob_file_options(),
-                    resolve: &|_| None,
-                    along: &nothing,
-                },
+                next_file: &self.next_file,
             };
-            let filter = VersionFilter::new(Retention {
-                snapshots: Vec::new(),
-            });
-            let outputs = compaction::run(&context, &mut MergingIterator::new(children), filter)?;
-            let added = outputs.tables.into_iter();
-            let added = added.map(|meta| (level as u32, 0, meta));
-            family.tables = added.collect();
+            let loose = std::mem::take(&mut family.loose);
+            if !loose.is_empty() {
+                let outputs = merge::merge(&target, &loose, &mut self.values, &mut self.lost)?;
+                let level = target.level as u32;
+                let added = outputs.tables.into_iter();
+                family.tables.extend(added.map(|meta| (level, 0, meta)));
+                family.blobs.extend(outputs.blobs);
+            }
+            for (level, run, created, table) in std::mem::take(&mut family.torn) {
+                target.level = level as usize;
+                target.created = created;
+                let outputs = merge::merge(&target, &[table], &mut self.values, &mut self.lost)?;
+                let added = outputs.tables.into_iter();
+                family.tables.extend(added.map(|meta| (level, run, meta)));
+                family.blobs.extend(outputs.blobs);
+            }
+            family.blobs.extend(self.values.owned_by(id));
         }
         Ok(())
     }
 
-    /// Puts the new structure in force, and sets damaged files aside.
-    fn switch(&mut self, names: &[FileName]) -> Result<()> {
+    /// Gives second names to files that opening would remove, though somebody may want them. They are durable
+    /// before the new structure is in force.
+    fn set_aside(&mut self, names: &[FileName]) -> Result<()> {
+        let table_lost = self
+            .damaged
+            .iter()
+            .any(|name| matches!(name, FileName::Table(_)));
+        let mut aside: Vec<(FileName, &str)> = Vec::new();
+        let damaged = self.damaged.iter().filter(|name| names.contains(name));
+        aside.extend(damaged.map(|&name| (name, "damaged")));
+        if table_lost || !self.report.manifest_kept {
+            let refs = self.families.values().flat_map(|family| {
+                let tables = family.tables.iter().flat_map(|(.., meta)| &meta.blob_refs);
+                let heirs: BTreeMap<_, _> = family.heirs.iter().copied().collect();
+                tables.map(move |(name, _)| *heirs.get(name).unwrap_or(name))
+            });
+            let referred: BTreeSet<FileNumber> = refs.collect();
+            let orphans = names.iter().filter(|name| match name {
+                FileName::Blob(number) => !referred.contains(number),
+                _ => false,
+            });
+            let orphans = orphans.filter(|name| !self.damaged.contains(name));
+            aside.extend(orphans.map(|&name| (name, "orphan")));
+        }
+        for (name, suffix) in aside {
+            let second = self.dir.join(format!("{name}.{suffix}"));
+            match self.fs.link(&self.dir.join(name.to_string()), &second) {
+                // From a repair that a crash ended. Numbers are given once: it is the same file.
+                Err(error) if error.is_already_exists() => {}
+                other => other?,
+            }
+            self.report.set_aside.push(second);
+        }
+        Ok(self.fs.sync_dir(self.dir)?)
+    }
+
+    /// Puts the new structure in force.
+    fn switch(&mut self) -> Result<()> {
         let manifest = self.next_file.fetch_add(1, Ordering::Relaxed);
         let mut edit = VersionEdit {
             comparator: Some(COMPARATOR.to_owned()),
@@ -388,17 +488,14 @@ impl Repair<'_> {
                 created: family.name.clone(),
                 log_number: Some(family.log_number),
                 added: family.tables.clone(),
+                blobs: family.blobs.clone(),
+                heirs: family.heirs.clone(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(id, change);
         }
         let (fs, dir) = (self.fs.clone(), self.dir.to_path_buf());
         VersionSet::new(fs, dir, u64::MAX).begin(manifest, &edit)?;
-        for name in self.damaged.iter().filter(|name| names.contains(name)) {
-            let path = self.dir.join(name.to_string());
-            let aside = self.dir.join(format!("{name}.damaged"));
-            self.fs.rename(&path, &aside)?;
-        }
-        Ok(self.fs.sync_dir(self.dir)?)
+        Ok(())
     }
 }

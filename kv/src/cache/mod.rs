@@ -1,0 +1,489 @@
+//! The cache: blocks of all tables of a process and separated values, under one budget.
+//!
+//! A hit takes no lock: it is one atomic operation on the slot of the entry, which holds the entry and counts the
+//! read, and one more to let it go ([`slot`]); beside them a counter of the thread's own. What is put in
+//! and what has to go is decided under the lock of a shard ([`shard`]), beside a read of the device; none is held
+//! while something is read or freed.
+//!
+//! Memory that is kept beside the cache, the indexes and filters of open tables and the indexes of
+//! blob files, is charged to the same budget ([`BlockCache::reserve`]): it takes what it needs, and
+//! entries get what it leaves, at least a quarter of the budget. Of that, index and filter blocks that are
+//! cached come first, and data blocks and values share the rest by what each would gain ([`split`]).
+//!
+//! A separated value is kept by the record's internal key, not by its place: it is the same value whichever blob
+//! file a garbage collection or a compaction has moved it to, so a value stays valid for as long as
+//! anybody can ask for it. The key is kept with it and compared in full.
+//!
+//! What is held ([`CacheRef`]) cannot go, and stays charged. It may outlive the cache.
+
+mod ghost;
+mod shard;
+mod slot;
+mod split;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use self::ghost::GHOST_BYTES;
+use self::shard::{Offer, Shard};
+use self::slot::{Held, Slot, TableOwner};
+use self::split::Split;
+use crate::sstable::Block;
+use crate::stats::metrics::{SETS, set_of_thread};
+
+/// A shard has at least this many bytes, so that a block fits in it, also the filter of a table of
+/// a hundred megabytes.
+const SHARD_BYTES_MIN: usize = 2 << 20;
+const SHARDS_MAX: usize = 64;
+/// Bytes of the budget for each slot.
+const BYTES_PER_SLOT: usize = 1 << 10;
+/// Bytes of a slot with its ghosts of data blocks and of values.
+const SLOT_BYTES: usize = size_of::<Slot>() + 2 * GHOST_BYTES;
+
+/// Names what is cached. For a block: the cache's number for the table ([`BlockCache::new_id`]) and
+/// the block's offset. For a value: 128 bits of hash of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheKey {
+    /// From [`BlockCache::new_id`].
+    pub table: u64,
+    /// The block's offset in the file.
+    pub offset: u64,
+}
+
+impl CacheKey {
+    /// The key of the value whose record has this internal key, in what `space` numbers
+    /// ([`BlockCache::new_id`]).
+    pub(crate) fn of_value(space: u64, internal_key: &[u8]) -> Self {
+        let hash = xxh3_128_with_seed(internal_key, space);
+        CacheKey {
+            table: (hash >> 64) as u64,
+            offset: hash as u64,
+        }
+    }
+
+    /// A hash that is not 0.
+    #[inline]
+    fn tag(self) -> u64 {
+        let mixed = (self.table.rotate_left(32) ^ self.offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        (mixed ^ mixed >> 32).max(1)
+    }
+}
+
+/// What kind of thing is looked up or kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockKind {
+    /// Keys and values.
+    Data = 0,
+    /// Where the data blocks are.
+    Index = 1,
+    /// A Bloom filter.
+    Filter = 2,
+    /// A separated value.
+    Value = 3,
+}
+
+impl BlockKind {
+    /// Every kind, in the order of [`CacheStats`], with its name in statistics.
+    pub const NAMES: [(BlockKind, &'static str); 4] = [
+        (BlockKind::Data, "data"),
+        (BlockKind::Index, "index"),
+        (BlockKind::Filter, "filter"),
+        (BlockKind::Value, "value"),
+    ];
+}
+
+/// What a cache did so far and what it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CacheStats {
+    /// Lookups that found something, by [`BlockKind`].
+    pub hits: [u64; 4],
+    /// Lookups that did not.
+    pub misses: [u64; 4],
+    /// Entries put in.
+    pub inserts: u64,
+    /// Entries that had to go.
+    pub evictions: u64,
+    /// Bytes read from the device for what was put in, by [`BlockKind`].
+    pub read_bytes: [u64; 4],
+    /// Bytes charged now: entries, and the cache's own tables.
+    pub charged: usize,
+    /// Of them for index and filter blocks.
+    pub index_charged: usize,
+    /// Of them for data blocks.
+    pub data_charged: usize,
+    /// Of them for separated values.
+    pub value_charged: usize,
+    /// Bytes that values may have now, where data blocks want all they can get.
+    pub value_target: usize,
+    /// Data blocks and values put in that had gone so short a time before that a little more of the
+    /// budget would have kept them.
+    pub ghost_hits: [u64; 2],
+    /// Bytes reserved now beside the entries.
+    pub reserved: usize,
+    /// Entries held now.
+    pub blocks: usize,
+}
+
+impl CacheStats {
+    /// The sizes with their names.
+    pub fn sizes(&self) -> [(&'static str, u64); 9] {
+        [
+            ("charged_bytes", self.charged as u64),
+            ("reserved_bytes", self.reserved as u64),
+            ("index_and_filter_bytes", self.index_charged as u64),
+            ("data_bytes", self.data_charged as u64),
+            ("value_bytes", self.value_charged as u64),
+            ("value_target_bytes", self.value_target as u64),
+            ("entries", self.blocks as u64),
+            ("data_ghost_hits", self.ghost_hits[0]),
+            ("value_ghost_hits", self.ghost_hits[1]),
+        ]
+    }
+}
+
+/// What is cached.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Block(Block),
+    Value { key: Box<[u8]>, value: Vec<u8> },
+}
+
+impl Item {
+    fn kind(&self) -> BlockKind {
+        match self {
+            Item::Block(block) => block.kind(),
+            Item::Value { .. } => BlockKind::Value,
+        }
+    }
+
+    fn memory(&self) -> usize {
+        match self {
+            Item::Block(block) => block.memory() - size_of::<Block>(),
+            Item::Value { key, value } => key.len() + value.capacity(),
+        }
+    }
+}
+
+/// Something that is cached, or was offered and not kept. Any thread may have it, and it may outlive
+/// the cache; while it is there, the memory is.
+#[derive(Clone)]
+pub struct CacheRef(Place);
+
+#[derive(Clone)]
+enum Place {
+    Cached(Held),
+    Owned(Arc<Item>),
+}
+
+impl CacheRef {
+    #[inline]
+    fn item(&self) -> &Item {
+        match &self.0 {
+            Place::Cached(held) => &held.entry().item,
+            Place::Owned(item) => item,
+        }
+    }
+
+    fn owned(item: Item) -> Self {
+        CacheRef(Place::Owned(Arc::new(item)))
+    }
+}
+
+impl std::fmt::Debug for CacheRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.item().kind())
+    }
+}
+
+/// A block, in the cache or not.
+#[derive(Clone, Debug)]
+pub struct BlockRef(CacheRef);
+
+impl From<Block> for BlockRef {
+    fn from(block: Block) -> Self {
+        BlockRef(CacheRef::owned(Item::Block(block)))
+    }
+}
+
+impl Deref for BlockRef {
+    type Target = Block;
+
+    #[inline]
+    fn deref(&self) -> &Block {
+        match self.0.item() {
+            Item::Block(block) => block,
+            Item::Value { .. } => unreachable!("made of blocks only"),
+        }
+    }
+}
+
+/// A separated value, in the cache or not.
+#[derive(Clone, Debug)]
+pub(crate) struct ValueRef(CacheRef);
+
+impl Deref for ValueRef {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self.0.item() {
+            Item::Value { value, .. } => value,
+            Item::Block(_) => unreachable!("made of values only"),
+        }
+    }
+}
+
+/// One set of counters of lookups, on cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Lookups {
+    hits: [AtomicU64; 4],
+    misses: [AtomicU64; 4],
+    read_bytes: [AtomicU64; 4],
+}
+
+struct LockedShard {
+    table: TableOwner,
+    lock: Mutex<Shard>,
+}
+
+/// A cache of blocks and values. All methods may be called from any thread.
+pub struct BlockCache {
+    /// None where the budget is too small for anything.
+    shards: Box<[LockedShard]>,
+    capacity: usize,
+    /// Bytes of a shard's tables.
+    overhead: usize,
+    split: Split,
+    reserved: AtomicUsize,
+    next_id: AtomicU64,
+    lookups: [Lookups; SETS],
+}
+
+/// Memory beside the cache that is charged to its budget until this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    cache: Arc<BlockCache>,
+    bytes: usize,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.cache.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl BlockCache {
+    /// A cache of at most `capacity` bytes, its own overhead included; with 0 it keeps nothing.
+    pub fn new(capacity: usize) -> Arc<Self> {
+        let shards = (capacity / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
+        let shards = 1 << shards.ilog2();
+        let slots = capacity / shards / BYTES_PER_SLOT;
+        let (shards, slots) = match slots {
+            0 => (0, 1),
+            slots => (shards, (1 << slots.ilog2()).max(4)),
+        };
+        let shard = |_| LockedShard {
+            table: TableOwner::new(slots),
+            lock: Mutex::new(Shard::new(slots)),
+        };
+        Arc::new(BlockCache {
+            shards: (0..shards).map(shard).collect(),
+            capacity,
+            overhead: slots * SLOT_BYTES,
+            split: Split::new(),
+            reserved: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            lookups: Default::default(),
+        })
+    }
+
+    /// The budget in bytes.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Charges `bytes` of memory that the caller keeps beside the cache. Entries give way to it with the
+    /// next inserts, down to a quarter of the budget. What is reserved beyond the rest is memory
+    /// over the budget; [`CacheStats::reserved`] tells.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
+        self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        Reservation {
+            cache: Arc::clone(self),
+            bytes,
+        }
+    }
+
+    /// Bytes that the entries of a shard may have now.
+    fn room(&self) -> usize {
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        let left = self.capacity - reserved.min(self.capacity / 4 * 3);
+        (left / self.shards.len().max(1)).saturating_sub(self.overhead)
+    }
+
+    /// Lets entries go until all shards are within the budget that reservations leave.
+    pub fn make_room(&self) {
+        let room = self.room();
+        for LockedShard { table, lock } in &self.shards {
+            let mut evicted = Vec::new();
+            let mut shard = lock.lock();
+            shard.shrink(table, room, &self.split, &mut evicted);
+            // Entries are freed after the lock is.
+            drop(shard);
+        }
+    }
+
+    /// A number that nothing else of this cache has, for a table or a space of values.
+    pub fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn shard(&self, tag: u64) -> Option<&LockedShard> {
+        // The table takes the low bits, ghosts the highest as well; the shard takes others.
+        match self.shards.len() {
+            0 => None,
+            shards => Some(&self.shards[(tag >> 26) as usize & (shards - 1)]),
+        }
+    }
+
+    #[inline]
+    fn find(&self, key: CacheKey, silent: bool) -> Option<CacheRef> {
+        let tag = key.tag();
+        let held = self.shard(tag)?.table.find(&key, tag, silent)?;
+        Some(CacheRef(Place::Cached(held)))
+    }
+
+    fn count(&self, kind: BlockKind, hit: bool) {
+        let set = &self.lookups[set_of_thread()];
+        let counters = if hit { &set.hits } else { &set.misses };
+        counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The block, if it is here.
+    #[inline]
+    pub fn get(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
+        let found = self.find(key, false);
+        self.count(kind, found.is_some());
+        found.map(BlockRef)
+    }
+
+    /// The block, if it is here, without a trace: it counts neither in the statistics nor for what is to stay.
+    pub(crate) fn peek(&self, key: CacheKey) -> Option<BlockRef> {
+        self.find(key, true).map(BlockRef)
+    }
+
+    /// The value whose record has this internal key, if it is here. `key` is [`CacheKey::of_value`].
+    pub(crate) fn get_value(&self, key: CacheKey, internal_key: &[u8]) -> Option<ValueRef> {
+        let same = |found: &CacheRef| match found.item() {
+            Item::Value { key, .. } => **key == *internal_key,
+            Item::Block(_) => false,
+        };
+        let found = self.find(key, false).filter(same);
+        self.count(BlockKind::Value, found.is_some());
+        found.map(ValueRef)
+    }
+
+    /// Keeps a block that was read with `cost` bytes of the device, as far as it fits, and returns the
+    /// one to use: that of another thread if one was quicker.
+    pub fn insert(&self, key: CacheKey, block: Block, cost: usize) -> BlockRef {
+        BlockRef(self.offer(key, Item::Block(block), cost))
+    }
+
+    /// Keeps a value that was read with `cost` bytes of the device, if it is worth it.
+    pub(crate) fn insert_value(
+        &self,
+        key: CacheKey,
+        internal_key: &[u8],
+        value: Vec<u8>,
+        cost: usize,
+    ) -> ValueRef {
+        let item = Item::Value {
+            key: internal_key.into(),
+            value,
+        };
+        ValueRef(self.offer(key, item, cost))
+    }
+
+    fn offer(&self, key: CacheKey, item: Item, cost: usize) -> CacheRef {
+        let tag = key.tag();
+        if cost > 0 {
+            let set = &self.lookups[set_of_thread()];
+            set.read_bytes[item.kind() as usize].fetch_add(cost as u64, Ordering::Relaxed);
+        }
+        let Some(LockedShard { table, lock }) = self.shard(tag) else {
+            return CacheRef::owned(item);
+        };
+        let mut evicted = Vec::new();
+        let room = self.room();
+        let mut shard = lock.lock();
+        if let Some(present) = table.find(&key, tag, true) {
+            let same = match (&present.entry().item, &item) {
+                (Item::Block(_), Item::Block(_)) => true,
+                (Item::Value { key: a, .. }, Item::Value { key: b, .. }) => a == b,
+                _ => false,
+            };
+            return match same {
+                true => CacheRef(Place::Cached(present)),
+                false => CacheRef::owned(item),
+            };
+        }
+        let offer = Offer { key, item, cost };
+        let kept = shard.insert(table, offer, room, &self.split, &mut evicted);
+        // Entries are freed after the lock is.
+        drop(shard);
+        match kept {
+            Ok(held) => CacheRef(Place::Cached(held)),
+            Err(item) => CacheRef::owned(item),
+        }
+    }
+
+    /// Figures, summed over the shards one after another.
+    pub fn stats(&self) -> CacheStats {
+        let mut stats = CacheStats {
+            reserved: self.reserved.load(Ordering::Relaxed),
+            ..CacheStats::default()
+        };
+        for set in &self.lookups {
+            for kind in 0..4 {
+                stats.hits[kind] += set.hits[kind].load(Ordering::Relaxed);
+                stats.misses[kind] += set.misses[kind].load(Ordering::Relaxed);
+                stats.read_bytes[kind] += set.read_bytes[kind].load(Ordering::Relaxed);
+            }
+        }
+        let room = self.room();
+        for LockedShard { lock, .. } in &self.shards {
+            let of_shard = lock.lock().stats();
+            let [index, data, values] = of_shard.charged;
+            stats.charged += index + data + values + self.overhead;
+            stats.index_charged += index;
+            stats.data_charged += data;
+            stats.value_charged += values;
+            stats.value_target += self.split.values_of(room.saturating_sub(index));
+            stats.ghost_hits[0] += of_shard.ghost_hits[1];
+            stats.ghost_hits[1] += of_shard.ghost_hits[2];
+            stats.inserts += of_shard.inserts;
+            stats.evictions += of_shard.evictions;
+            stats.blocks += of_shard.entries;
+        }
+        stats
+    }
+}
+
+impl std::fmt::Debug for BlockCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "BlockCache of {} bytes: {:?}",
+            self.capacity,
+            self.stats()
+        )
+    }
+}
