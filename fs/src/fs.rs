@@ -434,12 +434,13 @@ impl FileSystem for LavaFs {
         self.core.disk.unit()
     }
 
-    fn readahead_memory(&self) -> u64 {
-        self.core.readahead.memory_max()
+    fn buffer_memory(&self) -> u64 {
+        self.core.readahead.memory_max() + self.core.write_behind.memory_max()
     }
 
-    fn limit_readahead_memory(&self, bytes: u64) {
-        self.core.readahead.limit_memory(bytes);
+    fn limit_buffer_memory(&self, bytes: u64) {
+        self.core.write_behind.limit_memory(bytes / 4);
+        self.core.readahead.limit_memory(bytes - bytes / 4);
     }
 }
 

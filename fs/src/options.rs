@@ -73,7 +73,7 @@ pub struct MountOptions {
     /// freed again. Waiting space is free for files. Default 1 GiB; 0 discards nothing.
     pub discard_backlog: u64,
     /// Most bytes of one read ahead of a sequential reader; two are held for each reader, 64 MiB for
-    /// the whole mount, or what [`crate::FileSystem::limit_readahead_memory`] left of that. Reads of more than half of it are not read ahead for. Default 1 MiB; 0 reads
+    /// the whole mount, or what [`crate::FileSystem::limit_buffer_memory`] left of that. Reads of more than half of it are not read ahead for. Default 1 MiB; 0 reads
     /// nothing ahead; otherwise within [`READAHEAD_RANGE`], and rounded down to a power of two.
     pub readahead: u64,
     /// Most bytes of appended data that the device may be writing while the appending threads go on, for

@@ -99,15 +99,16 @@ pub trait FileSystem: Send + Sync + fmt::Debug {
     /// The unit in bytes in which synced appends reach the device: the device's logical block.
     fn write_unit(&self) -> u64;
 
-    /// Bytes of memory that reading ahead of sequential readers takes at most. This default: none.
-    fn readahead_memory(&self) -> u64 {
+    /// Bytes of memory that reading ahead of readers and writing behind appends take at most. This
+    /// default: none.
+    fn buffer_memory(&self) -> u64 {
         0
     }
 
-    /// Lowers [`FileSystem::readahead_memory`] to `bytes`, as far as it is not lower already: for an owner
-    /// who keeps the memory of a process under a limit. What is held beyond that now goes as its
-    /// readers go on. This default does nothing.
-    fn limit_readahead_memory(&self, _bytes: u64) {}
+    /// Lowers [`FileSystem::buffer_memory`] to `bytes`, as far as it is not lower already: for an owner
+    /// who keeps the memory of a process under a limit. What is held beyond that now goes as
+    /// readers and writers go on. This default does nothing.
+    fn limit_buffer_memory(&self, _bytes: u64) {}
 }
 
 /// An open file. Appends of several threads are serialised by the file; reads run beside them.

@@ -16,7 +16,7 @@ use crate::key::{InternalKey, LookupKey, MAX_SEQ, ValueKind};
 use crate::options::Options;
 use crate::sstable::compression::Compression;
 use crate::sstable::{self, OpenOptions, Table, TableBuilder, TableOptions, TableReadOptions};
-use crate::version::{CfEdit, VersionEdit};
+use crate::version::{BlobUse, CfEdit, Piece, Pieces, Share, VersionEdit};
 use crate::write::batch::{BatchReader, CfId, WriteBatch};
 
 /// Every decoder of bytes from a database's files, beside those of the log crate.
@@ -137,11 +137,29 @@ fn version_edit(bytes: &[u8]) {
 }
 
 fn version_edit_seed() -> Vec<u8> {
+    let piece = |from: &[u8], file| Piece {
+        from: from.to_vec(),
+        file,
+    };
+    let pieces = Pieces::of(vec![piece(b"", 5), piece(b"key", 7)]);
+    let share = Share {
+        table: 9,
+        number: 6,
+        parts: vec![(
+            5,
+            BlobUse {
+                references: 1,
+                value_bytes: 900,
+            },
+        )],
+    };
     let change = CfEdit {
         created: Some("default".to_owned()),
         log_number: Some(3),
         removed: vec![(1, 9)],
         heirs: vec![(4, 5)],
+        splits: vec![(6, pieces)],
+        shares: vec![share],
         ..CfEdit::default()
     };
     let mut edit = VersionEdit::of_cf(CfId(0), change);

@@ -1,6 +1,6 @@
 //! The crash explorer at the length that every run of the tests can afford.
 
-use lavatests::crash::{Effort, explore, explore_mkfs, explore_threads};
+use lavatests::crash::{Effort, explore, explore_engine, explore_mkfs, explore_threads};
 
 /// Explores worlds from `first` on until `least` states were seen.
 fn explore_from(first: u64, least: u64, effort: &Effort) {
@@ -46,4 +46,14 @@ fn threads_lose_nothing_acknowledged_and_keep_their_order() {
         let explored = explore_threads(seed, 40, 2);
         explored.unwrap_or_else(|violation| panic!("threads {violation}"));
     }
+}
+
+#[test]
+fn engines_keep_what_was_durable_and_every_batch_whole() {
+    let mut states = 0;
+    for seed in 0..6 {
+        let explored = explore_engine(seed, &Effort::default());
+        states += explored.unwrap_or_else(|violation| panic!("engine {violation}"));
+    }
+    println!("{states} states");
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 550;
 
 /// Files that are longer, how long they may be, and why.
-const LONG: [(&str, usize, &str); 5] = [
+const LONG: [(&str, usize, &str); 6] = [
     (
         "fs/tests/conformance/mod.rs",
         600,
@@ -21,8 +21,13 @@ const LONG: [(&str, usize, &str); 5] = [
     ),
     (
         "kv/src/sstable/reader.rs",
-        640,
+        660,
         "one table, opened and read",
+    ),
+    (
+        "kv/tests/collection_races.rs",
+        600,
+        "one list of what meets what",
     ),
     (
         "kv/tests/collection.rs",

@@ -145,12 +145,12 @@ impl FileSystem for Metered {
         self.inner.write_unit()
     }
 
-    fn readahead_memory(&self) -> u64 {
-        self.inner.readahead_memory()
+    fn buffer_memory(&self) -> u64 {
+        self.inner.buffer_memory()
     }
 
-    fn limit_readahead_memory(&self, bytes: u64) {
-        self.inner.limit_readahead_memory(bytes);
+    fn limit_buffer_memory(&self, bytes: u64) {
+        self.inner.limit_buffer_memory(bytes);
     }
 }
 

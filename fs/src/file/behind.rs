@@ -32,24 +32,44 @@ const BUFFERS_MAX: usize = 8;
 
 /// The memory that a mount's files together may have in flight.
 #[derive(Debug)]
-pub(crate) struct Budget(AtomicU64);
+pub(crate) struct Budget {
+    max: AtomicU64,
+    taken: AtomicU64,
+}
 
 impl Budget {
     /// At most `bytes` in flight.
     pub(crate) fn new(bytes: u64) -> Budget {
-        Budget(AtomicU64::new(bytes))
+        Budget {
+            max: AtomicU64::new(bytes),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes in flight at most.
+    pub(crate) fn memory_max(&self) -> u64 {
+        self.max.load(Ordering::Acquire)
+    }
+
+    /// Lowers what may be in flight; what is beyond that now goes as its writes end.
+    pub(crate) fn limit_memory(&self, bytes: u64) {
+        self.max.fetch_min(bytes, Ordering::AcqRel);
     }
 
     fn take(&self) -> bool {
-        let left = &self.0;
-        left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
-            left.checked_sub(BUFFER_LEN_MAX as u64)
-        })
-        .is_ok()
+        let more = |taken| {
+            let after = taken + BUFFER_LEN_MAX as u64;
+            (after <= self.memory_max()).then_some(after)
+        };
+        let taken = &self.taken;
+        taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
     }
 
     fn give_back(&self) {
-        self.0.fetch_add(BUFFER_LEN_MAX as u64, Ordering::AcqRel);
+        self.taken
+            .fetch_sub(BUFFER_LEN_MAX as u64, Ordering::AcqRel);
     }
 }
 

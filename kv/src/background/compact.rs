@@ -53,14 +53,14 @@ impl Engine {
     }
 
     fn drop_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
-        self.install_outputs(cf, choice, &TableOutputs::default())?;
+        self.install_outputs(cf, choice, None, &TableOutputs::default())?;
         self.tickers.dropped_bytes.add(choice.bytes());
         Ok(())
     }
 
     fn move_tables(self: &Arc<Self>, cf: CfId, choice: &Choice) -> Result<()> {
         let moved = TableOutputs::of_tables(choice.files().map(|(_, file)| file.meta.clone()));
-        self.install_outputs(cf, choice, &moved)?;
+        self.install_outputs(cf, choice, None, &moved)?;
         self.tickers.trivial_moves.add(1);
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Engine {
             self.merge_inputs(choice, version, &family)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
-        if let Err(error) = self.install_outputs(cf, choice, &outputs) {
+        if let Err(error) = self.install_outputs(cf, choice, Some(version), &outputs) {
             if self.cf(cf).is_err() {
                 outputs.discard(&self.fs, &self.dir);
             }
@@ -192,7 +192,7 @@ impl Engine {
                 Box::new(run) as Box<dyn InternalIterator>
             })
             .collect();
-        let resolve = |number| version.blobs.resolve_number(number);
+        let resolve = |number, key: &[u8]| version.blobs.resolve_number(number, key);
         let older = choice.older_runs(version);
         let created = choice.files().map(|(_, file)| file.meta.created).max();
         let context = CompactionContext {
@@ -232,10 +232,12 @@ impl Engine {
         }
     }
 
+    /// `version` is the one that blob files' numbers were taken from, if any were.
     fn install_outputs(
         self: &Arc<Self>,
         cf: CfId,
         choice: &Choice,
+        version: Option<&Version>,
         outputs: &TableOutputs,
     ) -> Result<()> {
         let removed = choice
@@ -250,9 +252,17 @@ impl Engine {
             blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        let edit = |_: &State, cf: &ColumnFamily| CfEdit {
-            heirs: outputs.forgotten_names(&cf.view().version.blobs),
-            ..edit
+        let edit = |_: &State, cf: &ColumnFamily| {
+            let now = &cf.view().version.blobs;
+            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, now));
+            let mut edit = edit;
+            for (number, pieces) in forgotten.unwrap_or_default() {
+                match pieces.single() {
+                    Some(heir) => edit.heirs.push((number, heir)),
+                    None => edit.splits.push((number, pieces)),
+                }
+            }
+            edit
         };
         self.change_cf(cf, edit, |_| {})
     }

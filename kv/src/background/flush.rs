@@ -84,7 +84,7 @@ impl Engine {
             keep_going: &|| self.keep_going(),
             pace: &|bytes| self.pace(bytes, Priority::High),
             is_oldest: &|_| false,
-            separation: self.separation(&cf.options, memory as u64, &|_| None, &nothing),
+            separation: self.separation(&cf.options, memory as u64, &|_, _| None, &nothing),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
@@ -106,7 +106,7 @@ impl Engine {
         &self,
         options: &Options,
         input_bytes: u64,
-        resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+        resolve: &'a dyn Fn(FileNumber, &[u8]) -> Option<FileNumber>,
         along: &'a Along,
     ) -> Separation<'a> {
         let expected = options.blob_file_size.min(input_bytes);

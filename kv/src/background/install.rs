@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::CompactionStyle;
 use crate::options::Options;
-use crate::version::{COMPARATOR, CfEdit, Version, VersionEdit};
+use crate::version::{COMPARATOR, CfEdit, Share, Version, VersionEdit};
 use crate::write::batch::CfId;
 use crate::write::stall::Stall;
 
@@ -25,17 +25,35 @@ impl Engine {
         edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
         update: impl FnOnce(&mut View),
     ) -> Result<()> {
+        self.change_cf_sharing(id, &[], edit, update)
+    }
+
+    /// The same with shares of tables (shares.rs) that were told before.
+    pub(crate) fn change_cf_sharing(
+        self: &Arc<Self>,
+        id: CfId,
+        prepared: &[Share],
+        edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
+        update: impl FnOnce(&mut View),
+    ) -> Result<()> {
+        // While it is held, versions stay as they are.
         let mut versions = self.versions.lock();
-        let (cf, version, record) = {
+        let (cf, mut change) = {
             let state = self.state.lock();
             let cf = state.cfs.get(&id).cloned().ok_or_else(|| no_such_cf(id))?;
             let change = edit(&state, &cf);
+            (cf, change)
+        };
+        self.share_out(&cf.view().version, &mut change, prepared)?;
+        change.scattered = self.take_scattered(&cf.view().version);
+        let (version, record) = {
+            let state = self.state.lock();
             let version = Arc::new(cf.view().version.apply(&change, &self.remover)?);
             let mut record = VersionEdit::of_cf(id, change);
             self.advance_idle_logs(&state, &mut record);
             record.next_file_number = Some(self.next_file.load(Ordering::Relaxed));
             record.last_sequence = Some(self.last_sequence());
-            (cf, version, record)
+            (version, record)
         };
         self.record(&mut versions, &record)?;
         let (old, stall) = {
@@ -62,6 +80,16 @@ impl Engine {
             self.tell(|listener| listener.on_stall_changed(stall.0, stall.1));
         }
         Ok(())
+    }
+
+    /// Blob files of `version` that scans found scattered and that no edit has told yet. The mark is a hint: it may
+    /// be lost in a crash before the next edit.
+    fn take_scattered(&self, version: &Version) -> Vec<FileNumber> {
+        let mut new = self.newly_scattered.lock();
+        let here = |number: &FileNumber| version.blobs.files().contains_key(number);
+        let told = new.iter().copied().filter(here).collect();
+        new.retain(|number| !here(number));
+        told
     }
 
     /// Records `edit`, in a new manifest if one is due.
@@ -102,6 +130,14 @@ impl Engine {
                     .map(|live| live.file.meta.clone())
                     .collect(),
                 heirs: blobs.ancestors(),
+                splits: blobs.splits(),
+                shares: blobs.shares(),
+                scattered: blobs
+                    .files()
+                    .values()
+                    .filter(|live| live.file.is_scattered())
+                    .map(|live| live.file.meta.number)
+                    .collect(),
                 ..CfEdit::default()
             };
             edit.cfs.insert(cf.id, change);

@@ -9,5 +9,6 @@ pub(crate) mod compact;
 pub(crate) mod flush;
 pub(crate) mod install;
 pub(crate) mod scheduler;
+mod shares;
 pub(crate) mod space;
 pub(crate) mod warm;

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use crate::blob::garbage::shadowed_bytes;
 use crate::compaction::{Choice, InFlight, PickerOptions, pick_range};
-use crate::db::engine::{Engine, State};
+use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::options::CompactionStyle;
 use crate::version::Version;
 use crate::write::stall::{SpaceLeft, Stall};
@@ -86,14 +86,11 @@ impl Engine {
     /// How fast writers may go for the space that is left.
     pub(crate) fn space_stall(&self, state: &State) -> Stall {
         let options = &self.options;
-        if !options.enable_blob_garbage_collection {
-            return Stall::None;
-        }
+        let collected = |cf: &Arc<ColumnFamily>| {
+            cf.options.enable_blob_garbage_collection && !cf.view().version.blobs.files().is_empty()
+        };
         let views: Vec<_> = state.cfs.values().map(|cf| cf.view()).collect();
-        if views
-            .iter()
-            .all(|view| view.version.blobs.files().is_empty())
-        {
+        if !state.cfs.values().any(collected) {
             return Stall::None;
         }
         let space = self.fs.space();
@@ -108,7 +105,8 @@ impl Engine {
             return Stall::None;
         }
         let mut blobs = crate::blob::garbage::BlobStats::default();
-        views.iter().for_each(|view| blobs.add(&view.version));
+        let reclaimed = state.cfs.values().filter(|cf| collected(cf));
+        reclaimed.for_each(|cf| blobs.add(&cf.view().version));
         let left = SpaceLeft {
             free: space.free,
             reserve,

@@ -41,8 +41,8 @@ impl BlobStats {
             self.file_bytes += live.file.meta.file_size;
             self.value_bytes += live.file.meta.value_bytes;
             self.garbage_bytes += live.garbage_bytes();
-            self.ancestors += live.names.len() as u64 - 1;
         }
+        self.ancestors += version.blobs.ancestor_count() as u64;
         self.shadowed_bytes += shadowed_bytes(version);
     }
 
@@ -173,7 +173,7 @@ impl Engine {
             report.records += 1;
             let reference = self.reference_in(version, key.user_key, key.seq)?;
             let here = |reference: &BlobReference| {
-                version.blobs.resolve_number(reference.file) == Some(number)
+                version.blobs.resolve_number(reference.file, key.user_key) == Some(number)
             };
             let Some(reference) = reference.filter(here) else {
                 continue;

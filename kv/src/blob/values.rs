@@ -16,6 +16,7 @@ use crate::compaction::no_such_file;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
 use crate::file_names::FileName;
+use crate::key::user_key;
 use crate::stats::perf::{self, ReadFor};
 use crate::version::{BlobFile, BlobMeta, BlobOpener, OpenBlob, Version};
 
@@ -178,13 +179,16 @@ impl Engine {
         wanted: &[SeparatedValue],
     ) -> Result<Vec<Vec<u8>>> {
         if wanted.len() >= SCAN_MIN {
-            let files = wanted.iter().map(|one| one.reference.file);
-            let files: BTreeSet<_> = files
-                .filter_map(|number| version.blobs.resolve_number(number))
-                .collect();
+            let files = wanted.iter().filter_map(|one| {
+                let number = one.reference.file;
+                version.blobs.resolve_number(number, user_key(&one.key))
+            });
+            let files: BTreeSet<_> = files.collect();
             if files.len() > SCATTERED_FILES {
-                let files = files.iter().map(|number| &version.blobs.files()[number]);
-                files.for_each(|live| live.file.mark_scattered());
+                let new = files
+                    .into_iter()
+                    .filter(|number| version.blobs.files()[number].file.mark_scattered());
+                self.newly_scattered.lock().extend(new);
             }
         }
         self.separated_values(version, wanted, false)
@@ -237,7 +241,7 @@ fn join<'a, 'b>(located: &'a [Located<'b>]) -> Vec<&'a [Located<'b>]> {
 
 fn file_of<'a>(version: &'a Version, wanted: &SeparatedValue) -> Result<&'a Arc<BlobFile>> {
     let number = wanted.reference.file;
-    let file = version.blobs.resolve(number);
+    let file = version.blobs.resolve(number, user_key(&wanted.key));
     file.ok_or_else(|| no_such_file(number))
 }
 

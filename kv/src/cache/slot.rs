@@ -1,7 +1,3 @@
-#![expect(
-    unsafe_code,
-    reason = "entries are read under a count in their slot, not under a lock"
-)]
 //! The table of a shard: slots that readers take entries from without a lock.
 //!
 //! Open addressing with linear probing. A slot's *meta* word holds its state and two counters, as
@@ -40,6 +36,11 @@
 //!
 //! An entry may be held longer than its cache lives. The table is therefore owned by its cache and by every
 //! INVISIBLE entry together (`owners`), and freed by the last of them.
+
+#![expect(
+    unsafe_code,
+    reason = "entries are read under a count in their slot, not under a lock"
+)]
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};

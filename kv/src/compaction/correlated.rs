@@ -83,9 +83,11 @@ pub(crate) fn take_along(
         return Ok(Along::new());
     }
     let mut by_inputs: HashMap<FileNumber, BlobUse> = HashMap::new();
-    for &(name, used) in choice.files().flat_map(|(_, file)| &file.meta.blob_refs) {
-        if let Some(number) = version.blobs.resolve_number(name) {
-            by_inputs.entry(number).or_default().add(used);
+    for (_, file) in choice.files() {
+        for &(name, used) in &file.meta.blob_refs {
+            for (number, used) in version.blobs.parts(file.meta.number, name, used) {
+                by_inputs.entry(number).or_default().add(used);
+            }
         }
     }
     let referred = by_inputs.into_iter().map(|(number, by_inputs)| {

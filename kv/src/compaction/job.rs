@@ -6,7 +6,7 @@
 //!
 //! No user key is split between two output tables, so runs have disjoint user-key ranges.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, ValueKind};
 use crate::sstable::{KeptBlock, TableBuilder, TableOptions, TableSummary};
-use crate::version::{BlobFile, BlobMeta, BlobSet, SstMeta};
+use crate::version::{BlobFile, BlobMeta, BlobSet, Pieces, SstMeta};
 
 use super::merge::VersionFilter;
 use super::separation::{BlobWriter, Separation};
@@ -62,8 +62,8 @@ pub(crate) struct TableOutputs {
     pub(crate) blobs: Vec<BlobMeta>,
     /// Blocks of the tables for the cache, by table.
     pub(crate) kept: Vec<(FileNumber, Vec<KeptBlock>)>,
-    /// A number that references were written with, and one by which the inputs knew the file.
-    renamed: HashMap<FileNumber, FileNumber>,
+    /// A number that references were written with, and those by which the inputs knew the file.
+    renamed: HashMap<FileNumber, BTreeSet<FileNumber>>,
 }
 
 impl TableOutputs {
@@ -80,7 +80,9 @@ impl TableOutputs {
         self.tables.extend(part.tables);
         self.blobs.extend(part.blobs);
         self.kept.extend(part.kept);
-        self.renamed.extend(part.renamed);
+        for (number, known) in part.renamed {
+            self.renamed.entry(number).or_default().extend(known);
+        }
     }
 
     /// Bytes of the tables.
@@ -93,19 +95,21 @@ impl TableOutputs {
         self.blobs.iter().map(|blob| blob.file_size).sum()
     }
 
-    /// Numbers that the tables refer to and that `blobs`, which has the job's inputs still, does not
-    /// know any more, with the files they lead to: a collection has replaced them meanwhile.
+    /// Numbers that the tables refer to and that `now`, which has the job's inputs still, does not
+    /// know any more, with the files they lead to: a collection has replaced them since `then`, from which the
+    /// job took the numbers.
     pub(crate) fn forgotten_names(
         &self,
-        blobs: &BlobSet<Arc<BlobFile>>,
-    ) -> Vec<(FileNumber, FileNumber)> {
+        then: &BlobSet<Arc<BlobFile>>,
+        now: &BlobSet<Arc<BlobFile>>,
+    ) -> Vec<(FileNumber, Pieces)> {
         let forgotten = self.renamed.iter();
-        let forgotten = forgotten.filter(|(number, _)| blobs.resolve_number(**number).is_none());
-        let mut pairs: Vec<_> = forgotten
-            .filter_map(|(&number, &known)| Some((number, blobs.resolve_number(known)?)))
+        let forgotten = forgotten.filter(|(number, _)| now.pieces(**number).is_none());
+        let mut names: Vec<_> = forgotten
+            .map(|(&number, known)| (number, heirs_of(number, known, then, now)))
             .collect();
-        pairs.sort_unstable();
-        pairs
+        names.sort_unstable_by_key(|(number, _)| *number);
+        names
     }
 
     /// Removes the files of a job whose result is not wanted.
@@ -117,6 +121,27 @@ impl TableOutputs {
             remove_file(fs, dir, FileName::Blob(blob.number));
         }
     }
+}
+
+/// What a file's records, which `known` led to, are in now: where a name led to it, the name's heirs
+/// are its heirs.
+fn heirs_of(
+    number: FileNumber,
+    known: &BTreeSet<FileNumber>,
+    then: &BlobSet<Arc<BlobFile>>,
+    now: &BlobSet<Arc<BlobFile>>,
+) -> Pieces {
+    let mut heirs = Vec::new();
+    for &name in known {
+        let before = then.pieces(name).expect("the inputs have the name");
+        let after = now.pieces(name).expect("the inputs are still there");
+        for (piece, until) in before.ranges() {
+            if piece.file == number {
+                heirs.extend(after.within(&piece.from, until));
+            }
+        }
+    }
+    Pieces::of(heirs)
 }
 
 /// Merges `input` into tables.

@@ -2,7 +2,7 @@
 //!
 //! Each policy has its file: `leveled` takes a table at a time, `tree` whole levels (tiered,
 //! lazy leveled, fluid, bush: they differ in the shape alone), `universal` neighbouring runs, `fifo`
-//! drops tables. All take any version: a database written under another policy is a valid start.
+//! drops tables; `stale` is of all that merge. All take any version: a database written under another policy is a valid start.
 //!
 //! A change of the policy rewrites nothing by itself. Surplus runs are merged one table at a time
 //! and one compaction at a time, only when nothing else is due, and only as many bytes as
@@ -11,6 +11,7 @@
 
 mod fifo;
 mod leveled;
+mod stale;
 mod tree;
 mod universal;
 
@@ -132,12 +133,16 @@ pub(crate) fn pick(
 ) -> Option<Choice> {
     match options.policy.style {
         CompactionStyle::Universal => universal::pick(version, options, busy)
-            .or_else(|| universal::migrate(version, options, busy)),
+            .or_else(|| universal::migrate(version, options, busy))
+            .or_else(|| stale::pick(version, busy)),
         CompactionStyle::Fifo => fifo::pick(version, options, busy),
         CompactionStyle::Level => leveled::pick(version, options, busy)
             .or_else(|| migrate(version, options, busy))
-            .or_else(|| leveled::pick_tombstones(version, options, busy)),
-        _ => tree::pick(version, options, busy).or_else(|| migrate(version, options, busy)),
+            .or_else(|| leveled::pick_tombstones(version, options, busy))
+            .or_else(|| stale::pick(version, busy)),
+        _ => tree::pick(version, options, busy)
+            .or_else(|| migrate(version, options, busy))
+            .or_else(|| stale::pick(version, busy)),
     }
 }
 

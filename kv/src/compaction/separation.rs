@@ -11,7 +11,7 @@
 //!
 //! [`TableOutputs::forgotten_names`]: super::job::TableOutputs::forgotten_names
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use lavafs::CreateOptions;
 
@@ -34,8 +34,8 @@ pub(crate) struct Separation<'a> {
     /// Bytes that a blob file may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
     pub(crate) options: BlobFileOptions,
-    /// The number of the file that has the values of a number.
-    pub(crate) resolve: &'a dyn Fn(FileNumber) -> Option<FileNumber>,
+    /// The number of the file that has the value of a number and a user key.
+    pub(crate) resolve: &'a dyn Fn(FileNumber, &[u8]) -> Option<FileNumber>,
     /// Files whose values are copied.
     pub(crate) along: &'a Along,
 }
@@ -51,8 +51,8 @@ struct OpenBlob {
 pub(super) struct BlobWriter {
     open: Option<OpenBlob>,
     pub(super) done: Vec<BlobMeta>,
-    /// A number that was written, and one by which the inputs knew the file.
-    pub(super) renamed: HashMap<FileNumber, FileNumber>,
+    /// A number that was written, and those by which the inputs knew the file.
+    pub(super) renamed: HashMap<FileNumber, BTreeSet<FileNumber>>,
     /// The last entry as the table is to have it.
     key: Vec<u8>,
     reference: Vec<u8>,
@@ -72,7 +72,7 @@ impl BlobWriter {
         match entry.kind {
             ValueKind::BlobReference => {
                 let reference = BlobReference::of_entry(value)?;
-                let current = (context.separation.resolve)(reference.file);
+                let current = (context.separation.resolve)(reference.file, entry.user_key);
                 let current = current.ok_or_else(|| no_such_file(reference.file))?;
                 if let Some(reader) = context.separation.along.get(&current) {
                     self.key.clear();
@@ -83,7 +83,8 @@ impl BlobWriter {
                 if current == reference.file {
                     return Ok(None);
                 }
-                self.renamed.insert(current, reference.file);
+                let known = self.renamed.entry(current).or_default();
+                known.insert(reference.file);
                 self.key.clear();
                 self.key.extend_from_slice(key);
                 let current = BlobReference {

@@ -221,6 +221,8 @@ pub(crate) struct Engine {
     pub(crate) default_cf: OnceLock<Arc<ColumnFamily>>,
     /// Reads are refused too: the database is poisoned or closed.
     pub(crate) unreadable: AtomicBool,
+    /// Blob files that scans found scattered and that no edit has told yet. No other lock is taken with it.
+    pub(crate) newly_scattered: Mutex<BTreeSet<FileNumber>>,
     /// Number of the newest options file. Held while one is written; only `state` is taken then.
     pub(crate) options_file: Mutex<Option<FileNumber>>,
     /// Opened for reading alone.

@@ -218,6 +218,7 @@ pub(crate) fn engine_for(
         lock: Mutex::new(lock),
         default_cf: OnceLock::new(),
         unreadable: AtomicBool::new(false),
+        newly_scattered: Mutex::default(),
         options_file: Mutex::new(None),
     }))
 }

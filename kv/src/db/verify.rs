@@ -127,6 +127,8 @@ fn same_blobs(memory: &BlobSet<Arc<BlobFile>>, recorded: &BlobSet<BlobMeta>) -> 
     let recorded_files = recorded.files().values();
     in_memory.eq(recorded_files.map(|live| (&live.file, live.used)))
         && memory.ancestors() == recorded.ancestors()
+        && memory.splits() == recorded.splits()
+        && memory.shares() == recorded.shares()
 }
 
 /// Checks one table against itself and the manifest; returns its number of entries.

@@ -1,7 +1,7 @@
 //! `MemoryLedger`: one limit for the memory of all databases of an `Env`.
 //!
 //! It counts memtables, blocks in the cache, index and filter blocks that open tables keep beside
-//! it, the buffers of background I/O, and what the databases' filesystems read ahead into. The block cache
+//! it, the buffers of background I/O, and what the databases' filesystems read ahead and write behind with. The block cache
 //! is the one that gives way: everything else is reserved in its budget ([`BlockCache::reserve`]),
 //! and blocks get what is left, but at least a quarter of the limit.
 //!
@@ -17,8 +17,8 @@
 //! told by a function ([`crate::EnvOptions::trim_allocator`]), which the ledger calls when the cache may have given
 //! way to something else.
 //!
-//! A filesystem's reading ahead is bounded to a sixteenth of the limit when its first database joins
-//! ([`FileSystem::limit_readahead_memory`]), and counted whole for as long as a database on it is open.
+//! A filesystem's buffers are bounded to a sixteenth of the limit when its first database joins
+//! ([`FileSystem::limit_buffer_memory`]), and counted whole for as long as a database on it is open.
 //!
 //! Lock: `members` is held to copy or prune the list, with no other lock taken; `filesystems` to
 //! change it.
@@ -43,14 +43,14 @@ pub(crate) enum MemoryKind {
     Memtable = 0,
     /// Buffers of flushes and compactions, and of iterators that read separated values ahead.
     Io = 1,
-    /// What filesystems read ahead into.
+    /// What filesystems read ahead into and write behind from.
     Filesystem = 2,
 }
 
 const KINDS: usize = 3;
 
-/// The part of the limit that a filesystem may read ahead into.
-const READAHEAD_PART: usize = 16;
+/// The part of the limit for the buffers of a filesystem.
+const FILESYSTEM_PART: usize = 16;
 
 /// The part of the limit that nothing is charged to.
 const UNCOUNTED_PART: usize = 8;
@@ -74,7 +74,7 @@ pub struct MemoryUsage {
     pub pinned: usize,
     /// Buffers of flushes and compactions in flight, and of scans of separated values.
     pub io: usize,
-    /// What filesystems may read ahead into.
+    /// What filesystems may read ahead into and write behind from.
     pub filesystem: usize,
 }
 
@@ -214,7 +214,7 @@ impl MemoryLedger {
         members.push(Arc::downgrade(engine));
     }
 
-    /// Bounds what `fs` reads ahead into and charges it until the last holder drops the charge.
+    /// Bounds the buffers of `fs` and charges it until the last holder drops the charge.
     pub(crate) fn charge_filesystem(self: &Arc<Self>, fs: &FileSystemRef) -> Arc<Charge> {
         let mut known = self.filesystems.lock();
         known.retain(|one| one.charge.strong_count() > 0);
@@ -222,8 +222,8 @@ impl MemoryLedger {
         if let Some(charge) = known.iter().find(same).and_then(|one| one.charge.upgrade()) {
             return charge;
         }
-        fs.limit_readahead_memory((self.limit / READAHEAD_PART) as u64);
-        let bytes = usize::try_from(fs.readahead_memory()).unwrap_or(usize::MAX);
+        fs.limit_buffer_memory((self.limit / FILESYSTEM_PART) as u64);
+        let bytes = usize::try_from(fs.buffer_memory()).unwrap_or(usize::MAX);
         let charge = Arc::new(self.charge(MemoryKind::Filesystem, bytes));
         known.push(KnownFilesystem {
             fs: Arc::downgrade(fs),

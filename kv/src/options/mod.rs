@@ -119,8 +119,8 @@ pub struct Options {
     /// Compression by level, from level 0 on; the last one is for all deeper levels too. Empty:
     /// `compression` for all. Default empty.
     pub compression_per_level: Vec<Compression>,
-    /// Collects the garbage of blob files in the background, more the fuller the disk is. Default
-    /// true.
+    /// Collects the garbage of blob files in the background, more the fuller the disk is. A column
+    /// family's own. Default true.
     pub enable_blob_garbage_collection: bool,
     /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
     pub max_blob_collections: usize,

@@ -53,6 +53,10 @@ pub struct Stats {
     pub held_obsolete_bytes: u64,
     /// Blob files and their garbage.
     pub blobs: BlobStats,
+    /// The filesystem: all of its bytes, and those that are free.
+    pub disk_total_bytes: u64,
+    /// See `disk_total_bytes`.
+    pub disk_free_bytes: u64,
     /// The block cache: where reads went, by kind of block. Shared caches count for all databases.
     pub cache: CacheStats,
     /// The counters.
@@ -127,6 +131,7 @@ impl Stats {
 }
 
 pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
+    let space = engine.fs.space();
     let state = engine.state.lock();
     let levels = state.cfs.values().map(|cf| cf.view().version.levels.len());
     let mut stats = Stats {
@@ -135,6 +140,8 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
         last_sequence: engine.last_sequence(),
         snapshots: engine.snapshots.sequences().len() as u64,
         held_obsolete_bytes: engine.remover.held_bytes(),
+        disk_total_bytes: space.total,
+        disk_free_bytes: space.free,
         writes_stopped: state.stall == Stall::Stopped,
         delayed_write_rate: match state.stall {
             Stall::Delayed(rate) => rate,
@@ -233,6 +240,11 @@ impl fmt::Display for Stats {
                 self.cache.misses[kind as usize]
             )?;
         }
+        let used = self.disk_total_bytes.saturating_sub(self.disk_free_bytes);
+        let usage = used as f64 / (self.disk_total_bytes as f64).max(1.0);
+        writeln!(f, "disk_usage {usage:.3}")?;
+        let garbage = self.blobs.garbage_ratio();
+        writeln!(f, "blob_garbage_ratio {garbage:.3}")?;
         for (name, value) in self.cache.sizes() {
             writeln!(f, "cache_{name} {value}")?;
         }

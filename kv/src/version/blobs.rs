@@ -2,46 +2,29 @@
 //!
 //! Tables refer to blob files by number. When garbage collection writes a file's live values into
 //! another one, its heir, tables stay as they are: the old number becomes a *name* that leads to the heir
-//! (LavaStore paper, section 3.2.1). A file has at most one heir, so names are kept flat: one look
-//! at a hash table leads from any number to the one file that has the value now.
+//! (LavaStore paper, section 3.2.1). Names are kept flat: one look at a hash table leads from any number to the
+//! file that has the value now, or to the few of which the user key says which one (pieces.rs).
 //!
 //! Each table lists how many references with how many value bytes it has to each number. Adding
 //! and removing these lists as tables come and go keeps the sums exact at the cost of the edit
-//! alone; nothing is ever computed anew. From the sums follows everything else: garbage, the
+//! alone; nothing is ever computed anew. Where a name leads to several files, each table's references
+//! under it are told file by file, so that the sums stay exact for every file. From the sums follows everything else: garbage, the
 //! pruning of names that no table uses, and the removal of files that nothing refers to.
 //!
 //! Invariants, after [`BlobSet::settle`]:
-//! - every file is referred to; a name leads to a file, and is that file's own number or referred to;
+//! - every file is referred to; a name leads to files, and is a file's own number or referred to;
+//! - a file's own number leads to it alone;
 //! - a file's sums are those of its names; they are at most what the file holds, because
 //!   every internal key is in one table only.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use crate::blob::BlobFileReader;
-use crate::cache::Reservation;
 use crate::error::{Error, Result};
-use crate::file_names::{FileName, FileNumber};
+use crate::file_names::FileNumber;
 
-use super::obsolete::ObsoleteFiles;
-
-/// What the manifest records of a blob file.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct BlobMeta {
-    pub(crate) number: FileNumber,
-    /// Bytes.
-    pub(crate) file_size: u64,
-    pub(crate) records: u64,
-    /// Bytes of the values before compression.
-    pub(crate) value_bytes: u64,
-    /// Checksum of the whole file.
-    pub(crate) checksum: u64,
-    /// First internal key.
-    pub(crate) smallest: Vec<u8>,
-    /// Last internal key.
-    pub(crate) largest: Vec<u8>,
-}
+use super::pieces::{Parts, Pieces};
 
 /// References, counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -77,89 +60,6 @@ impl BlobUse {
 /// A table's references, by the number they name, ascending.
 pub(crate) type TableRefs = Vec<(FileNumber, BlobUse)>;
 
-/// A blob file's handle, shared by the versions that hold it. The file is removed when it is marked
-/// obsolete and the last version with it is dropped.
-pub(crate) struct BlobFile {
-    pub(crate) meta: BlobMeta,
-    /// Opened on first use; a failed open is tried again by the next reader.
-    reader: OnceLock<OpenBlob>,
-    obsolete: AtomicBool,
-    /// A scan found that its values' neighbours lie in many other files.
-    scattered: AtomicBool,
-    remover: Arc<ObsoleteFiles>,
-}
-
-/// An open blob file. Its index is in memory, charged to the cache's budget: blocks give way to it.
-pub(crate) struct OpenBlob {
-    pub(crate) reader: Arc<BlobFileReader>,
-    pub(crate) _charge: Reservation,
-}
-
-/// Opens blob files for a version's readers.
-pub(crate) trait BlobOpener: Send + Sync {
-    fn open_blob(&self, meta: &BlobMeta) -> Result<OpenBlob>;
-}
-
-impl std::fmt::Debug for BlobFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "BlobFile({}, {} bytes)",
-            self.meta.number, self.meta.file_size
-        )
-    }
-}
-
-impl BlobFile {
-    pub(crate) fn new(meta: BlobMeta, remover: Arc<ObsoleteFiles>) -> Arc<Self> {
-        Arc::new(BlobFile {
-            meta,
-            reader: OnceLock::new(),
-            obsolete: AtomicBool::new(false),
-            scattered: AtomicBool::new(false),
-            remover,
-        })
-    }
-
-    /// The open file.
-    pub(crate) fn reader(&self, opener: &dyn BlobOpener) -> Result<&Arc<BlobFileReader>> {
-        if let Some(open) = self.reader.get() {
-            return Ok(&open.reader);
-        }
-        let open = opener.open_blob(&self.meta)?;
-        Ok(&self.reader.get_or_init(|| open).reader)
-    }
-
-    /// Asks compactions to put its values in order with their neighbours. Not remembered when the
-    /// database is opened again.
-    pub(crate) fn mark_scattered(&self) {
-        self.scattered.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_scattered(&self) -> bool {
-        self.scattered.load(Ordering::Relaxed)
-    }
-
-    /// The file is removed when the last version with it is gone. Call only after the manifest
-    /// no longer needs it, durably.
-    pub(crate) fn mark_obsolete(&self) {
-        if !self.obsolete.swap(true, Ordering::AcqRel) {
-            self.remover.hold(self.meta.file_size);
-        }
-    }
-}
-
-impl Drop for BlobFile {
-    fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Acquire) {
-            // The handle goes first: space of an open file does not return.
-            drop(self.reader.take());
-            let name = FileName::Blob(self.meta.number);
-            self.remover.let_go(name, self.meta.file_size);
-        }
-    }
-}
-
 /// A blob file of a version with what refers to it under all its names.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveBlob<F> {
@@ -169,11 +69,44 @@ pub(crate) struct LiveBlob<F> {
     pub(crate) names: BTreeSet<FileNumber>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Name {
-    /// The file it leads to.
-    file: FileNumber,
+    target: Target,
     used: BlobUse,
+}
+
+/// Where a name leads.
+#[derive(Clone, Debug)]
+enum Target {
+    One(FileNumber),
+    Split(Arc<Split>),
+}
+
+/// A name that leads to several files.
+#[derive(Clone, Debug)]
+struct Split {
+    pieces: Pieces,
+    /// What each table with the name refers to, file by file.
+    shares: BTreeMap<FileNumber, Parts>,
+}
+
+/// What a table's references to a number in pieces lead to, as an edit tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Share {
+    pub(crate) table: FileNumber,
+    pub(crate) number: FileNumber,
+    pub(crate) parts: Parts,
+}
+
+/// An edit's shares by number and table.
+pub(crate) type Shares<'a> = HashMap<(FileNumber, FileNumber), &'a Parts>;
+
+/// `shares` by number and table.
+pub(crate) fn by_number(shares: &[Share]) -> Shares<'_> {
+    let shares = shares.iter();
+    shares
+        .map(|share| ((share.number, share.table), &share.parts))
+        .collect()
 }
 
 /// The blob files of a version. `F` is a handle of the file, or its description.
@@ -181,6 +114,8 @@ struct Name {
 pub(crate) struct BlobSet<F> {
     names: HashMap<FileNumber, Name>,
     files: BTreeMap<FileNumber, LiveBlob<F>>,
+    /// Names that lead to several files.
+    splits: BTreeSet<FileNumber>,
     /// Names that an edit has touched since the last `settle`.
     touched: Vec<FileNumber>,
 }
@@ -190,23 +125,69 @@ impl<F> Default for BlobSet<F> {
         BlobSet {
             names: HashMap::new(),
             files: BTreeMap::new(),
+            splits: BTreeSet::new(),
             touched: Vec::new(),
         }
     }
 }
 
-impl<F: Clone> BlobSet<F> {
-    /// The file that has the values which references to `number` mean.
-    #[inline]
-    pub(crate) fn resolve(&self, number: FileNumber) -> Option<&F> {
-        let name = self.names.get(&number)?;
-        self.files.get(&name.file).map(|live| &live.file)
+impl Name {
+    fn files(&self) -> BTreeSet<FileNumber> {
+        match &self.target {
+            Target::One(file) => BTreeSet::from([*file]),
+            Target::Split(split) => split.pieces.files().collect(),
+        }
     }
 
-    /// The number of the file that `number` leads to.
+    fn pieces(&self) -> Pieces {
+        match &self.target {
+            Target::One(file) => Pieces::one(*file),
+            Target::Split(split) => split.pieces.clone(),
+        }
+    }
+
+    fn shares(&self) -> Option<&BTreeMap<FileNumber, Parts>> {
+        match &self.target {
+            Target::One(_) => None,
+            Target::Split(split) => Some(&split.shares),
+        }
+    }
+}
+
+impl<F: Clone> BlobSet<F> {
+    /// The file that has the value which a key's reference to `number` means.
     #[inline]
-    pub(crate) fn resolve_number(&self, number: FileNumber) -> Option<FileNumber> {
-        self.names.get(&number).map(|name| name.file)
+    pub(crate) fn resolve(&self, number: FileNumber, user_key: &[u8]) -> Option<&F> {
+        let file = self.resolve_number(number, user_key)?;
+        self.files.get(&file).map(|live| &live.file)
+    }
+
+    /// The number of the file that `number` leads to for a key.
+    #[inline]
+    pub(crate) fn resolve_number(&self, number: FileNumber, user_key: &[u8]) -> Option<FileNumber> {
+        self.names.get(&number).map(|name| match &name.target {
+            Target::One(file) => *file,
+            Target::Split(split) => split.pieces.find(user_key),
+        })
+    }
+
+    /// The files that `number` leads to; `None` where it is not known.
+    pub(crate) fn pieces(&self, number: FileNumber) -> Option<Pieces> {
+        self.names.get(&number).map(Name::pieces)
+    }
+
+    /// True where some number leads to several files.
+    pub(crate) fn has_splits(&self) -> bool {
+        !self.splits.is_empty()
+    }
+
+    /// What a table of the version refers to under `number`, file by file.
+    pub(crate) fn parts(&self, table: FileNumber, number: FileNumber, used: BlobUse) -> Parts {
+        match self.names.get(&number).map(|name| &name.target) {
+            Some(Target::One(file)) => vec![(*file, used)],
+            Some(Target::Split(split)) => split.shares.get(&table).cloned().unwrap_or_default(),
+            None => Parts::new(),
+        }
     }
 
     /// The files by number, with what refers to them.
@@ -214,15 +195,43 @@ impl<F: Clone> BlobSet<F> {
         &self.files
     }
 
-    /// Numbers that are not a file's own, with the files they lead to, ascending.
+    /// How many numbers are not a file's own.
+    pub(crate) fn ancestor_count(&self) -> usize {
+        self.names.len() - self.files.len()
+    }
+
+    /// Numbers that are not a file's own and lead to one, with it, ascending.
     pub(crate) fn ancestors(&self) -> Vec<(FileNumber, FileNumber)> {
-        let pairs = self.files.iter().flat_map(|(&file, live)| {
-            let others = live.names.iter().filter(move |&&name| name != file);
-            others.map(move |&name| (name, file))
+        let pairs = self.names.iter().filter_map(|(&number, name)| {
+            let Target::One(file) = name.target else {
+                return None;
+            };
+            (file != number).then_some((number, file))
         });
         let mut pairs: Vec<_> = pairs.collect();
         pairs.sort_unstable();
         pairs
+    }
+
+    /// Numbers that lead to several files, ascending, with these.
+    pub(crate) fn splits(&self) -> Vec<(FileNumber, Pieces)> {
+        let numbers = self.splits.iter();
+        numbers
+            .map(|&number| (number, self.names[&number].pieces()))
+            .collect()
+    }
+
+    /// What the tables refer to under these numbers, ascending.
+    pub(crate) fn shares(&self) -> Vec<Share> {
+        let shares = self.splits.iter().flat_map(|&number| {
+            let shares = self.names[&number].shares().into_iter().flatten();
+            shares.map(move |(&table, parts)| Share {
+                table,
+                number,
+                parts: parts.clone(),
+            })
+        });
+        shares.collect()
     }
 
     pub(crate) fn add_file(&mut self, number: FileNumber, file: F) -> Result<()> {
@@ -232,7 +241,7 @@ impl<F: Clone> BlobSet<F> {
             names: BTreeSet::from([number]),
         };
         let name = Name {
-            file: number,
+            target: Target::One(number),
             used: BlobUse::default(),
         };
         let known = self.names.insert(number, name).is_some();
@@ -243,62 +252,187 @@ impl<F: Clone> BlobSet<F> {
         Ok(())
     }
 
-    /// Lets `number` lead to the file `heir`. If `number` is a file's own, that file is gone and all
-    /// its names lead to the heir; otherwise it must be a number that is not known.
-    pub(crate) fn inherit(&mut self, number: FileNumber, heir: FileNumber) -> Result<()> {
-        if number == heir || !self.files.contains_key(&heir) {
-            return Err(bad(format!(
-                "blob file {number} is inherited by {heir}, which is not there"
-            )));
-        }
-        let (used, names) = match self.files.remove(&number) {
-            Some(old) => (old.used, old.names),
-            None if self.names.contains_key(&number) => {
+    /// Lets numbers lead to these files. A number that is a file's own: that file is gone, and what led to it
+    /// leads to its heirs. Otherwise it must be a number that is not known. After an error the set is of no use.
+    pub(crate) fn inherit<'a>(
+        &mut self,
+        heirs: impl IntoIterator<Item = (FileNumber, Cow<'a, Pieces>)>,
+        shares: &Shares<'_>,
+    ) -> Result<()> {
+        let mut gone = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        for (number, pieces) in heirs {
+            if let Some(live) = self.files.remove(&number) {
+                names.extend(live.names);
+            } else if self.names.contains_key(&number) || gone.contains_key(&number) {
                 return Err(bad(format!("blob file {number} has two heirs")));
-            }
-            None => {
+            } else {
                 let name = Name {
-                    file: heir,
+                    target: Target::One(number),
                     used: BlobUse::default(),
                 };
                 self.names.insert(number, name);
-                (BlobUse::default(), BTreeSet::from([number]))
+                names.insert(number);
             }
-        };
-        for name in &names {
-            let entry = self.names.get_mut(name).expect("a file's names are known");
-            entry.file = heir;
+            gone.insert(number, pieces);
         }
-        self.touched.push(number);
-        let live = self.files.get_mut(&heir).expect("looked up above");
-        live.used.add(used);
-        live.names.extend(names);
+        for (number, pieces) in &gone {
+            if let Some(heir) = pieces.files().find(|heir| !self.files.contains_key(heir)) {
+                return Err(bad(format!(
+                    "blob file {number} is inherited by {heir}, which is not there"
+                )));
+            }
+        }
+        for name in names {
+            self.hand_on(name, &gone, shares)?;
+            self.touched.push(name);
+        }
         Ok(())
     }
 
+    /// Lets one name lead to the heirs of the files that are gone.
+    fn hand_on(
+        &mut self,
+        number: FileNumber,
+        gone: &BTreeMap<FileNumber, Cow<'_, Pieces>>,
+        given: &Shares<'_>,
+    ) -> Result<()> {
+        let name = &self.names[&number];
+        let pieces = name
+            .pieces()
+            .inherited(|file| gone.get(&file).map(AsRef::as_ref));
+        let mut gains: Vec<(FileNumber, BlobUse)> = Vec::new();
+        let mut losses: Vec<(FileNumber, BlobUse)> = Vec::new();
+        let target = if let Some(file) = pieces.single() {
+            match name.shares() {
+                None => gains.push((file, name.used)),
+                Some(shares) => {
+                    let parts = shares.values().flatten().copied();
+                    gains.extend(
+                        parts
+                            .filter(|(old, _)| gone.contains_key(old))
+                            .map(|(_, used)| (file, used)),
+                    );
+                }
+            }
+            Target::One(file)
+        } else {
+            let known = name.shares();
+            let given_tables = given.keys().filter(|(of, _)| *of == number);
+            let tables: BTreeSet<FileNumber> = match known {
+                Some(known) => known.keys().copied().collect(),
+                None if name.used == BlobUse::default() => BTreeSet::new(),
+                None => given_tables.map(|(_, table)| *table).collect(),
+            };
+            let mut shares = BTreeMap::new();
+            let mut total = BlobUse::default();
+            for table in tables {
+                let old = known.and_then(|known| known.get(&table));
+                let parts = share_after(old, given.get(&(number, table)).copied(), gone)
+                    .ok_or_else(|| no_share(number, table))?;
+                let left = old.into_iter().flatten();
+                losses.extend(left.filter(|(file, _)| !gone.contains_key(file)));
+                for &(file, used) in &parts {
+                    gains.push((file, used));
+                    total.add(used);
+                }
+                shares.insert(table, parts);
+            }
+            if total != name.used {
+                return Err(bad(format!(
+                    "{} references to {number} are shared out, of {}",
+                    total.references, name.used.references
+                )));
+            }
+            Target::Split(Arc::new(Split {
+                pieces: pieces.clone(),
+                shares,
+            }))
+        };
+        self.set_target(number, target);
+        for file in pieces.files() {
+            let live = self.files.get_mut(&file).expect("heirs are there");
+            live.names.insert(number);
+        }
+        for (file, used) in gains {
+            let live = self.files.get_mut(&file);
+            live.ok_or_else(|| no_share(number, file))?.used.add(used);
+        }
+        for (file, used) in losses {
+            let live = self.files.get_mut(&file);
+            if !live.is_some_and(|live| live.used.subtract(used)) {
+                return Err(no_share(number, file));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_target(&mut self, number: FileNumber, target: Target) {
+        match target {
+            Target::One(_) => self.splits.remove(&number),
+            Target::Split(_) => self.splits.insert(number),
+        };
+        let name = self.names.get_mut(&number).expect("the name is known");
+        name.target = target;
+    }
+
     /// A table with these references was added.
-    pub(crate) fn refer(&mut self, refs: &TableRefs) -> Result<()> {
+    pub(crate) fn refer(
+        &mut self,
+        table: FileNumber,
+        refs: &TableRefs,
+        given: &Shares<'_>,
+    ) -> Result<()> {
         for &(number, used) in refs {
             let Some(name) = self.names.get_mut(&number) else {
                 return Err(bad(format!("no blob file has the number {number}")));
             };
             name.used.add(used);
-            let live = self.files.get_mut(&name.file).expect("names lead to files");
-            live.used.add(used);
+            let parts = match &mut name.target {
+                Target::One(file) => vec![(*file, used)],
+                Target::Split(split) => {
+                    let parts = given.get(&(number, table));
+                    let parts = parts.filter(|parts| sum(parts) == used);
+                    let parts = parts.ok_or_else(|| no_share(number, table))?.to_vec();
+                    let shares = &mut Arc::make_mut(split).shares;
+                    shares.insert(table, parts.clone());
+                    parts
+                }
+            };
+            for (file, used) in parts {
+                let live = self.files.get_mut(&file);
+                let live = live.filter(|live| live.names.contains(&number));
+                live.ok_or_else(|| no_share(number, table))?.used.add(used);
+            }
         }
         Ok(())
     }
 
     /// A table with these references was removed.
-    pub(crate) fn forget(&mut self, refs: &TableRefs) -> Result<()> {
+    pub(crate) fn forget(&mut self, table: FileNumber, refs: &TableRefs) -> Result<()> {
+        let too_many = |number: FileNumber| {
+            bad(format!(
+                "more references to blob file {number} go than there were"
+            ))
+        };
         for &(number, used) in refs {
             let name = self.names.get_mut(&number);
-            let file = name.and_then(|name| name.used.subtract(used).then_some(name.file));
-            let live = file.and_then(|file| self.files.get_mut(&file));
-            if !live.is_some_and(|live| live.used.subtract(used)) {
-                return Err(bad(format!(
-                    "more references to blob file {number} go than there were"
-                )));
+            let name = name.ok_or_else(|| too_many(number))?;
+            if !name.used.subtract(used) {
+                return Err(too_many(number));
+            }
+            let parts = match &mut name.target {
+                Target::One(file) => vec![(*file, used)],
+                Target::Split(split) => {
+                    let parts = Arc::make_mut(split).shares.remove(&table);
+                    parts.ok_or_else(|| no_share(number, table))?
+                }
+            };
+            for (file, used) in parts {
+                let live = self.files.get_mut(&file);
+                if !live.is_some_and(|live| live.used.subtract(used)) {
+                    return Err(too_many(number));
+                }
             }
             self.touched.push(number);
         }
@@ -308,99 +442,88 @@ impl<F: Clone> BlobSet<F> {
     /// Ends an edit: forgets files that nothing refers to, and ancestors' names that no table uses.
     pub(crate) fn settle(&mut self) {
         for number in std::mem::take(&mut self.touched) {
-            let Some(&Name { file, used }) = self.names.get(&number) else {
+            let Some(name) = self.names.get(&number) else {
                 continue;
             };
-            let live = self.files.get_mut(&file).expect("names lead to files");
-            if live.used.references == 0 {
-                for name in &live.names {
-                    self.names.remove(name);
+            for file in name.files() {
+                if self.files[&file].used.references == 0 {
+                    self.drop_file(file);
                 }
-                self.files.remove(&file);
-            } else if used.references == 0 && number != file {
-                live.names.remove(&number);
+            }
+            let Some(name) = self.names.get(&number) else {
+                continue;
+            };
+            if name.used.references == 0 && !self.files.contains_key(&number) {
+                for file in name.files() {
+                    let live = self.files.get_mut(&file).expect("names lead to files");
+                    live.names.remove(&number);
+                }
                 self.names.remove(&number);
+                self.splits.remove(&number);
             }
         }
     }
+
+    /// A file that nothing refers to goes, and no name leads to it any more.
+    fn drop_file(&mut self, file: FileNumber) {
+        let live = self.files.remove(&file).expect("asked for by who knows it");
+        for number in live.names {
+            let name = &self.names[&number];
+            let target = match (&name.target, name.pieces().without(file)) {
+                (Target::Split(split), Some(pieces)) => match pieces.single() {
+                    Some(file) => Target::One(file),
+                    None => Target::Split(Arc::new(Split {
+                        pieces,
+                        shares: split.shares.clone(),
+                    })),
+                },
+                _ => {
+                    self.names.remove(&number);
+                    self.splits.remove(&number);
+                    continue;
+                }
+            };
+            self.set_target(number, target);
+        }
+    }
+}
+
+/// A table's parts when files are gone; `None` where they cannot be told.
+fn share_after(
+    old: Option<&Parts>,
+    given: Option<&Parts>,
+    gone: &BTreeMap<FileNumber, Cow<'_, Pieces>>,
+) -> Option<Parts> {
+    if let Some(given) = given {
+        let same = old.is_none_or(|old| sum(old) == sum(given));
+        return same.then(|| given.clone());
+    }
+    let mut parts: BTreeMap<FileNumber, BlobUse> = BTreeMap::new();
+    for &(file, used) in old? {
+        let file = match gone.get(&file) {
+            Some(heirs) => heirs.single()?,
+            None => file,
+        };
+        parts.entry(file).or_default().add(used);
+    }
+    Some(parts.into_iter().collect())
+}
+
+fn sum(parts: &Parts) -> BlobUse {
+    let mut sum = BlobUse::default();
+    parts.iter().for_each(|(_, used)| sum.add(*used));
+    sum
 }
 
 fn bad(what: String) -> Error {
     Error::invalid_argument(what)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn used(references: u64, value_bytes: u64) -> BlobUse {
-        BlobUse {
-            references,
-            value_bytes,
-        }
-    }
-
-    #[test]
-    fn numbers_lead_to_the_last_heir_until_no_table_uses_them() {
-        let mut set = BlobSet::default();
-        let (old, mid) = (vec![(1, used(3, 300))], vec![(2, used(1, 50))]);
-        set.add_file(1, 'a').unwrap();
-        set.refer(&old).unwrap();
-        set.settle();
-        set.add_file(2, 'b').unwrap();
-        set.inherit(1, 2).unwrap();
-        set.refer(&mid).unwrap();
-        set.settle();
-        set.add_file(3, 'c').unwrap();
-        set.inherit(2, 3).unwrap();
-        set.settle();
-        assert_eq!(set.resolve(1), Some(&'c'));
-        assert_eq!(set.resolve(2), Some(&'c'));
-        assert_eq!(set.resolve(3), Some(&'c'));
-        assert_eq!(set.files()[&3].used, used(4, 350));
-        assert_eq!(set.ancestors(), [(1, 3), (2, 3)]);
-        set.forget(&old).unwrap();
-        set.settle();
-        assert_eq!(set.ancestors(), [(2, 3)]);
-        set.forget(&mid).unwrap();
-        set.settle();
-        assert!(set.files().is_empty() && set.names.is_empty());
-    }
-
-    #[test]
-    fn a_table_that_moves_keeps_its_blob_files() {
-        let mut set = BlobSet::default();
-        let refs = vec![(7, used(1, 9))];
-        set.add_file(7, ()).unwrap();
-        set.refer(&refs).unwrap();
-        set.settle();
-        set.forget(&refs).unwrap();
-        set.refer(&refs).unwrap();
-        set.settle();
-        assert_eq!(set.files()[&7].used, used(1, 9));
-    }
-
-    #[test]
-    fn a_file_that_nothing_refers_to_is_not_kept() {
-        let mut set = BlobSet::default();
-        set.add_file(1, ()).unwrap();
-        set.settle();
-        assert!(set.resolve(1).is_none() && set.files().is_empty());
-    }
-
-    #[test]
-    fn edits_that_do_not_fit_are_refused() {
-        let mut set = BlobSet::default();
-        set.add_file(1, ()).unwrap();
-        assert!(set.add_file(1, ()).is_err());
-        assert!(set.inherit(1, 1).is_err());
-        assert!(set.inherit(1, 2).is_err());
-        assert!(set.refer(&vec![(9, used(1, 1))]).is_err());
-        assert!(set.forget(&vec![(1, used(1, 1))]).is_err());
-        set.add_file(2, ()).unwrap();
-        set.inherit(1, 2).unwrap();
-        set.refer(&vec![(1, used(1, 1))]).unwrap();
-        set.add_file(3, ()).unwrap();
-        assert!(set.inherit(1, 3).is_err(), "two heirs");
-    }
+fn no_share(number: FileNumber, table: FileNumber) -> Error {
+    bad(format!(
+        "what table {table} refers to under {number} is not shared out among its files"
+    ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,9 +14,14 @@
 //!    8  cf varint, level varint, run varint, table           table added
 //!    9  next column family number varint
 //!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
+//!   81  cf varint, number varint                            a scan found the blob file scattered
 //!   16  as 8, then to the end: blob file number, references, value bytes varints
 //!   17  cf varint, blob file                                blob file added
 //!   18  cf varint, number varint, number varint             the second inherits from the first
+//!   19  cf varint, number varint, then pieces to the end: user key bytes, number varint
+//!                                                           several inherit, each a range of keys
+//!   20  cf varint, table varint, number varint, then to the end: blob file number, references, value bytes
+//!       varints                                             what the table refers to under the number
 //!
 //! blob file: number, file size, records, value bytes varints, checksum u64, smallest and largest
 //! internal key as bytes.
@@ -27,6 +32,7 @@
 //! Invariant: blob files are added first, then inherited; then tables are removed, and added last,
 //! so a move of a table between levels is both.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::file_names::FileNumber;
@@ -34,7 +40,9 @@ use crate::key::SeqNo;
 use crate::write::batch::{CfId, MAX_KEY_LEN};
 use lavafs::codec::{Decoder, put_bytes, put_varint};
 
-use super::blobs::{BlobMeta, BlobUse, TableRefs};
+use super::blob_file::BlobMeta;
+use super::blobs::{BlobUse, Share, TableRefs};
+use super::pieces::{Piece, Pieces};
 use super::version::SstMeta;
 
 /// Change of one column family.
@@ -52,6 +60,12 @@ pub(crate) struct CfEdit {
     pub(crate) blobs: Vec<BlobMeta>,
     /// A number, and the blob file that has its live records from now on.
     pub(crate) heirs: Vec<(FileNumber, FileNumber)>,
+    /// A number, and the blob files that have its live records from now on.
+    pub(crate) splits: Vec<(FileNumber, Pieces)>,
+    /// What tables refer to under numbers with several heirs.
+    pub(crate) shares: Vec<Share>,
+    /// Blob files that scans found scattered.
+    pub(crate) scattered: Vec<FileNumber>,
 }
 
 /// One atomic change of the structure.
@@ -74,9 +88,12 @@ const TAG_REMOVED: u64 = 7;
 const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
 const TAG_CREATED: u64 = 80;
+const TAG_SCATTERED: u64 = 81;
 const TAG_ADDED_WITH_REFS: u64 = 16;
 const TAG_BLOB: u64 = 17;
 const TAG_HEIR: u64 = 18;
+const TAG_SPLIT: u64 = 19;
+const TAG_SHARE: u64 = 20;
 /// Unknown tags from here on are skipped.
 const TAG_FIRST_SKIPPABLE: u64 = 64;
 
@@ -143,7 +160,7 @@ impl VersionEdit {
             TAG_NEXT_FILE => self.next_file_number = Some(body.varint()?),
             TAG_LAST_SEQUENCE => self.last_sequence = Some(body.varint()?),
             TAG_NEXT_CF => self.next_cf = Some(u32::try_from(body.varint()?).ok()?),
-            TAG_CF_CREATED..=TAG_ADDED | TAG_ADDED_WITH_REFS..=TAG_HEIR => {
+            TAG_CF_CREATED..=TAG_ADDED | TAG_ADDED_WITH_REFS..=TAG_SHARE => {
                 let cf = CfId(u32::try_from(body.varint()?).ok()?);
                 self.cfs.entry(cf).or_default().decode_field(tag, body)?;
             }
@@ -160,6 +177,11 @@ impl VersionEdit {
                     }
                 }
             }
+            TAG_SCATTERED => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let number = body.varint()?;
+                self.cfs.entry(cf).or_default().scattered.push(number);
+            }
             _ => return Some(false),
         }
         body.is_empty().then_some(true)
@@ -167,6 +189,19 @@ impl VersionEdit {
 }
 
 impl CfEdit {
+    /// True where numbers get heirs.
+    pub(crate) fn has_heirs(&self) -> bool {
+        !self.heirs.is_empty() || !self.splits.is_empty()
+    }
+
+    /// Numbers with the blob files that they lead to from now on.
+    pub(crate) fn all_heirs(&self) -> impl Iterator<Item = (FileNumber, Cow<'_, Pieces>)> {
+        let one = self.heirs.iter();
+        let one = one.map(|&(number, heir)| (number, Cow::Owned(Pieces::one(heir))));
+        let several = self.splits.iter();
+        one.chain(several.map(|(number, pieces)| (*number, Cow::Borrowed(pieces))))
+    }
+
     fn encode(&self, cf: u64, out: &mut Vec<u8>) {
         if let Some(name) = &self.created {
             put_field(out, TAG_CF_CREATED, |body| {
@@ -223,6 +258,30 @@ impl CfEdit {
                 put_varint(body, heir);
             });
         }
+        for (number, pieces) in &self.splits {
+            put_field(out, TAG_SPLIT, |body| {
+                put_varint(body, cf);
+                put_varint(body, *number);
+                for piece in pieces.as_slice() {
+                    put_bytes(body, &piece.from);
+                    put_varint(body, piece.file);
+                }
+            });
+        }
+        for &number in &self.scattered {
+            put_field(out, TAG_SCATTERED, |body| {
+                put_varint(body, cf);
+                put_varint(body, number);
+            });
+        }
+        for share in &self.shares {
+            put_field(out, TAG_SHARE, |body| {
+                put_varint(body, cf);
+                put_varint(body, share.table);
+                put_varint(body, share.number);
+                put_refs(body, &share.parts);
+            });
+        }
     }
 
     fn decode_field(&mut self, tag: u64, body: &mut Decoder<'_>) -> Option<()> {
@@ -239,6 +298,12 @@ impl CfEdit {
             }
             TAG_BLOB => self.blobs.push(take_blob(body)?),
             TAG_HEIR => self.heirs.push((body.varint()?, body.varint()?)),
+            TAG_SPLIT => self.splits.push((body.varint()?, take_pieces(body)?)),
+            TAG_SHARE => self.shares.push(Share {
+                table: body.varint()?,
+                number: body.varint()?,
+                parts: take_refs(body)?,
+            }),
             _ => {
                 let level = u32::try_from(body.varint()?).ok()?;
                 let run = body.varint()?;
@@ -331,6 +396,17 @@ pub(crate) fn take_refs(body: &mut Decoder<'_>) -> Option<TableRefs> {
     Some(refs)
 }
 
+/// Takes pieces until nothing is left; `None` where they are not in order, or fewer than two.
+fn take_pieces(body: &mut Decoder<'_>) -> Option<Pieces> {
+    let mut pieces = Vec::new();
+    while !body.is_empty() {
+        let from = body.bytes_at_most(MAX_KEY_LEN)?.to_vec();
+        let file = body.varint()?;
+        pieces.push(Piece { from, file });
+    }
+    Pieces::checked(pieces).filter(|pieces| pieces.single().is_none())
+}
+
 fn put_blob(out: &mut Vec<u8>, meta: &BlobMeta) {
     for number in [meta.number, meta.file_size, meta.records, meta.value_bytes] {
         put_varint(out, number);
@@ -390,12 +466,24 @@ mod tests {
             smallest: meta.smallest.clone(),
             largest: meta.largest.clone(),
         };
+        let piece = |from: &[u8], file| Piece {
+            from: from.to_vec(),
+            file,
+        };
+        let pieces = Pieces::of(vec![piece(b"", 11), piece(b"middle", 12)]);
         let default = CfEdit {
             log_number: Some(7),
             removed: vec![(0, 3), (6, 4)],
             added: vec![(1, 0, meta), (1, 0, referring)],
             blobs: vec![blob],
             heirs: vec![(3, 11), (700, 11)],
+            splits: vec![(4, pieces)],
+            scattered: vec![11, 700],
+            shares: vec![Share {
+                table: 10,
+                number: 4,
+                parts: vec![(11, used(1, 512)), (12, used(7, 1 << 33))],
+            }],
             ..CfEdit::default()
         };
         let other = CfEdit {

@@ -4,7 +4,7 @@
 //! durably, and installs the new versions in memory afterwards ([`crate::background::install`]). What a crash
 //! leaves is the old structure or the new one; files named by neither are removed at open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use crate::file_names::FileNumber;
 use crate::key::SeqNo;
 use crate::write::batch::CfId;
 
-use super::blobs::{BlobMeta, BlobSet};
+use super::blob_file::BlobMeta;
+use super::blobs::{BlobSet, by_number};
 use super::edit::{CfEdit, VersionEdit};
 use super::manifest::{self, ManifestWriter};
 use super::obsolete::ObsoleteFiles;
@@ -94,6 +95,8 @@ pub(crate) struct RecoveredCf {
     pub(crate) log_number: FileNumber,
     tables: BTreeMap<FileNumber, (u32, u64, SstMeta)>,
     blobs: BlobSet<BlobMeta>,
+    /// Blob files that scans found scattered; some may be gone.
+    scattered: BTreeSet<FileNumber>,
 }
 
 impl RecoveredCf {
@@ -122,6 +125,9 @@ impl RecoveredCf {
                 .map(|live| live.file.clone())
                 .collect(),
             heirs: self.blobs.ancestors(),
+            splits: self.blobs.splits(),
+            shares: self.blobs.shares(),
+            scattered: self.scattered.iter().copied().collect(),
             ..CfEdit::default()
         };
         Version::empty(num_levels).apply(&edit, remover)
@@ -180,12 +186,13 @@ impl Recovered {
     }
 
     fn apply_cf(&mut self, id: CfId, change: CfEdit) -> Result<()> {
-        if let Some(name) = change.created {
+        if let Some(name) = change.created.clone() {
             let cf = RecoveredCf {
                 name,
                 log_number: 0,
                 tables: BTreeMap::new(),
                 blobs: BlobSet::default(),
+                scattered: BTreeSet::new(),
             };
             if self.cfs.insert(id, cf).is_some() {
                 return Err(bad(format!("column family {} is created twice", id.0)));
@@ -199,26 +206,26 @@ impl Recovered {
             return Err(bad(format!("column family {} is not known", id.0)));
         };
         cf.log_number = cf.log_number.max(change.log_number.unwrap_or(0));
-        for meta in change.blobs {
-            cf.blobs.add_file(meta.number, meta)?;
+        let shares = by_number(&change.shares);
+        for meta in &change.blobs {
+            cf.blobs.add_file(meta.number, meta.clone())?;
         }
-        for (number, heir) in change.heirs {
-            cf.blobs.inherit(number, heir)?;
-        }
+        cf.blobs.inherit(change.all_heirs(), &shares)?;
         for (level, number) in change.removed {
             match cf.tables.remove(&number) {
-                Some((had, _, meta)) if had == level => cf.blobs.forget(&meta.blob_refs)?,
+                Some((had, _, meta)) if had == level => cf.blobs.forget(number, &meta.blob_refs)?,
                 _ => return Err(bad(format!("table {number} is not in level {level}"))),
             }
         }
         for (level, run, meta) in change.added {
             let number = meta.number;
-            cf.blobs.refer(&meta.blob_refs)?;
+            cf.blobs.refer(number, &meta.blob_refs, &shares)?;
             if cf.tables.insert(number, (level, run, meta)).is_some() {
                 return Err(bad(format!("table {number} is added twice")));
             }
         }
         cf.blobs.settle();
+        cf.scattered.extend(change.scattered);
         Ok(())
     }
 }

@@ -18,7 +18,8 @@ use crate::file_names::{FileName, FileNumber};
 use crate::key::{SeqNo, user_key};
 use crate::sstable::Table;
 
-use super::blobs::{BlobFile, BlobSet, TableRefs};
+use super::blob_file::BlobFile;
+use super::blobs::{BlobSet, TableRefs, by_number};
 use super::edit::CfEdit;
 use super::obsolete::ObsoleteFiles;
 
@@ -217,14 +218,15 @@ impl Version {
     /// every run in order.
     pub(crate) fn apply(&self, edit: &CfEdit, remover: &Arc<ObsoleteFiles>) -> Result<Version> {
         let mut next = self.clone();
-        next.add_blobs(edit, remover)?;
+        let shares = by_number(&edit.shares);
+        let files = next.add_blobs(edit, remover)?;
         let mut moved: HashMap<FileNumber, Arc<SstFile>> = HashMap::new();
         for &(level, number) in &edit.removed {
             let file = next.remove(level as usize, number).ok_or_else(|| {
                 Error::invalid_argument(format!("table {number} is not in level {level}"))
             })?;
             if !file.meta.blob_refs.is_empty() {
-                Arc::make_mut(&mut next.blobs).forget(&file.meta.blob_refs)?;
+                Arc::make_mut(&mut next.blobs).forget(number, &file.meta.blob_refs)?;
             }
             moved.insert(number, file);
         }
@@ -241,28 +243,46 @@ impl Version {
             };
             target.insert(*run, file);
             if !meta.blob_refs.is_empty() {
-                Arc::make_mut(&mut next.blobs).refer(&meta.blob_refs)?;
+                Arc::make_mut(&mut next.blobs).refer(meta.number, &meta.blob_refs, &shares)?;
             }
         }
         if !Arc::ptr_eq(&next.blobs, &self.blobs) {
             Arc::make_mut(&mut next.blobs).settle();
         }
+        // What a collection wrote and nothing refers to any more needs no record to go.
+        let files = files.into_iter();
+        files
+            .filter(|file| !next.blobs.files().contains_key(&file.meta.number))
+            .for_each(|file| file.mark_obsolete());
+        for live in edit
+            .scattered
+            .iter()
+            .filter_map(|number| next.blobs.files().get(number))
+        {
+            live.file.mark_scattered();
+        }
         next.check_order()?;
         Ok(next)
     }
 
-    fn add_blobs(&mut self, edit: &CfEdit, remover: &Arc<ObsoleteFiles>) -> Result<()> {
-        if edit.blobs.is_empty() && edit.heirs.is_empty() {
-            return Ok(());
+    /// Returns the files that are new.
+    fn add_blobs(
+        &mut self,
+        edit: &CfEdit,
+        remover: &Arc<ObsoleteFiles>,
+    ) -> Result<Vec<Arc<BlobFile>>> {
+        let mut files = Vec::new();
+        if edit.blobs.is_empty() && !edit.has_heirs() {
+            return Ok(files);
         }
         let blobs = Arc::make_mut(&mut self.blobs);
         for meta in &edit.blobs {
             let file = BlobFile::new(meta.clone(), Arc::clone(remover));
+            files.push(Arc::clone(&file));
             blobs.add_file(meta.number, file)?;
         }
-        edit.heirs
-            .iter()
-            .try_for_each(|&(number, heir)| blobs.inherit(number, heir))
+        blobs.inherit(edit.all_heirs(), &by_number(&edit.shares))?;
+        Ok(files)
     }
 
     fn remove(&mut self, level: usize, number: FileNumber) -> Option<Arc<SstFile>> {

@@ -131,6 +131,13 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 
 type Watcher = dyn Fn(&str, &Path) + Send + Sync;
 
+/// Done once, before the next change of this kind to a file whose name ends so.
+struct Interlude {
+    op: &'static str,
+    suffix: &'static str,
+    action: Box<dyn FnOnce() + Send>,
+}
+
 /// A filesystem that tells a watcher of each change before it happens, and has a space limit.
 pub(crate) struct WatchFs {
     inner: FileSystemRef,
@@ -147,6 +154,7 @@ struct Shared {
     failing: Mutex<Option<(String, i32, u64)>>,
     /// Appends to files whose names contain this find no space; how many did.
     full: Mutex<(Option<String>, u64)>,
+    interlude: Mutex<Option<Interlude>>,
     read_batches: AtomicU64,
     reads: AtomicU64,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
@@ -155,6 +163,12 @@ struct Shared {
 
 impl Shared {
     fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
+        let due =
+            |next: &mut Interlude| next.op == op && path.to_str().unwrap().ends_with(next.suffix);
+        let interlude = self.interlude.lock().take_if(due);
+        if let Some(interlude) = interlude {
+            (interlude.action)();
+        }
         let gate = self.gate.lock();
         (self.watcher)(op, path);
         gate
@@ -178,6 +192,7 @@ impl WatchFs {
                 broken: AtomicBool::new(false),
                 failing: Mutex::new(None),
                 full: Mutex::default(),
+                interlude: Mutex::new(None),
                 read_batches: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 gate: Mutex::new(()),
@@ -212,6 +227,26 @@ impl WatchFs {
     /// Appends refused since [`WatchFs::fill_for`].
     pub(crate) fn refused(&self) -> u64 {
         self.shared.full.lock().1
+    }
+
+    /// Before the next `op` on a path that ends in `suffix`, `action` is done on the thread that is
+    /// about to make the change: whatever of the database's own work it does comes between two steps of that thread's.
+    pub(crate) fn before_next(
+        &self,
+        op: &'static str,
+        suffix: &'static str,
+        action: impl FnOnce() + Send + 'static,
+    ) {
+        *self.shared.interlude.lock() = Some(Interlude {
+            op,
+            suffix,
+            action: Box::new(action),
+        });
+    }
+
+    /// True where the action given last was not done yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.shared.interlude.lock().is_some()
     }
 
     /// From now on every fdatasync fails.
@@ -291,11 +326,11 @@ impl FileSystem for WatchFs {
     fn write_unit(&self) -> u64 {
         self.inner.write_unit()
     }
-    fn readahead_memory(&self) -> u64 {
-        self.inner.readahead_memory()
+    fn buffer_memory(&self) -> u64 {
+        self.inner.buffer_memory()
     }
-    fn limit_readahead_memory(&self, bytes: u64) {
-        self.inner.limit_readahead_memory(bytes);
+    fn limit_buffer_memory(&self, bytes: u64) {
+        self.inner.limit_buffer_memory(bytes);
     }
 }
 

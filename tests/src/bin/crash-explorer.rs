@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use lavatests::crash::{Effort, Violation, explore, explore_mkfs, explore_threads};
+use lavatests::crash::{Effort, Violation, explore, explore_engine, explore_mkfs, explore_threads};
 
-/// Explores what LavaFS is after crashes at every device operation of random workloads.
+/// Explores what LavaFS and LavaKV are after crashes at every device operation of random workloads.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Explore for this many seconds.
@@ -38,12 +38,14 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Kind {
-    /// Every other kind: one world of threads and one of mkfs for eight plain ones.
+    /// Every other kind: one world of threads, one of an engine and one of mkfs for eight plain ones.
     All,
     /// Worlds of one thread, which repeat exactly.
     Plain,
     /// Worlds of several threads, which need not.
     Threads,
+    /// LavaKV on top, which need not either.
+    Engine,
     /// Making a filesystem.
     Mkfs,
 }
@@ -54,6 +56,7 @@ impl Kind {
             Kind::All => "all",
             Kind::Plain => "plain",
             Kind::Threads => "threads",
+            Kind::Engine => "engine",
             Kind::Mkfs => "mkfs",
         }
     }
@@ -68,6 +71,9 @@ fn explore_kinds(seed: u64, kind: Kind, effort: &Effort) -> Result<u64, Box<Viol
     }
     if eighth || kind == Kind::Threads {
         states += explore_threads(seed, effort.steps, effort.crashes)?;
+    }
+    if eighth || kind == Kind::Engine {
+        states += explore_engine(seed, effort)?;
     }
     if eighth || kind == Kind::Mkfs {
         states += explore_mkfs(seed, 4 * effort.crashes)?;

@@ -10,8 +10,10 @@
 //! A world repeats exactly: a [`Violation`] names all that leads to it again.
 //!
 //! Such a world has one thread. Worlds of several threads, with the background thread beside them,
-//! do not repeat and have a model of their own (`threads.rs`); crashes of mkfs are in `format.rs`.
+//! do not repeat and have a model of their own (`threads.rs`); so do engines on top (`engine.rs`). Crashes of
+//! mkfs are in `format.rs`.
 
+mod engine;
 mod format;
 mod model;
 mod threads;
@@ -27,6 +29,7 @@ use lavafs::{MkfsOptions, mkfs};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+pub use self::engine::explore_engine;
 pub use self::format::explore_mkfs;
 pub use self::threads::explore_threads;
 use self::workload::Life;

@@ -1,33 +1,35 @@
-//! One garbage collection: from a pick to the heir in the manifest.
+//! One garbage collection: from a pick to the heirs in the manifest.
 //!
 //! Liveness is asked of the tables of one committed version. A record is live if a table has exactly its
 //! version of its key and that entry's number leads to the record's file. References are only ever passed
 //! on, from table to table, so what is not live then never is again; what is overwritten or
-//! dropped while the job runs becomes the heir's garbage.
+//! dropped while the job runs becomes the heirs' garbage.
 //!
 //! Steps, and what a crash after each leaves:
-//! 1. the heir is written and synced, its directory too: an orphan, removed by the next open;
-//! 2. one manifest record adds the heir and lets the numbers of those inputs lead to it that the version still
+//! 1. the heirs are written and synced one after another, then their directory: orphans, removed by the next open;
+//! 2. tables that a cut between heirs goes through are read, to tell how many references lead to which: the same;
+//! 3. one manifest record adds the heirs and lets the numbers of those inputs lead to them that the version still
 //!    has: the new structure, and inputs that the next open removes;
-//! 3. memory; the inputs go when the last version, iterator or snapshot's iterator lets go of them.
+//! 4. memory; the inputs go when the last version, iterator or snapshot's iterator lets go of them.
 //!
 //! The tables' accounts say how many live records each input has. Where the job found another number, nothing is
 //! committed: better garbage than a lost value.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lavafs::CreateOptions;
 
 use super::liveness::Referrers;
-use super::{GcPick, LiveCount, Rewritten, rewrite};
-use crate::blob::{BlobFileBuilder, BlobFileProperties, BlobFileReader};
+use super::{GcPick, Rewritten, rewrite};
+use crate::blob::{BlobFileBuilder, BlobFileReader};
 use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
+use crate::key::user_key;
 use crate::stats::listener::CollectionEvent;
-use crate::version::{BlobMeta, BlobUse, CfEdit, Version};
+use crate::version::{BlobMeta, BlobUse, CfEdit, Piece, Pieces, Share, Version};
 use crate::write::batch::CfId;
 
 /// Bytes that are read at once of each input.
@@ -68,7 +70,7 @@ impl Engine {
         outcome.map(|_| ())
     }
 
-    /// Returns the bytes of the heir; 0 where there is none.
+    /// Returns the bytes of the heirs; 0 where there is none.
     fn collect_and_commit(
         self: &Arc<Self>,
         cf: CfId,
@@ -76,28 +78,50 @@ impl Engine {
         version: &Version,
     ) -> Result<u64> {
         let readers = self.readers_of(pick, version)?;
-        let created = Cell::new(None);
-        let outcome = self.copy_live(cf, pick, version, &readers, &created);
-        let Some(number) = created.get() else {
-            return outcome.map(|_| 0);
-        };
-        match outcome {
-            Ok(Some(properties)) => {
-                let bytes = self.commit_heir(cf, pick, number, properties)?;
+        let created = RefCell::new(Vec::new());
+        let heirs = self
+            .copy_live(cf, pick, version, &readers, &created)
+            .and_then(|heirs| {
+                let heirs = Heirs::new(&created.borrow(), heirs);
+                let shares = self.shares_in(version, pick, &heirs)?;
+                Ok((heirs, shares))
+            });
+        let created = created.into_inner();
+        match heirs {
+            Ok((heirs, shares)) if !created.is_empty() => {
+                let bytes = self.commit_heirs(cf, pick, &heirs, &shares)?;
                 let read = readers.iter().map(|reader| reader.properties().file_bytes);
                 self.tickers.blob_collection_read_bytes.add(read.sum());
                 self.tickers.blob_collections.add(1);
                 Ok(bytes)
             }
-            Ok(None) => {
-                self.remove_file(FileName::Blob(number));
-                Ok(0)
-            }
-            Err(error) => {
-                self.remove_file(FileName::Blob(number));
-                Err(error)
+            other => {
+                self.remove_blobs(&created);
+                // Dropped meanwhile: its files go by themselves.
+                match other {
+                    Err(error) if self.cf(cf).is_ok() => Err(error),
+                    _ => Ok(0),
+                }
             }
         }
+    }
+
+    fn remove_blobs(&self, numbers: &[FileNumber]) {
+        for &number in numbers {
+            self.remove_file(FileName::Blob(number));
+        }
+    }
+
+    /// What the tables of `version` refer to in each heir.
+    fn shares_in(
+        self: &Arc<Self>,
+        version: &Version,
+        pick: &GcPick,
+        heirs: &Heirs,
+    ) -> Result<Vec<Share>> {
+        let mut edit = heirs.edit(&pick.inputs, version);
+        self.share_out(version, &mut edit, &[])?;
+        Ok(edit.shares)
     }
 
     fn readers_of(&self, pick: &GcPick, version: &Version) -> Result<Vec<Arc<BlobFileReader>>> {
@@ -109,30 +133,30 @@ impl Engine {
         inputs.collect()
     }
 
-    /// Writes the live values to a new file, whose number goes to `created`; durable on return.
-    /// `None` where there is nothing to commit.
+    /// Writes the live values to new files, whose numbers go to `created`; durable on return.
     fn copy_live(
         self: &Arc<Self>,
         cf: CfId,
         pick: &GcPick,
         version: &Version,
         readers: &[Arc<BlobFileReader>],
-        created: &Cell<Option<FileNumber>>,
-    ) -> Result<Option<BlobFileProperties>> {
+        created: &RefCell<Vec<FileNumber>>,
+    ) -> Result<Vec<Rewritten>> {
         let family = self.cf(cf)?;
+        let options = &family.options;
         let mut referrers = Referrers::new(self, cf, version, readers);
         let _buffers = self.charge_io(readers.len() * INPUT_BUFFER + OUTPUT_BUFFERS);
+        let expected = pick.copied_bytes.min(options.blob_file_size);
         let create = || {
             let number = self.new_file_number();
             let path = self.dir.join(FileName::Blob(number).to_string());
-            let options = CreateOptions {
-                expected_size: pick.copied_bytes.min(self.fs.space().free / 4),
+            let create = CreateOptions {
+                expected_size: expected.min(self.fs.space().free / 4),
                 ..CreateOptions::default()
             };
-            let file = self.fs.create(&path, &options)?;
-            created.set(Some(number));
-            let options = family.options.blob_file_options();
-            let mut builder = BlobFileBuilder::create(file, number, options)?;
+            let file = self.fs.create(&path, &create)?;
+            created.borrow_mut().push(number);
+            let mut builder = BlobFileBuilder::create(file, number, options.blob_file_options())?;
             // A repair without manifest follows the tables' references by these.
             let inputs = pick.inputs.iter();
             builder.set_ancestors(
@@ -140,78 +164,124 @@ impl Engine {
             );
             Ok(builder)
         };
-        let (properties, counts) = match rewrite(readers, &mut referrers, create) {
-            Ok(Rewritten::Written(properties, counts)) => (properties, counts),
-            Ok(Rewritten::NothingLive) => {
-                check_accounts(pick, version, &vec![LiveCount::default(); readers.len()])?;
-                return Ok(None);
-            }
-            // Dropped meanwhile: its files go by themselves.
-            Err(_) if self.cf(cf).is_err() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        check_accounts(pick, version, &counts)?;
-        referrers.settle()?;
-        self.fs.sync_dir(&self.dir)?;
-        Ok(Some(properties))
+        let heirs = rewrite(readers, &mut referrers, options.blob_file_size, create)?;
+        check_accounts(pick, version, &heirs)?;
+        if !heirs.is_empty() {
+            referrers.settle()?;
+            self.fs.sync_dir(&self.dir)?;
+        }
+        Ok(heirs)
     }
 
-    /// Lets the inputs' numbers lead to the heir. Inputs that nothing refers to any more are gone
-    /// from the version, and have no heir.
-    fn commit_heir(
+    /// Lets the inputs' numbers lead to the heirs. Inputs that nothing refers to any more are gone
+    /// from the version, and have no heir; a heir to which nothing leads then is not kept.
+    fn commit_heirs(
         self: &Arc<Self>,
         cf: CfId,
         pick: &GcPick,
-        number: FileNumber,
-        properties: BlobFileProperties,
+        heirs: &Heirs,
+        shares: &[Share],
     ) -> Result<u64> {
-        let bytes = properties.file_bytes;
-        let meta = BlobMeta {
-            number,
-            file_size: properties.file_bytes,
-            records: properties.records,
-            value_bytes: properties.raw_value_bytes,
-            checksum: properties.checksum,
-            smallest: properties.smallest,
-            largest: properties.largest,
-        };
         let wanted = Cell::new(true);
         let edit = |_: &State, cf: &ColumnFamily| {
-            let view = cf.view();
-            let files = view.version.blobs.files();
-            let inputs = pick.inputs.iter().filter(|input| files.contains_key(input));
-            let heirs: Vec<_> = inputs.map(|&input| (input, number)).collect();
-            wanted.set(!heirs.is_empty());
-            CfEdit {
-                blobs: wanted.get().then_some(meta).into_iter().collect(),
-                heirs,
-                ..CfEdit::default()
-            }
+            let edit = heirs.edit(&pick.inputs, &cf.view().version);
+            wanted.set(edit.has_heirs());
+            edit
         };
-        let committed = self.change_cf(cf, edit, |_| {});
+        let committed = self.change_cf_sharing(cf, shares, edit, |_| {});
         if committed.is_err() && self.cf(cf).is_ok() {
-            // The record may be durable: the file stays until the next open knows.
+            // The record may be durable: the files stay until the next open knows.
             return committed.map(|()| 0);
         }
         if committed.is_err() || !wanted.get() {
-            self.remove_file(FileName::Blob(number));
+            self.remove_blobs(&heirs.numbers());
             return Ok(0);
         }
+        let mut bytes = 0;
+        for meta in &heirs.files {
+            bytes += meta.file_size;
+            self.tell_blob_file(meta.number, meta.file_size);
+        }
         self.tickers.blob_collection_write_bytes.add(bytes);
-        self.tell_blob_file(number, bytes);
-        self.warm(cf, &[], &[number], Vec::new());
+        self.warm(cf, &[], &heirs.numbers(), Vec::new());
         Ok(bytes)
     }
 }
 
-/// Compares what was found live with what the tables account for.
-fn check_accounts(pick: &GcPick, version: &Version, counts: &[LiveCount]) -> Result<()> {
-    for (number, count) in pick.inputs.iter().zip(counts) {
-        let used = version.blobs.files()[number].used;
-        let found = BlobUse {
-            references: count.records,
-            value_bytes: count.value_bytes,
+/// What a job wrote, in key order.
+struct Heirs {
+    files: Vec<BlobMeta>,
+    /// For each file and input, whether it has records of that.
+    has: Vec<Vec<bool>>,
+}
+
+impl Heirs {
+    fn new(numbers: &[FileNumber], written: Vec<Rewritten>) -> Self {
+        let mut heirs = Heirs {
+            files: Vec::new(),
+            has: Vec::new(),
         };
+        for (&number, Rewritten { properties, counts }) in numbers.iter().zip(written) {
+            heirs.files.push(BlobMeta {
+                number,
+                file_size: properties.file_bytes,
+                records: properties.records,
+                value_bytes: properties.raw_value_bytes,
+                checksum: properties.checksum,
+                smallest: properties.smallest,
+                largest: properties.largest,
+            });
+            heirs
+                .has
+                .push(counts.iter().map(|count| count.records > 0).collect());
+        }
+        heirs
+    }
+
+    fn numbers(&self) -> Vec<FileNumber> {
+        self.files.iter().map(|meta| meta.number).collect()
+    }
+
+    /// The edit that lets those of `inputs` lead to the heirs that `version` still has; empty where it has
+    /// none. An input leads to those heirs alone that have something of it.
+    fn edit(&self, inputs: &[FileNumber], version: &Version) -> CfEdit {
+        let mut edit = CfEdit::default();
+        let left = inputs.iter().enumerate();
+        let left = left.filter(|(_, input)| version.blobs.files().contains_key(input));
+        for (at, &input) in left {
+            let files = self.files.iter().zip(&self.has);
+            let pieces = files.filter(|(_, has)| has[at]).map(|(meta, _)| Piece {
+                from: user_key(&meta.smallest).to_vec(),
+                file: meta.number,
+            });
+            let pieces: Vec<Piece> = pieces.collect();
+            if pieces.is_empty() {
+                continue;
+            }
+            let pieces = Pieces::of(pieces);
+            match pieces.single() {
+                Some(heir) => edit.heirs.push((input, heir)),
+                None => edit.splits.push((input, pieces)),
+            }
+        }
+        if edit.has_heirs() {
+            edit.blobs.clone_from(&self.files);
+        }
+        edit
+    }
+}
+
+/// Compares what was found live with what the tables account for.
+fn check_accounts(pick: &GcPick, version: &Version, heirs: &[Rewritten]) -> Result<()> {
+    for (at, number) in pick.inputs.iter().enumerate() {
+        let used = version.blobs.files()[number].used;
+        let mut found = BlobUse::default();
+        for heir in heirs {
+            found.add(BlobUse {
+                references: heir.counts[at].records,
+                value_bytes: heir.counts[at].value_bytes,
+            });
+        }
         if found != used {
             let detail = format!(
                 "tables account for {} references with {} bytes, a collection finds {} with {}",

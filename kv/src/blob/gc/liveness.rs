@@ -111,7 +111,8 @@ impl Liveness for Referrers<'_> {
             return Ok(false);
         }
         let reference = BlobReference::of_entry(self.tables.value())?;
-        Ok(self.version.blobs.resolve_number(reference.file) == Some(input))
+        let blobs = &self.version.blobs;
+        Ok(blobs.resolve_number(reference.file, user_key(internal_key)) == Some(input))
     }
 
     fn copied(&mut self, bytes: u64) -> Result<()> {

@@ -94,6 +94,8 @@ pub(crate) struct Effort {
     pub(crate) threads: usize,
     /// The cheapest files first instead of the ones with most garbage.
     pub(crate) smallest_first: bool,
+    /// The caller wants it, whatever the options of a family say.
+    pub(crate) is_asked_for: bool,
 }
 
 impl Effort {
@@ -121,6 +123,7 @@ impl Effort {
             tolerated,
             threads: 1 + ((max_threads - 1) as f64 * share).round() as usize,
             smallest_first: usage >= NEARLY_FULL,
+            is_asked_for: false,
         }
     }
 }
@@ -128,11 +131,11 @@ impl Effort {
 /// Bounds of one job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of live values that one output takes, unless one input alone has more.
-    pub(crate) output_bytes: u64,
+    /// Bytes of live values that are copied, unless one input alone has more.
+    pub(crate) copied_bytes: u64,
     /// Bytes of the inputs, unless one alone has more.
     pub(crate) input_bytes: u64,
-    /// Bytes of the disk that the output may take.
+    /// Bytes of the disk that the outputs may take.
     pub(crate) free_bytes: u64,
 }
 
@@ -141,7 +144,7 @@ pub(crate) struct Limits {
 pub(crate) struct GcPick {
     /// Numbers of the files, ascending.
     pub(crate) inputs: Vec<u64>,
-    /// Bytes of the output, about.
+    /// Bytes of the outputs, about.
     pub(crate) copied_bytes: u64,
     /// Bytes that the disk has more when the inputs are gone, about.
     pub(crate) freed_bytes: u64,
@@ -187,7 +190,7 @@ pub(crate) fn pick(candidates: &[Candidate], effort: Effort, limits: Limits) -> 
         if copied > limits.free_bytes {
             continue;
         }
-        if !first && (copied > limits.output_bytes || read > limits.input_bytes) {
+        if !first && (copied > limits.copied_bytes || read > limits.input_bytes) {
             continue;
         }
         pick.inputs.push(file.number);
@@ -210,7 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits {
-        output_bytes: 1000,
+        copied_bytes: 1000,
         input_bytes: 4000,
         free_bytes: 100_000,
     };
@@ -230,6 +233,7 @@ mod tests {
             tolerated,
             threads: 1,
             smallest_first: false,
+            is_asked_for: false,
         }
     }
 
@@ -336,7 +340,7 @@ mod tests {
                 let read: u64 = inputs.iter().map(|file| file.file_bytes).sum();
                 prop_assert!(picked.copied_bytes <= free);
                 prop_assert!(inputs.len() == 1 || read <= limits.input_bytes);
-                prop_assert!(inputs.len() == 1 || picked.copied_bytes <= limits.output_bytes);
+                prop_assert!(inputs.len() == 1 || picked.copied_bytes <= limits.copied_bytes);
                 let garbage: u64 = inputs.iter().map(|file| file.garbage_bytes()).sum();
                 let values: u64 = inputs.iter().map(|file| file.value_bytes).sum();
                 prop_assert!(garbage as f64 >= MIN_SHARE * values as f64 * 0.99);

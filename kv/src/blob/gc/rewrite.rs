@@ -1,14 +1,15 @@
-//! Copies the live values of several blob files into a new one, sorted by key.
+//! Copies the live values of several blob files into new ones, sorted by key across all of them.
 //!
-//! Values are copied as they are stored, not compressed again. Nothing is committed here: a crash
-//! or an error leaves a file without a name in the manifest, which the next open removes.
+//! An output ends where it is large enough and the next user key is another one, so that outputs have disjoint
+//! ranges of user keys. Values are copied as they are stored, not compressed again. Nothing is committed here: a crash
+//! or an error leaves files without a name in the manifest, which the next open removes.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::blob::{BlobFileBuilder, BlobFileIterator, BlobFileProperties, BlobFileReader};
 use crate::error::{Error, Result};
-use crate::key::compare_internal;
+use crate::key::{compare_internal, user_key};
 
 /// Tells which records are live.
 pub(crate) trait Liveness {
@@ -29,14 +30,12 @@ impl<F: FnMut(&[u8], u64) -> Result<bool>> Liveness for F {
     }
 }
 
-/// What a rewrite did.
+/// A file that a rewrite wrote, which is durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Rewritten {
-    /// The live values are in the new file, which is durable. For each input, in the order they were
-    /// given, the live records and the bytes of their values before compression.
-    Written(BlobFileProperties, Vec<LiveCount>),
-    /// No value is live; nothing was written.
-    NothingLive,
+pub(crate) struct Rewritten {
+    pub(crate) properties: BlobFileProperties,
+    /// For each input, in the order they were given, what of it is here.
+    pub(crate) counts: Vec<LiveCount>,
 }
 
 /// Live records of an input.
@@ -47,25 +46,35 @@ pub(crate) struct LiveCount {
     pub(crate) value_bytes: u64,
 }
 
-/// Copies what is live in `inputs` into the file that `create` begins when the first live value is
-/// met.
+/// Copies what is live in `inputs` into files that `create` begins when they are needed, each about
+/// `output_bytes` long. None are written where nothing is live.
 ///
 /// # Errors
-/// The files', or those of liveness. The new file, if there is one, is to be removed.
+/// The files', or those of liveness. New files, if there are any, are to be removed.
 pub(crate) fn rewrite(
     inputs: &[Arc<BlobFileReader>],
     liveness: &mut dyn Liveness,
+    output_bytes: u64,
     mut create: impl FnMut() -> Result<BlobFileBuilder>,
-) -> Result<Rewritten> {
-    let mut counts = vec![LiveCount::default(); inputs.len()];
-    let mut output: Option<BlobFileBuilder> = None;
+) -> Result<Vec<Rewritten>> {
+    let nothing = || vec![LiveCount::default(); inputs.len()];
+    let mut done = Vec::new();
+    let mut open: Option<(BlobFileBuilder, Vec<LiveCount>)> = None;
     let mut merge = Merge::new(inputs)?;
     while let Some(at) = merge.first() {
         let iter = &merge.iters[at];
         if liveness.is_live(iter.key(), inputs[at].number())? {
-            let output = match &mut output {
-                Some(output) => output,
-                None => output.insert(create()?),
+            let is_full = |(output, _): &mut (BlobFileBuilder, _)| {
+                output.estimated_size() >= output_bytes
+                    && user_key(output.last_key()) != user_key(iter.key())
+            };
+            if let Some((output, counts)) = open.take_if(is_full) {
+                let properties = output.finish()?;
+                done.push(Rewritten { properties, counts });
+            }
+            let (output, counts) = match &mut open {
+                Some(open) => open,
+                None => open.insert((create()?, nothing())),
             };
             if output.last_key() == iter.key() {
                 return Err(two_live(inputs[at].number(), iter));
@@ -77,10 +86,11 @@ pub(crate) fn rewrite(
         }
         merge.advance(at)?;
     }
-    match output {
-        Some(output) => Ok(Rewritten::Written(output.finish()?, counts)),
-        None => Ok(Rewritten::NothingLive),
+    if let Some((output, counts)) = open {
+        let properties = output.finish()?;
+        done.push(Rewritten { properties, counts });
     }
+    Ok(done)
 }
 
 fn two_live(number: u64, iter: &BlobFileIterator) -> Error {

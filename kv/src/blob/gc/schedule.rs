@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::{Candidate, Effort, GcPick, Limits, Standing, pick};
 use crate::background::scheduler::{next_compaction, spawn};
-use crate::db::engine::{Engine, State};
+use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::env::Priority;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
@@ -29,8 +29,10 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Usage from which a collection does not wait for compactions.
 const URGENT_USAGE: f64 = 0.9;
 
-/// Bytes that a job reads, in outputs.
-const INPUTS_PER_OUTPUT: u64 = 8;
+/// Bytes that a job reads and writes at most, in files of full size. The more it writes, the more values come
+/// to lie in the order of their keys; but inputs go when all is written, so it is one file where space is short.
+const INPUTS_MAX: u64 = 8;
+const OUTPUTS_MAX: u64 = 4;
 
 /// What the engine's state knows of collections.
 #[derive(Debug, Default)]
@@ -81,11 +83,7 @@ impl Disk {
 /// Queues a collection if one is due; it queues the next.
 pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
     let options = &engine.options;
-    let has_blobs = |state: &State| {
-        let mut cfs = state.cfs.values();
-        cfs.any(|cf| !cf.view().version.blobs.files().is_empty())
-    };
-    if !options.enable_blob_garbage_collection || !has_blobs(state) {
+    if !state.cfs.values().any(|cf| is_collected(cf)) {
         return;
     }
     let disk = Disk::of(engine);
@@ -179,6 +177,11 @@ fn hold(collections: &mut Collections, pick: &GcPick, error: &Error, free: u64) 
     }
 }
 
+/// True where the background has blob files of the family to look after.
+fn is_collected(cf: &ColumnFamily) -> bool {
+    cf.options.enable_blob_garbage_collection && !cf.view().version.blobs.files().is_empty()
+}
+
 /// The collection that frees most for what it copies, of all column families.
 fn next(state: &State, effort: Effort, disk: Disk) -> Option<Due> {
     let collections = &state.collections;
@@ -193,7 +196,9 @@ fn next(state: &State, effort: Effort, disk: Disk) -> Option<Due> {
             _ => Standing::Eligible,
         }
     };
-    let due = state.cfs.values().filter_map(|cf| {
+    let cfs = state.cfs.values();
+    let due = cfs.filter(|cf| effort.is_asked_for || is_collected(cf));
+    let due = due.filter_map(|cf| {
         let version = Arc::clone(&cf.view().version);
         let files = version
             .blobs
@@ -207,10 +212,14 @@ fn next(state: &State, effort: Effort, disk: Disk) -> Option<Due> {
                 standing: standing(number),
             });
         let candidates: Vec<Candidate> = files.collect();
-        let output_bytes = cf.options.blob_file_size;
+        let file_bytes = cf.options.blob_file_size;
+        let outputs = match disk.usage >= URGENT_USAGE {
+            true => 1,
+            false => OUTPUTS_MAX,
+        };
         let limits = Limits {
-            output_bytes,
-            input_bytes: output_bytes.saturating_mul(INPUTS_PER_OUTPUT),
+            copied_bytes: file_bytes.saturating_mul(outputs),
+            input_bytes: file_bytes.saturating_mul(INPUTS_MAX),
             free_bytes,
         };
         let pick = pick(&candidates, effort, limits)?;
@@ -268,6 +277,7 @@ impl Engine {
             tolerated: 0.0,
             threads: 1,
             smallest_first: false,
+            is_asked_for: true,
         };
         loop {
             let mut state = self.state.lock();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lavafs::{CreateOptions, FileSystem, HostFs};
 
+use super::rewrite::LiveCount;
 use super::*;
 use crate::blob::{BlobFileBuilder, BlobFileOptions, BlobFileReader, file_name};
 use crate::error::{Error, Result};
@@ -68,11 +69,10 @@ fn what_is_live_comes_back_sorted_and_what_is_not_is_gone() {
         assert!(inputs[input as usize - 1].get(key)?.is_some());
         Ok(live.iter().any(|live| live == key))
     };
-    let done = rewrite(&inputs, &mut liveness, || create(&fs, 9)).unwrap();
+    let mut done = rewrite(&inputs, &mut liveness, u64::MAX, || create(&fs, 9)).unwrap();
     assert!(asked.is_sorted() && asked.len() as u64 == RECORDS);
-    let Rewritten::Written(properties, counts) = done else {
-        panic!("{done:?}");
-    };
+    let Rewritten { properties, counts } = done.pop().unwrap();
+    assert!(done.is_empty(), "one file is enough");
     assert_eq!(properties.records, live.len() as u64);
     for (at, count) in counts.iter().enumerate() {
         let of_input = (0..RECORDS).filter(|r| is_live(*r) && (r % INPUTS) as usize == at);
@@ -92,13 +92,61 @@ fn what_is_live_comes_back_sorted_and_what_is_not_is_gone() {
 }
 
 #[test]
+fn outputs_are_bounded_and_have_ranges_of_their_own_across_all_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = HostFs::open(dir.path()).unwrap();
+    let inputs = inputs(&fs);
+    let mut all = |_: &[u8], _: u64| Ok(true);
+    let mut next = 8;
+    let done = rewrite(&inputs, &mut all, 4096, || {
+        next += 1;
+        create(&fs, next)
+    });
+    let done = done.unwrap();
+    assert!(done.len() > 3, "{} outputs", done.len());
+    for pair in done.windows(2) {
+        let (left, right) = (&pair[0].properties, &pair[1].properties);
+        assert!(user_key(&left.largest) < user_key(&right.smallest));
+        assert!(left.file_bytes < 2 * 4096, "{} bytes", left.file_bytes);
+    }
+    let records: u64 = done.iter().map(|output| output.properties.records).sum();
+    assert_eq!(records, RECORDS);
+    for (at, input) in inputs.iter().enumerate() {
+        let counts = done.iter().map(|output| output.counts[at].records);
+        assert_eq!(counts.sum::<u64>(), input.properties().records);
+    }
+}
+
+#[test]
+fn versions_of_a_key_are_not_parted() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = HostFs::open(dir.path()).unwrap();
+    let version = |seq| InternalKey::new(b"key", seq, ValueKind::BlobReference).into_bytes();
+    let mut builder = create(&fs, 1).unwrap();
+    for seq in (1..=100).rev() {
+        builder.add(&version(seq), &[seq as u8; 200]).unwrap();
+    }
+    builder.add(&key(7), b"next").unwrap();
+    builder.finish().unwrap();
+    let mut all = |_: &[u8], _: u64| Ok(true);
+    let mut next = 8;
+    let done = rewrite(&[open(&fs, 1)], &mut all, 4096, || {
+        next += 1;
+        create(&fs, next)
+    });
+    let records = done.unwrap();
+    let records: Vec<u64> = records.iter().map(|one| one.properties.records).collect();
+    assert_eq!(records, [100, 1]);
+}
+
+#[test]
 fn nothing_live_makes_no_file_and_a_cancelled_rewrite_makes_none_that_opens() {
     let dir = tempfile::tempdir().unwrap();
     let fs = HostFs::open(dir.path()).unwrap();
     let inputs = inputs(&fs);
     let mut dead = |_: &[u8], _: u64| Ok(false);
-    let done = rewrite(&inputs, &mut dead, || create(&fs, 9)).unwrap();
-    assert_eq!(done, Rewritten::NothingLive);
+    let done = rewrite(&inputs, &mut dead, u64::MAX, || create(&fs, 9)).unwrap();
+    assert_eq!(done, []);
     assert!(fs.open(Path::new(&file_name(9))).is_err());
     let mut seen = 0;
     let mut stop = |_: &[u8], _: u64| {
@@ -108,7 +156,7 @@ fn nothing_live_makes_no_file_and_a_cancelled_rewrite_makes_none_that_opens() {
             _ => Ok(true),
         }
     };
-    assert!(rewrite(&inputs, &mut stop, || create(&fs, 9)).is_err());
+    assert!(rewrite(&inputs, &mut stop, u64::MAX, || create(&fs, 9)).is_err());
     assert_eq!(seen, 100);
     let file = fs.open(Path::new(&file_name(9))).unwrap();
     assert!(BlobFileReader::open(file, 9).unwrap_err().is_corrupt());
@@ -125,9 +173,10 @@ fn one_version_live_in_two_files_is_refused() {
     }
     let inputs = [open(&fs, 1), open(&fs, 2)];
     let mut all = |_: &[u8], _: u64| Ok(true);
-    let error = rewrite(&inputs, &mut all, || create(&fs, 9)).unwrap_err();
+    let error = rewrite(&inputs, &mut all, u64::MAX, || create(&fs, 9)).unwrap_err();
     assert!(error.is_corrupt());
     let mut second = |_: &[u8], input: u64| Ok(input == 2);
-    let done = rewrite(&inputs, &mut second, || create(&fs, 10)).unwrap();
-    assert!(matches!(done, Rewritten::Written(properties, _) if properties.records == 1));
+    let done = rewrite(&inputs, &mut second, u64::MAX, || create(&fs, 10)).unwrap();
+    assert_eq!(done.len(), 1);
+    assert_eq!(done[0].properties.records, 1);
 }

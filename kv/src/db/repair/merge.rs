@@ -96,7 +96,7 @@ pub(super) fn merge(
             expected_size: options.blob_file_size.min(space),
             options: options.blob_file_options(),
             // The input says where values are now.
-            resolve: &Some,
+            resolve: &|number, _| Some(number),
             along: &along,
         },
     };

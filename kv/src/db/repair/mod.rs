@@ -243,7 +243,7 @@ impl Repair<'_> {
     }
 
     /// Keeps the sound blob files of a family that the manifest describes. Returns the numbers that
-    /// lead to the others.
+    /// lead to the others, or to several.
     fn keep_blobs(
         &mut self,
         id: CfId,
@@ -257,6 +257,10 @@ impl Repair<'_> {
                 lost.extend(&live.names);
             }
         }
+        // What leads to several files is told for each table by the manifest; tables with such numbers are
+        // written anew instead, with the numbers of the files.
+        let splits = cf.blobs().splits().into_iter();
+        lost.extend(splits.map(|(number, _)| number));
         let heirs = cf.blobs().ancestors().into_iter();
         family.heirs = heirs.filter(|(name, _)| !lost.contains(name)).collect();
         Ok(lost)
