@@ -23,6 +23,12 @@ const AT: &str = "/db";
 
 type Files = BTreeMap<OsString, Vec<u8>>;
 
+/// A file's name and bytes.
+type Named<'a> = (&'a str, &'a [u8]);
+
+/// What is wrong, the option's name, and the change that makes it so.
+type Wrong = (&'static str, &'static str, fn(&mut Options));
+
 /// Every file of the database's directory with its bytes.
 fn files(fs: &FileSystemRef) -> Files {
     let entries = fs.list(Path::new(AT)).unwrap();
@@ -88,11 +94,17 @@ fn fill(fs: &FileSystemRef) {
         .unwrap();
 }
 
+/// What it is, a word of the refusal, and the change of the options.
+type WrongOption = (&'static str, &'static str, fn(&mut Options));
+
+/// What it is, and its files with their contents.
+type ForeignDirectory<'a> = (&'a str, &'a [(&'a str, &'a [u8])]);
+
 #[test]
 fn a_wrong_option_is_refused_by_name_and_changes_no_byte() {
     on_host_and_image(|fs| {
         fill(&fs);
-        let bad: [(&str, &str, fn(&mut Options)); 9] = [
+        let bad: [Wrong; 9] = [
             ("fewer levels than there are", "num_levels", |o| {
                 o.num_levels = 2;
             }),
@@ -134,7 +146,7 @@ fn a_wrong_option_is_refused_by_name_and_changes_no_byte() {
 
 #[test]
 fn a_foreign_directory_is_refused_and_gets_not_even_a_lock_file() {
-    let foreign: [(&str, &[(&str, &[u8])]); 4] = [
+    let foreign: [(&str, &[Named<'_>]); 4] = [
         (
             "another engine's database",
             &[

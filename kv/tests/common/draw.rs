@@ -58,7 +58,7 @@ fn random_env(rng: &mut Rng) -> Option<Arc<Env>> {
             compaction_threads: 1 + rng.below(3) as usize,
             rate_bytes_per_s: rng.below(2) * (32 << 20),
             memory_limit: (rng.below(2) << 20) as usize,
-            trim_allocator: None,
+            ..EnvOptions::default()
         })
     })
 }
