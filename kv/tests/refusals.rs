@@ -94,12 +94,6 @@ fn fill(fs: &FileSystemRef) {
         .unwrap();
 }
 
-/// What it is, a word of the refusal, and the change of the options.
-type WrongOption = (&'static str, &'static str, fn(&mut Options));
-
-/// What it is, and its files with their contents.
-type ForeignDirectory<'a> = (&'a str, &'a [(&'a str, &'a [u8])]);
-
 #[test]
 fn a_wrong_option_is_refused_by_name_and_changes_no_byte() {
     on_host_and_image(|fs| {
