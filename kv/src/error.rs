@@ -73,6 +73,11 @@ pub enum Severity {
 }
 
 impl Error {
+    /// True where a device is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(self, Error::Fs(lavafs::Error::NoSpace { .. }))
+    }
+
     /// How bad this is.
     pub fn severity(&self) -> Severity {
         match self {

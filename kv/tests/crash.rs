@@ -1,9 +1,15 @@
-//! The engine through LavaFS on a device that loses power: a random history is recorded with every
+//! The engine through LavaFS on a device that loses power: random histories are recorded with every
 //! write and flush that reached the device, and the device is opened again as it would be after a
 //! crash at sampled ones.
 //!
-//! The threads of flush and compaction make every recording another one; what must hold is told
-//! by the number of operations recorded at each acknowledgement, which does not depend on them.
+//! A history is lived by up to four writers at once, so that batches of several go to the log in one
+//! group. Each has keys of its own and counts its batches: after a crash its keys are what the first
+//! so many of them make, no fewer than had been acknowledged as durable. Options are drawn for every
+//! opening, those of the second column family apart.
+//!
+//! The threads make every recording another one; what must hold is told by the number of operations
+//! recorded at each acknowledgement, which does not depend on them. A seed replays the options, the
+//! batches and the sampled crashes.
 
 #![allow(
     clippy::allow_attributes,
@@ -17,32 +23,37 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::draw::random_options;
 use common::{Rng, mount, seed, sim_device, tiny};
 use lavafs::device::SimDevice;
-use lavafs::{CheckMode, check};
+use lavafs::{CheckMode, FileSystemRef, check};
 use lavakv::{CfId, Db, Options, ReadOptions, WriteBatch, WriteOptions};
 
 const AT: &str = "/db";
-const KEYS: u64 = 150;
 const SECOND: &str = "second";
+/// Levels of both families in every life of a database: data binds them.
+const LEVELS: usize = 5;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Flushes and compactions all the time; a part of the values is separated.
-fn options() -> Options {
-    Options {
-        min_blob_size: 60,
-        blob_file_size: 6000,
-        write_buffer_size: 4096,
-        max_write_buffer_number: 3,
-        target_file_size_base: 4096,
-        max_bytes_for_level_base: 16 << 10,
-        max_manifest_file_size: 4000,
-        ..tiny()
+/// Options of one life of the database: flushes and compactions all the time.
+fn drawn(rng: &mut Rng) -> Options {
+    let small = |rng: &mut Rng| Options {
+        num_levels: LEVELS,
+        write_buffer_size: 4096 << rng.below(3),
+        blob_file_size: 4096 << rng.below(2),
+        max_manifest_file_size: 1000 << rng.below(4),
+        ..random_options(rng)
+    };
+    let mut options = small(rng);
+    if rng.below(2) == 0 {
+        let second = small(rng);
+        options.cf_options.insert(SECOND.to_owned(), second);
     }
+    options
 }
 
-/// One batch of the history.
+/// One batch of a writer.
 struct Step {
     /// Key, value or deletion, and whether it is of the second column family.
     changes: Vec<(bool, Vec<u8>, Option<Vec<u8>>)>,
@@ -50,20 +61,21 @@ struct Step {
     issued_at: usize,
 }
 
-/// What was done, and what had been acknowledged as durable when.
-#[derive(Default)]
-struct History {
+/// What one writer did, and what had been acknowledged as durable when.
+struct Writer {
+    number: u64,
+    rng: Rng,
     steps: Vec<Step>,
     /// (operations recorded, steps durable): both ascend.
     acknowledged: Vec<(usize, usize)>,
-    /// Operations recorded when the second column family existed.
-    opened_at: usize,
-    flushes: u64,
-    compactions: u64,
-    collections: u64,
 }
 
-impl History {
+impl Writer {
+    /// The key that holds the number of the writer's last batch.
+    fn latest(&self) -> Vec<u8> {
+        format!("w{}/latest", self.number).into_bytes()
+    }
+
     /// Steps that a crash at operation `at` must keep: the acknowledgement had come before `at`
     /// began.
     fn durable_at(&self, at: usize) -> usize {
@@ -71,11 +83,10 @@ impl History {
         known.map_or(0, |(_, steps)| *steps)
     }
 
-    /// Both column families after the first `steps` batches.
-    fn state_after(&self, steps: usize) -> [Map; 2] {
-        let mut maps = [Map::new(), Map::new()];
+    /// Adds to both column families what the first `steps` batches make.
+    fn apply(&self, steps: usize, maps: &mut [Map; 2]) {
         for (number, step) in self.steps[..steps].iter().enumerate() {
-            maps[0].insert(b"latest".to_vec(), (number as u32).to_be_bytes().to_vec());
+            maps[0].insert(self.latest(), (number as u32).to_be_bytes().to_vec());
             for (second, key, value) in &step.changes {
                 let map = &mut maps[usize::from(*second)];
                 match value {
@@ -84,33 +95,31 @@ impl History {
                 };
             }
         }
-        maps
     }
-}
 
-fn random_changes(rng: &mut Rng, number: usize) -> Vec<(bool, Vec<u8>, Option<Vec<u8>>)> {
-    (0..=rng.below(8))
-        .map(|_| {
-            let key = format!("key{:04}", rng.below(KEYS)).into_bytes();
-            let len = match rng.below(20) {
-                0 => rng.below(6000),
-                _ => rng.below(150),
-            };
-            let value = (rng.below(5) > 0).then(|| vec![number as u8; len as usize]);
-            (rng.below(3) == 0, key, value)
-        })
-        .collect()
-}
+    fn acknowledge(&mut self, device: &SimDevice) {
+        let acknowledged = (device.recorded_ops(), self.steps.len());
+        self.acknowledged.push(acknowledged);
+    }
 
-/// Runs a random history on `device`, which records.
-fn run_history(device: &Arc<SimDevice>, rng: &mut Rng, steps: usize) -> History {
-    let mut history = History::default();
-    let fs = mount(device.clone());
-    let mut db = Db::open(fs.clone(), Path::new(AT), options()).unwrap();
-    let second = db.create_cf(SECOND).unwrap();
-    history.opened_at = device.recorded_ops();
-    for number in 0..steps {
-        let changes = random_changes(rng, number);
+    fn random_changes(&mut self) -> Vec<(bool, Vec<u8>, Option<Vec<u8>>)> {
+        let byte = self.steps.len() as u8;
+        (0..=self.rng.below(8))
+            .map(|_| {
+                let key = format!("w{}/{:03}", self.number, self.rng.below(60)).into_bytes();
+                let len = match self.rng.below(20) {
+                    0 => self.rng.below(6000),
+                    _ => self.rng.below(150),
+                };
+                let value = (self.rng.below(5) > 0).then(|| vec![byte; len as usize]);
+                (self.rng.below(3) == 0, key, value)
+            })
+            .collect()
+    }
+
+    /// Writes one batch, and now and then does what moves data.
+    fn step(&mut self, db: &Db, second: CfId, device: &SimDevice) {
+        let changes = self.random_changes();
         let mut batch = WriteBatch::new();
         for (in_second, key, value) in &changes {
             let cf = if *in_second { second } else { CfId::DEFAULT };
@@ -119,41 +128,108 @@ fn run_history(device: &Arc<SimDevice>, rng: &mut Rng, steps: usize) -> History 
                 None => batch.delete_cf(cf, key),
             }
         }
-        batch.put(b"latest", &(number as u32).to_be_bytes());
-        let issued_at = device.recorded_ops();
-        let synced = rng.below(3) == 0;
+        batch.put(&self.latest(), &(self.steps.len() as u32).to_be_bytes());
+        let synced = self.rng.below(3) == 0;
         let write = WriteOptions {
             sync: synced,
             disable_wal: false,
         };
-        history.steps.push(Step { changes, issued_at });
+        let issued_at = device.recorded_ops();
+        self.steps.push(Step { changes, issued_at });
         db.write(batch, &write).unwrap();
-        let durable = match rng.below(60) {
+        let durable = match self.rng.below(60) {
             0 => db.flush().map(|()| true),
             1 => db.sync_wal().map(|()| true),
+            2 => db.compact_range(None, None).map(|()| synced),
             3..6 => db.collect_blob_garbage().map(|()| synced),
-            2 => db.close().map(|()| {
-                count_background(&db, &mut history);
-                db = Db::open(fs.clone(), Path::new(AT), options()).unwrap();
-                true
-            }),
             _ => Ok(synced),
         };
         if durable.unwrap() {
-            let acknowledged = (device.recorded_ops(), history.steps.len());
-            history.acknowledged.push(acknowledged);
+            self.acknowledge(device);
         }
     }
-    db.wait_for_background_work().unwrap();
-    count_background(&db, &mut history);
-    history
 }
 
-fn count_background(db: &Db, history: &mut History) {
-    let tickers = db.tickers();
-    history.flushes += tickers.flushes;
-    history.compactions += tickers.compactions;
-    history.collections += tickers.blob_collections;
+/// What a history did in the background.
+#[derive(Default, Debug)]
+struct Done {
+    flushes: u64,
+    compactions: u64,
+    collections: u64,
+    separated: u64,
+}
+
+impl Done {
+    fn count(&mut self, db: &Db) {
+        let tickers = db.tickers();
+        self.flushes += tickers.flushes;
+        self.compactions += tickers.compactions;
+        self.collections += tickers.blob_collections;
+        self.separated += u64::from(db.stats().blobs.files > 0);
+    }
+}
+
+struct History {
+    writers: Vec<Writer>,
+    /// Operations recorded when the second column family existed.
+    opened_at: usize,
+}
+
+impl History {
+    /// A history of `lives` of a database on `device`, which records; in each life every writer writes
+    /// `steps` batches.
+    fn run(device: &Arc<SimDevice>, rng: &mut Rng, size: &Size, done: &mut Done) -> History {
+        let fs = mount(device.clone());
+        let mut opened_at = None;
+        let writers = [1, 1, 2, 4][rng.below(4) as usize];
+        let mut writers: Vec<Writer> = (0..writers)
+            .map(|number| Writer {
+                number,
+                rng: Rng(rng.next()),
+                steps: Vec::new(),
+                acknowledged: Vec::new(),
+            })
+            .collect();
+        let steps = size.steps / size.lives / writers.len();
+        for _ in 0..size.lives {
+            let db = open(&fs, rng).unwrap();
+            let second = match db.cf(SECOND) {
+                Some(second) => second,
+                None => db.create_cf(SECOND).unwrap(),
+            };
+            opened_at.get_or_insert_with(|| device.recorded_ops());
+            std::thread::scope(|scope| {
+                for writer in &mut writers {
+                    let db = &db;
+                    scope.spawn(move || {
+                        for _ in 0..steps {
+                            writer.step(db, second, device);
+                        }
+                    });
+                }
+            });
+            match rng.below(3) {
+                0 => db.wait_for_background_work().unwrap(),
+                1 => {
+                    db.close().unwrap();
+                    for writer in &mut writers {
+                        writer.acknowledge(device);
+                    }
+                }
+                _ => {}
+            }
+            done.count(&db);
+        }
+        History {
+            writers,
+            opened_at: opened_at.unwrap(),
+        }
+    }
+}
+
+fn open(fs: &FileSystemRef, rng: &mut Rng) -> lavakv::Result<Db> {
+    let options = drawn(rng);
+    Db::open(fs.clone(), Path::new(AT), options)
 }
 
 /// Both column families as the database tells them.
@@ -173,11 +249,10 @@ fn contents(db: &Db) -> [Map; 2] {
 }
 
 /// Opens what a crash at operation `at` left and checks it against the history.
-fn check_crashed(device: Arc<SimDevice>, history: &History, at: usize, place: &str) {
+fn check_crashed(device: Arc<SimDevice>, history: &History, rng: &mut Rng, at: usize, place: &str) {
     let report = check(device.clone(), CheckMode::ReadOnly).unwrap();
     assert!(report.is_clean(), "{place}: {report:?}");
-    let db = Db::open(mount(device), Path::new(AT), options())
-        .unwrap_or_else(|error| panic!("{place}: {error}"));
+    let db = open(&mount(device), rng).unwrap_or_else(|error| panic!("{place}: {error}"));
     db.verify()
         .unwrap_or_else(|error| panic!("{place}: {error}"));
     db.verify_garbage()
@@ -187,21 +262,26 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, at: usize, place: &s
         "{place}: a column family is lost"
     );
     let found = contents(&db);
-    let kept = found[0].get(&b"latest"[..]).map_or(0, |value| {
-        u32::from_be_bytes(value[..].try_into().unwrap()) as usize + 1
-    });
-    let durable = history.durable_at(at);
+    let mut expected = [Map::new(), Map::new()];
+    for writer in &history.writers {
+        let place = format!("{place}: writer {}", writer.number);
+        let kept = found[0].get(&writer.latest()).map_or(0, |value| {
+            u32::from_be_bytes(value[..].try_into().unwrap()) as usize + 1
+        });
+        let durable = writer.durable_at(at);
+        assert!(
+            kept >= durable,
+            "{place}: {durable} batches were durable, {kept} are there"
+        );
+        assert!(
+            kept == 0 || writer.steps[kept - 1].issued_at <= at,
+            "{place}: batch {kept} was not written yet"
+        );
+        writer.apply(kept, &mut expected);
+    }
     assert!(
-        kept >= durable,
-        "{place}: {durable} batches were durable, {kept} are there"
-    );
-    assert!(
-        kept == 0 || history.steps[kept - 1].issued_at <= at,
-        "{place}: batch {kept} was not written yet"
-    );
-    assert!(
-        found == history.state_after(kept),
-        "{place}: not the first {kept} batches exactly"
+        found == expected,
+        "{place}: not the first batches of each writer exactly"
     );
     // It goes on from there.
     db.put(b"after", b"the crash", &WriteOptions::synced())
@@ -210,54 +290,79 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, at: usize, place: &s
     db.close().unwrap();
 }
 
-fn explore(seed: u64, logical_block: u64, steps: usize, crashes: usize) {
-    let mut rng = Rng(seed);
+/// How much an exploration does.
+struct Size {
+    histories: u64,
+    /// Openings of the database in each history.
+    lives: usize,
+    /// Batches of each history.
+    steps: usize,
+    /// Crashes sampled of each history.
+    crashes: usize,
+}
+
+fn explore(seed: u64, logical_block: u64, size: &Size) {
+    let mut done = Done::default();
+    for number in 0..size.histories {
+        println!("history {number}");
+        let mut rng = Rng(seed ^ number << 32);
+        explore_one(&mut rng, logical_block, size, &mut done);
+    }
+    println!("{done:?}");
+    assert!(done.flushes > 10 * size.histories, "{done:?}");
+    assert!(done.compactions > 3 * size.histories, "{done:?}");
+    assert!(done.collections > size.histories / 2, "{done:?}");
+    assert!(done.separated > 0, "{done:?}");
+}
+
+fn explore_one(rng: &mut Rng, logical_block: u64, size: &Size, done: &mut Done) {
     let device = sim_device(64 << 20, logical_block);
     device.record();
-    let history = run_history(&device, &mut rng, steps);
-    assert!(history.flushes > 10, "{} flushes", history.flushes);
-    assert!(
-        history.collections > 3,
-        "{} collections",
-        history.collections
-    );
-    assert!(
-        history.compactions > 3,
-        "{} compactions",
-        history.compactions
-    );
+    let history = History::run(&device, rng, size, done);
     let recording = device.take_recording();
     let ops = recording.ops().len();
-    assert!(ops > steps / 4, "only {ops} operations were recorded");
-    for _ in 0..crashes {
+    assert!(ops > size.steps / 4, "only {ops} operations were recorded");
+    for _ in 0..size.crashes {
         let at = rng.below(ops as u64 + 1) as usize;
         let media = rng.next();
         let place = format!("crash at {at} of {ops}, media {media}, {logical_block} B blocks");
         let crashed = Arc::new(recording.crash(at, media));
         if rng.below(4) > 0 {
-            check_crashed(crashed, &history, at, &place);
+            check_crashed(crashed, &history, rng, at, &place);
             continue;
         }
         // Power fails again while the database recovers.
         crashed.record();
-        let db = Db::open(mount(crashed.clone()), Path::new(AT), options()).unwrap();
+        let db = open(&mount(crashed.clone()), rng).unwrap();
         drop(db);
         let recovery = crashed.take_recording();
         let again = rng.below(recovery.ops().len() as u64 + 1) as usize;
         let place = format!("{place}, then at {again} of its recovery");
         let twice = Arc::new(recovery.crash(again, rng.next()));
-        check_crashed(twice, &history, at, &place);
+        check_crashed(twice, &history, rng, at, &place);
     }
 }
 
 #[test]
 fn synced_batches_survive_any_crash_whole_and_in_order() {
-    explore(seed(), 512, 500, 250);
+    let size = Size {
+        histories: 6,
+        lives: 3,
+        steps: 240,
+        crashes: 60,
+    };
+    explore(seed(), 512, &size);
 }
 
 #[test]
 fn synced_batches_survive_any_crash_on_large_blocks() {
-    explore(seed() ^ 1, 4096, 300, 120);
+    let size = Size {
+        histories: 4,
+        lives: 2,
+        steps: 160,
+        crashes: 40,
+    };
+    explore(seed() ^ 1, 4096, &size);
 }
 
 #[test]

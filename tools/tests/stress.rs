@@ -108,6 +108,27 @@ fn stress_goes_on_soundly_after_every_kill_9() {
     assert!(told["checks"].as_u64().unwrap() > 100 && told["reopened"].as_u64().unwrap() > 0);
 }
 
+/// What a replay is for: the same operations on the same database, whenever background threads ran.
+#[test]
+fn a_seed_and_a_number_of_operations_replay_a_stress_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, seed: u64| {
+        let place = format!("--fs host:{} --db /{name}", dir.path().display());
+        let told = ok(&format!(
+            "lava kv stress --json --ops 1500 --threads 3 --pairs 50 --reopen 1 --seed {seed} {place}"
+        ));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(told["ops"], 4500, "{told}");
+        let dump = ok(&format!("lava kv dump --format jsonl {place}"));
+        (told["checks"].clone(), dump)
+    };
+    let first = run("first", 7);
+    assert_eq!(run("again", 7), first);
+    assert_ne!(run("other", 8).1, first.1);
+    // The same seed on a database that has lived already.
+    run("first", 7);
+}
+
 #[test]
 fn stress_notices_a_value_that_was_never_written() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,6 +174,82 @@ fn a_database_without_manifest_is_repaired_and_holds_every_pair() {
     assert!(!missing.status.success());
     let message = String::from_utf8(missing.stderr).unwrap();
     assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn a_database_with_blob_files_is_repaired_on_both_filesystems() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_image = format!("--fs {} --db /db", image(dir.path(), "256M").display());
+    let on_host = format!("--fs host:{} --db /db", dir.path().display());
+    for place in [&on_image, &on_host] {
+        ok(&format!("lava kv load {place} src"));
+        ok(&format!("lava kv compact {place}"));
+        let stats = ok(&format!("lava kv stats --prometheus {place}"));
+        let blobs = stats
+            .lines()
+            .find(|line| line.starts_with("lavakv_blob_files{"));
+        let blobs = blobs.and_then(|line| line.rsplit(' ').next()).unwrap();
+        assert!(blobs.parse::<u64>().unwrap() > 0, "{stats}");
+        let before = ok(&format!("lava kv dump --format jsonl {place}"));
+        // CURRENT goes; manifest, tables and blob files are all there is.
+        if place == &on_image {
+            ok(&format!(
+                "lava fs rm {} /db/CURRENT",
+                place.trim_end_matches(" --db /db")
+            ));
+        } else {
+            std::fs::remove_file(dir.path().join("db/CURRENT")).unwrap();
+        }
+        assert!(!run(&format!("lava kv dump {place}")).status.success());
+        let told = ok(&format!("lava kv repair --json {place}"));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert!(told["blobs"].as_u64().unwrap() > 0, "{told}");
+        ok(&format!("lava kv verify {place}"));
+        assert_eq!(
+            ok(&format!("lava kv dump --format jsonl {place}")),
+            before,
+            "{place}"
+        );
+    }
+    ok(&format!(
+        "fsck.lavafs -n {}",
+        dir.path().join("test.img").display()
+    ));
+}
+
+/// A process that owns a database is named; it goes on, and nothing of its directory changes.
+#[test]
+fn a_second_process_is_refused_with_one_clear_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_image = format!("--fs {} --db /db", image(dir.path(), "256M").display());
+    let on_host = format!("--fs host:{} --db /db", dir.path().display());
+    for place in [&on_image, &on_host] {
+        let mut owner = program("lava")
+            .args("kv stress --ack --duration 60 --reopen 0 --pairs 20".split(' '))
+            .args(place.split(' '))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The first acknowledgement says that the database is open.
+        let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        let reader = std::thread::spawn(move || lines.count());
+        for command in ["put k v", "compact", "repair", "stress --duration 1"] {
+            let refused = run(&format!("lava kv {command} {place}"));
+            let message = String::from_utf8(refused.stderr).unwrap();
+            assert_eq!(refused.status.code(), Some(1), "{command}: {message}");
+            assert_eq!(message.lines().count(), 1, "{command}: {message}");
+            assert!(
+                message.contains("in use") || message.contains("open elsewhere"),
+                "{command}: {message}"
+            );
+        }
+        assert!(owner.try_wait().unwrap().is_none(), "the owner ended");
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        assert!(reader.join().unwrap() > 0);
+        ok(&format!("lava kv verify {place}"));
+    }
 }
 
 #[test]

@@ -280,6 +280,6 @@ fn wait_to_resume(engine: &Arc<Engine>) {
 }
 
 fn space_ran_out(state: &State) -> bool {
-    let error = state.error.as_ref().map(|known| &known.error);
-    matches!(error, Some(Error::Fs(lavafs::Error::NoSpace { .. })))
+    let error = state.error.as_ref();
+    error.is_some_and(|known| known.error.is_no_space())
 }

@@ -64,6 +64,11 @@ pub(crate) fn compaction_for_space(
     pick_range(version, first, (None, None), options, busy)?.ok()
 }
 
+/// True while work that may give space back is queued or running.
+pub(crate) fn is_reclaiming(state: &State) -> bool {
+    state.collections.in_progress() || state.compaction_tasks > 0 || !state.flushing.is_empty()
+}
+
 impl Engine {
     /// Looks at the disk if the bytes about to be written call for it; sets the stall in `state`.
     pub(crate) fn look_at_space(self: &Arc<Self>, state: &mut State, bytes: usize) {
@@ -111,9 +116,7 @@ impl Engine {
             free: space.free,
             reserve,
             reclaimable: blobs.garbage_bytes.saturating_add(blobs.shadowed_bytes),
-            is_reclaiming: state.collections.in_progress()
-                || state.compaction_tasks > 0
-                || !state.flushing.is_empty(),
+            is_reclaiming: is_reclaiming(state),
         };
         Stall::of_space(options, left)
     }

@@ -10,7 +10,8 @@
 //!
 //! A crash before 4 leaves the old manifest and its logs untouched, and files that it does not name: the next
 //! open does the same again. A crash after 4 leaves obsolete files, which the next open removes.
-//! A new database begins at 3.
+//! A new database begins at 3. An open that is refused in 1 to 3 leaves the directory as it was: no lock file
+//! where there was none, no table of what was replayed before the damage.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,7 +48,12 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
         ledger.join(&engine);
     }
     engine.install_recovered(&recovered, is_new)?;
-    engine.replay_logs(&recovered)?;
+    let first_made = engine.next_file.load(Ordering::Relaxed);
+    let written = engine.replay_logs(&recovered);
+    if let Err(error) = written.and_then(|()| engine.write_all_recovered()) {
+        engine.remove_made(first_made);
+        return Err(error);
+    }
     engine.switch_to_new_manifest()?;
     engine.store_options()?;
     engine.remove_orphans()?;
@@ -84,13 +90,22 @@ fn find(
     if !exists {
         fs.create_dir_all(dir)?;
     }
+    if fs.metadata(&dir.join(LOCK)).is_err() {
+        // Nobody owns it, and a refusal is not to leave a lock file in a foreign directory.
+        read(fs, dir, exists)?;
+    }
     let lock = lock_dir(fs, dir)?;
+    Ok((lock, read(fs, dir, exists)?))
+}
+
+/// Reads the manifest of a database whose `CURRENT` exists.
+fn read(fs: &FileSystemRef, dir: &Path, exists: bool) -> Result<Option<Recovered>> {
     if exists {
         refuse_newer(fs, dir)?;
     } else {
         refuse_damaged(fs, dir)?;
     }
-    Ok((lock, Recovered::read(fs, dir)?))
+    Recovered::read(fs, dir)
 }
 
 /// Takes the database's lock.
@@ -367,12 +382,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Steps 3 and 4: from here on the recovered state is the database's.
+    /// The first half of step 3.
+    fn write_all_recovered(&self) -> Result<()> {
+        let cfs = self.state.lock().cfs.clone();
+        cfs.values().try_for_each(|cf| self.write_recovered(cf))
+    }
+
+    /// Removes the tables and blob files from number `first` on: what an opening that failed had
+    /// written, and no manifest names. Were they left, each try on a full disk would fill it further.
+    fn remove_made(&self, first: FileNumber) {
+        for entry in self.fs.list(&self.dir).unwrap_or_default() {
+            if let Some(FileName::Table(number) | FileName::Blob(number)) =
+                FileName::parse(&entry.name)
+                && number >= first
+            {
+                let _ = self.fs.unlink(&self.dir.join(&entry.name));
+            }
+        }
+    }
+
+    /// The rest of step 3, and 4: from here on the recovered state is the database's.
     fn switch_to_new_manifest(&self) -> Result<()> {
         let cfs = self.state.lock().cfs.clone();
-        for cf in cfs.values() {
-            self.write_recovered(cf)?;
-        }
         let number = self.new_file_number();
         let expected = self.log_size_expected();
         *self.log.lock() = Some(WalWriter::create(&self.fs, &self.dir, number, expected)?);

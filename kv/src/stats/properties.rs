@@ -65,7 +65,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure of the moment with its name and what it is.
-    pub(crate) fn gauges(&self) -> [(&'static str, &'static str, u64); 11] {
+    pub(crate) fn gauges(&self) -> [(&'static str, &'static str, u64); 15] {
         [
             ("table_entries", "Entries in tables.", self.table_entries),
             (
@@ -109,6 +109,22 @@ impl Stats {
                 "delayed_write_rate",
                 "Bytes per second that writers are slowed to; 0 at full speed.",
                 self.delayed_write_rate,
+            ),
+            ("blob_files", "Blob files.", self.blobs.files),
+            (
+                "blob_file_bytes",
+                "Bytes of blob files.",
+                self.blobs.file_bytes,
+            ),
+            (
+                "blob_value_bytes",
+                "Bytes of all values in blob files, before compression.",
+                self.blobs.value_bytes,
+            ),
+            (
+                "blob_garbage_bytes",
+                "Bytes of the values in blob files that no table refers to, before compression.",
+                self.blobs.garbage_bytes,
             ),
         ]
     }

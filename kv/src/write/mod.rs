@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use lavalog::{Crew, Task};
 
 use crate::background::scheduler;
+use crate::background::space::is_reclaiming;
 use crate::db::engine::{ColumnFamily, Engine, Mem, State, closing, no_such_cf, read_only};
 use crate::env::ledger;
 use crate::error::{Error, Result, Severity};
@@ -300,8 +301,15 @@ impl Engine {
                 self.wait_for_change(&mut state)?;
                 continue;
             }
+            let reclaiming = is_reclaiming(&state);
             drop(state);
-            self.seal(log, full.id)?;
+            match self.seal(log, full.id) {
+                // The next log did not fit; what gives space back may only take longer than usual.
+                Err(error) if error.is_no_space() && reclaiming => {
+                    self.wait_for_change(&mut self.state.lock())?;
+                }
+                sealed => sealed?,
+            }
         }
         let waited = begin.elapsed().as_micros() as u64;
         if waited > 1000 || delayed {
@@ -363,7 +371,10 @@ impl Engine {
     /// Waits for background work; gives up where none can help.
     fn wait_for_change(&self, state: &mut parking_lot::MutexGuard<'_, State>) -> Result<()> {
         if let Some(background) = &state.error {
-            return Err(background.error.clone());
+            let may_help = background.error.is_no_space() && state.collections.in_progress();
+            if !may_help {
+                return Err(background.error.clone());
+            }
         }
         self.changed.wait_for(state, Duration::from_secs(1));
         Ok(())

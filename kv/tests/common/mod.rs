@@ -7,6 +7,8 @@
     reason = "test code, of which each test binary uses a part"
 )]
 
+pub(crate) mod draw;
+
 use std::any::Any;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
@@ -151,6 +153,8 @@ struct Shared {
     /// Appends to files whose names end so fail with this error, so many times.
     failing: Mutex<Option<(String, i32, u64)>>,
     interlude: Mutex<Option<Interlude>>,
+    /// Appends to files whose names contain this find no space; how many did.
+    full: Mutex<(Option<String>, u64)>,
     read_batches: AtomicU64,
     reads: AtomicU64,
     /// Held while the watcher is told and the change is made: the watcher sees no change halfway.
@@ -188,6 +192,7 @@ impl WatchFs {
                 broken: AtomicBool::new(false),
                 failing: Mutex::new(None),
                 interlude: Mutex::new(None),
+                full: Mutex::default(),
                 read_batches: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 gate: Mutex::new(()),
@@ -229,6 +234,19 @@ impl WatchFs {
     /// True where the action given last was not done yet.
     pub(crate) fn is_pending(&self) -> bool {
         self.shared.interlude.lock().is_some()
+    }
+
+    /// From now on there is no space for files whose names contain `part`, although some is free, as under
+    /// a quota; `None`: there is for all.
+    /// Returns how many appends were refused since the last call.
+    pub(crate) fn fill_for(&self, part: Option<&str>) -> u64 {
+        let part = part.map(str::to_owned);
+        std::mem::replace(&mut *self.shared.full.lock(), (part, 0)).1
+    }
+
+    /// Appends refused since [`WatchFs::fill_for`].
+    pub(crate) fn refused(&self) -> u64 {
+        self.shared.full.lock().1
     }
 
     /// From now on every fdatasync fails.
@@ -341,6 +359,12 @@ impl File for WatchFile {
             return Err(Error::io("append", "the disk", 0, source));
         }
         let needed: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if let (Some(part), refused) = &mut *self.shared.full.lock()
+            && self.path.to_str().unwrap().contains(part.as_str())
+        {
+            *refused += 1;
+            return Err(Error::NoSpace { needed, free: 0 });
+        }
         let free = self.shared.space.load(Ordering::SeqCst);
         if needed > free {
             return Err(Error::NoSpace { needed, free });

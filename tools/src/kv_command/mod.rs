@@ -3,6 +3,7 @@
 mod load;
 mod stress;
 mod stress_options;
+mod stress_pairs;
 mod text;
 
 pub use load::Load;

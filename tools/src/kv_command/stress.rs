@@ -8,7 +8,9 @@
 //! What is there at the start, after a kill for instance, is checked the same way and goes on from there.
 //! Beside pairs, each thread has keys that are put once and deleted with a single deletion, keys that are written
 //! without a log, and a copy of each pair's value in a second column family, in the same batch. Options
-//! are drawn from the seed each time that the database is opened, unless `--fixed` is given.
+//! are drawn from the seed each time that the database is opened, unless `--fixed` is given. With `--ops`
+//! the seed decides every operation; when background threads work, and where between the operations the
+//! database is opened again, it does not.
 //!
 //! With `--ack` a line `PAIR COUNTER` is printed after each write that is durable: whoever kills the
 //! process knows what must be found afterwards, a counter of at least this. Deletions are not
@@ -26,6 +28,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
+use super::stress_pairs::{copy_name, counter_of, names, unlogged_name, value_of};
 use super::{Where, stress_options};
 use crate::cli::{Access, Failure, Mounted, Outcome, json_line, line};
 
@@ -49,10 +52,13 @@ pub struct Stress {
     /// Bytes of a memtable: small ones flush and compact all the time
     #[arg(long, default_value_t = 256 << 10)]
     write_buffer_size: usize,
+    /// Operations of each thread, whatever time they take; 0: as many as the duration allows
+    #[arg(long, default_value_t = 0)]
+    ops: u64,
     /// Close and open again each time that so many seconds have passed; 0: never
     #[arg(long, default_value_t = 3)]
     reopen: u64,
-    /// Seed of the operations; 0: from the time
+    /// Seed of options and operations, which it replays with --ops; 0: from the time
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Keep to the default options, whatever the seed
@@ -75,6 +81,8 @@ struct Shared<'a> {
     /// `None` only while the database is opened again.
     db: RwLock<Option<Db>>,
     stop: AtomicBool,
+    /// Threads that have not ended.
+    running: AtomicU64,
     ops: AtomicU64,
     checks: AtomicU64,
     failure: Mutex<Option<Failure>>,
@@ -93,41 +101,9 @@ struct Worker<'a> {
     once: u64,
 }
 
-fn names(thread: u64, pair: u64) -> [Vec<u8>; 2] {
-    // The two keys of a pair lie far apart, so that they are in different tables.
-    ["a", "b"].map(|half| format!("{half}/{thread:03}/{pair:06}").into_bytes())
-}
-
-/// In the second column family.
-fn copy_name(thread: u64, pair: u64) -> Vec<u8> {
-    format!("c/{thread:03}/{pair:06}").into_bytes()
-}
-
-fn unlogged_name(thread: u64, pair: u64) -> Vec<u8> {
-    format!("unlogged/{thread:03}/{pair:06}").into_bytes()
-}
-
 fn second(db: &Db) -> Outcome<CfId> {
     let none = || Failure::new("the second column family is gone");
     db.cf(SECOND).ok_or_else(none)
-}
-
-/// A counter as text, and bytes that follow from it.
-fn value_of(pair: u64, counter: u64, size: usize) -> Vec<u8> {
-    let mut rng = SmallRng::seed_from_u64(pair.rotate_left(32) ^ counter);
-    let len = rng.random_range(32..=size.max(32));
-    let mut value = format!("{counter:016x} ").into_bytes();
-    while value.len() < len {
-        value.push(rng.random_range(b'a'..=b'z'));
-    }
-    value
-}
-
-/// The counter of a value that was written to `pair`.
-fn counter_of(pair: u64, value: &[u8], size: usize) -> Option<u64> {
-    let digits = std::str::from_utf8(value.get(..16)?).ok()?;
-    let counter = u64::from_str_radix(digits, 16).ok()?;
-    (value_of(pair, counter, size) == value).then_some(counter)
 }
 
 impl Stress {
@@ -176,6 +152,7 @@ impl Stress {
             stress: self,
             db: RwLock::new(Some(self.open(mounted, &mut rng)?)),
             stop: AtomicBool::new(false),
+            running: AtomicU64::new(self.threads),
             ops: AtomicU64::new(0),
             checks: AtomicU64::new(0),
             failure: Mutex::new(None),
@@ -188,6 +165,7 @@ impl Stress {
                     if let Err(error) = Worker::new(shared, thread, seed).run() {
                         shared.fail(error);
                     }
+                    shared.running.fetch_sub(1, Ordering::Relaxed);
                 });
             }
             if let Err(error) = self.supervise(&shared, mounted, &mut rng, &mut reopened) {
@@ -221,7 +199,8 @@ impl Stress {
         }
     }
 
-    /// Opens the database again from time to time, until the time is over or something failed.
+    /// Opens the database again from time to time, until the time is over, the operations are done or
+    /// something failed.
     fn supervise(
         &self,
         shared: &Shared<'_>,
@@ -231,7 +210,11 @@ impl Stress {
     ) -> Outcome<()> {
         let ends = Instant::now() + Duration::from_secs(self.duration);
         let mut next = Instant::now() + Duration::from_secs(self.reopen.max(1));
-        while Instant::now() < ends && !shared.stop.load(Ordering::Relaxed) {
+        let goes_on = || match self.ops {
+            0 => Instant::now() < ends,
+            _ => shared.running.load(Ordering::Relaxed) > 0,
+        };
+        while goes_on() && !shared.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(20));
             if self.reopen > 0 && Instant::now() >= next {
                 let mut db = shared.db.write().unwrap_or_else(PoisonError::into_inner);
@@ -265,13 +248,14 @@ impl Shared<'_> {
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared<'a>, thread: u64, seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed.wrapping_add(thread));
         Worker {
             shared,
             thread,
-            rng: SmallRng::seed_from_u64(seed.wrapping_add(thread)),
+            once: rng.random::<u64>() >> 8,
+            rng,
             model: BTreeMap::new(),
             unlogged: BTreeMap::new(),
-            once: rand::random::<u64>() >> 8,
         }
     }
 
@@ -282,7 +266,14 @@ impl<'a> Worker<'a> {
 
     fn run(mut self) -> Outcome<()> {
         self.shared.with(|db| self.adopt(db))?;
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        let limit = match self.shared.stress.ops {
+            0 => u64::MAX,
+            ops => ops,
+        };
+        for _ in 0..limit {
+            if self.shared.stop.load(Ordering::Relaxed) {
+                break;
+            }
             let pair = self.rng.random_range(0..self.shared.stress.pairs);
             let draw = self.rng.random_range(0..1000);
             self.shared.with(|db| self.step(db, pair, draw))?;
@@ -320,7 +311,25 @@ impl<'a> Worker<'a> {
             };
             self.unlogged.insert(pair, counter);
         }
-        Ok(())
+        self.end_once(db)
+    }
+
+    /// Ends what a kill left between a put and its single deletion: with the same seed the key is put again.
+    fn end_once(&self, db: &Db) -> Outcome<()> {
+        let left = ReadOptions {
+            prefix: Some(format!("once/{:03}/", self.thread).into_bytes()),
+            ..ReadOptions::default()
+        };
+        let mut iter = db.iter(&left)?;
+        iter.seek_to_first();
+        while iter.valid() {
+            if iter.value().iter().any(|&byte| byte != b'o') {
+                return Err(Failure::new("a key that was put once has another value"));
+            }
+            db.single_delete(iter.key(), &WriteOptions::default())?;
+            iter.next();
+        }
+        Ok(iter.status()?)
     }
 
     fn step(&mut self, db: &Db, pair: u64, draw: u32) -> Outcome<()> {

@@ -5,6 +5,7 @@
 //! `--use_existing_db` is set. An option that the engine does not have does not exist here.
 
 mod allocator;
+mod habits;
 mod keys;
 mod pace;
 mod policy;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::Args;
 use lavakv::{Compression, Env, EnvOptions, Options, PrepopulateBlockCache};
 
+use self::habits::HabitFlags;
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
 
@@ -31,8 +33,8 @@ pub struct KvBench {
     #[arg(long, value_name = "PATH")]
     pub(super) db: PathBuf,
     /// What to run, in this order: fillseq, fillrandom, fillsync, overwrite, compact, readrandom,
-    /// readseq, multireadrandom, readwhilewriting, seekrandom, fwdrangewhilewriting,
-    /// deleterandom, flush, verify, stats
+    /// readseq, readreverse, readmissing, multireadrandom, readwhilewriting, seekrandom,
+    /// fwdrangewhilewriting, deleteseq, deleterandom, flush, waitforcompaction, verify, stats
     #[arg(
         long,
         value_delimiter = ',',
@@ -109,6 +111,8 @@ pub struct KvBench {
     blob_compression_max_dict_bytes: u64,
     #[command(flatten)]
     policy: PolicyFlags,
+    #[command(flatten)]
+    habits: HabitFlags,
     /// Threads for flushes and compactions
     #[arg(long, default_value_t = 2)]
     max_background_jobs: usize,
@@ -203,8 +207,10 @@ impl KvBench {
         if self.sync && self.disable_wal {
             return refuse("--sync needs the log that --disable_wal switches off");
         }
-        self.compression()?;
-        self.blob_compression().map(|_| ())
+        self.habits.validate()?;
+        let options = self.options(true)?;
+        let checked = options.validate();
+        checked.map_err(|error| Failure::usage(error.to_string()))
     }
 
     fn compression(&self) -> Outcome<Compression> {
@@ -232,7 +238,7 @@ impl KvBench {
 
     /// The engine's options.
     fn options(&self, create: bool) -> Outcome<Options> {
-        Ok(Options {
+        Ok(self.habits.apply(Options {
             create_if_missing: create,
             compression: self.compression()?,
             block_cache_size: self.cache_size as usize,
@@ -264,7 +270,7 @@ impl KvBench {
                 })
             }),
             ..Options::default()
-        })
+        }))
     }
 
     /// A count given as a flag: negative means `num`.
@@ -283,18 +289,22 @@ enum Benchmark {
     Compact,
     ReadRandom,
     ReadSeq,
+    ReadReverse,
+    ReadMissing,
     MultiReadRandom,
     ReadWhileWriting,
     SeekRandom,
     SeekWhileWriting,
+    DeleteSeq,
     DeleteRandom,
     Flush,
+    WaitForCompaction,
     Verify,
     Stats,
 }
 
 /// Every benchmark with the names it has in db_bench and its scripts; the first is printed.
-const NAMES: [(&str, Benchmark); 16] = [
+const NAMES: [(&str, Benchmark); 20] = [
     ("fillseq", Benchmark::FillSeq),
     ("fillrandom", Benchmark::FillRandom),
     ("fillsync", Benchmark::FillSync),
@@ -302,13 +312,17 @@ const NAMES: [(&str, Benchmark); 16] = [
     ("compact", Benchmark::Compact),
     ("readrandom", Benchmark::ReadRandom),
     ("readseq", Benchmark::ReadSeq),
+    ("readreverse", Benchmark::ReadReverse),
+    ("readmissing", Benchmark::ReadMissing),
     ("multireadrandom", Benchmark::MultiReadRandom),
     ("readwhilewriting", Benchmark::ReadWhileWriting),
     ("seekrandom", Benchmark::SeekRandom),
     ("fwdrangewhilewriting", Benchmark::SeekWhileWriting),
     ("seekrandomwhilewriting", Benchmark::SeekWhileWriting),
+    ("deleteseq", Benchmark::DeleteSeq),
     ("deleterandom", Benchmark::DeleteRandom),
     ("flush", Benchmark::Flush),
+    ("waitforcompaction", Benchmark::WaitForCompaction),
     ("verify", Benchmark::Verify),
     ("stats", Benchmark::Stats),
 ];
@@ -347,12 +361,26 @@ impl Benchmark {
             | Benchmark::Overwrite => "write",
             Benchmark::ReadRandom
             | Benchmark::ReadSeq
+            | Benchmark::ReadReverse
+            | Benchmark::ReadMissing
             | Benchmark::MultiReadRandom
             | Benchmark::ReadWhileWriting => "read",
             Benchmark::SeekRandom | Benchmark::SeekWhileWriting => "seek",
-            Benchmark::DeleteRandom => "delete",
-            Benchmark::Compact | Benchmark::Flush | Benchmark::Verify | Benchmark::Stats => "op",
+            Benchmark::DeleteSeq | Benchmark::DeleteRandom => "delete",
+            Benchmark::Compact
+            | Benchmark::Flush
+            | Benchmark::WaitForCompaction
+            | Benchmark::Verify
+            | Benchmark::Stats => "op",
         }
+    }
+
+    /// True for those that go through the keys once, whatever the duration.
+    fn is_in_order(self) -> bool {
+        matches!(
+            self,
+            Benchmark::FillSeq | Benchmark::ReadSeq | Benchmark::ReadReverse | Benchmark::DeleteSeq
+        )
     }
 
     /// True for those beside which one more thread writes.

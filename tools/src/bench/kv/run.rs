@@ -42,7 +42,7 @@ pub(super) fn run(bench: &KvBench, benchmarks: &[Benchmark]) -> Outcome<()> {
         let result: Outcome<()> = (|| {
             for (index, &benchmark) in benchmarks.iter().enumerate() {
                 if benchmark.is_fill() && !bench.use_existing_db && index > 0 {
-                    close(db.take())?;
+                    close(bench, db.take())?;
                     Db::destroy(mounted.fs(), &bench.db)?;
                 }
                 let open = match &db {
@@ -54,7 +54,7 @@ pub(super) fn run(bench: &KvBench, benchmarks: &[Benchmark]) -> Outcome<()> {
             }
             Ok(())
         })();
-        let closed = close(db);
+        let closed = close(bench, db);
         result?;
         closed
     })
@@ -65,11 +65,40 @@ fn open(bench: &KvBench, mounted: &Mounted) -> Outcome<Db> {
     Ok(Db::open(Arc::clone(mounted.fs()), &bench.db, options)?)
 }
 
-fn close(db: Option<Db>) -> Outcome<()> {
-    match db {
-        Some(db) => Ok(db.close()?),
-        None => Ok(()),
+fn close(bench: &KvBench, db: Option<Db>) -> Outcome<()> {
+    let Some(db) = db else {
+        return Ok(());
+    };
+    if bench.habits.statistics {
+        let text = statistics(&db);
+        match bench.json {
+            true => eprintln!("{text}"),
+            false => line(text)?,
+        }
     }
+    Ok(db.close()?)
+}
+
+/// Counters and latencies since the database was opened, one a line as db_bench prints its own.
+fn statistics(db: &Db) -> String {
+    let dotted = |name: &str| name.replace('_', ".");
+    let mut text = "STATISTICS:".to_owned();
+    for (name, count) in db.tickers().named() {
+        text.push_str(&format!("\nlavakv.{} COUNT : {count}", dotted(name)));
+    }
+    for (name, of) in db.histograms() {
+        text.push_str(&format!(
+            "\nlavakv.{}.micros P50 : {:.3} P99 : {:.3} P99.9 : {:.3} P100 : {:.3} COUNT : {} SUM : {:.0}",
+            dotted(name),
+            of.p50,
+            of.p99,
+            of.p999,
+            of.max,
+            of.count,
+            of.mean * of.count as f64,
+        ));
+    }
+    text
 }
 
 fn run_one(
@@ -146,7 +175,7 @@ fn measure(
 ) -> Outcome<Measured> {
     let single = matches!(
         benchmark,
-        Benchmark::Compact | Benchmark::Flush | Benchmark::Verify
+        Benchmark::Compact | Benchmark::Flush | Benchmark::WaitForCompaction | Benchmark::Verify
     );
     let threads = if single { 1 } else { bench.threads };
     let num = match benchmark {
@@ -303,6 +332,7 @@ fn counts_found(benchmark: Benchmark) -> bool {
     matches!(
         benchmark,
         Benchmark::ReadRandom
+            | Benchmark::ReadMissing
             | Benchmark::MultiReadRandom
             | Benchmark::ReadWhileWriting
             | Benchmark::SeekRandom

@@ -73,8 +73,7 @@ impl<'a> Worker<'a> {
     /// Runs the benchmark's share of this thread.
     pub(super) fn run(&mut self, benchmark: Benchmark) -> Outcome<()> {
         let bench = self.bench;
-        if bench.duration > 0 && benchmark != Benchmark::FillSeq && benchmark != Benchmark::ReadSeq
-        {
+        if bench.duration > 0 && !benchmark.is_in_order() {
             self.ends = Some(Instant::now() + Duration::from_secs(bench.duration));
         }
         let writes = match bench.writes {
@@ -87,17 +86,25 @@ impl<'a> Worker<'a> {
             Benchmark::FillRandom | Benchmark::FillSync | Benchmark::Overwrite => {
                 self.write(writes, sync, false)
             }
-            Benchmark::DeleteRandom => self.delete(bench.count(bench.deletes), sync),
+            Benchmark::DeleteSeq => self.delete(bench.count(bench.deletes), sync, true),
+            Benchmark::DeleteRandom => self.delete(bench.count(bench.deletes), sync, false),
             Benchmark::ReadRandom | Benchmark::ReadWhileWriting => {
                 self.read(bench.count(bench.reads))
             }
+            Benchmark::ReadMissing => {
+                // As in db_bench: a byte more than any key that was written has.
+                self.key.push(0);
+                self.read(bench.count(bench.reads))
+            }
             Benchmark::MultiReadRandom => self.multi_read(bench.count(bench.reads)),
-            Benchmark::ReadSeq => self.read_sequentially(bench.count(bench.reads)),
+            Benchmark::ReadSeq => self.read_in_order(bench.count(bench.reads), false),
+            Benchmark::ReadReverse => self.read_in_order(bench.count(bench.reads), true),
             Benchmark::SeekRandom | Benchmark::SeekWhileWriting => {
                 self.seek(bench.count(bench.reads))
             }
             Benchmark::Compact => self.once(|db| Ok(db.compact_range(None, None)?)),
             Benchmark::Flush => self.once(|db| Ok(db.flush()?)),
+            Benchmark::WaitForCompaction => self.once(|db| Ok(db.wait_for_background_work()?)),
             Benchmark::Verify => self.once(|db| Ok(db.verify().map(|_| ())?)),
             Benchmark::Stats => Ok(()),
         }
@@ -182,11 +189,15 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn delete(&mut self, limit: u64, sync: bool) -> Outcome<()> {
+    fn delete(&mut self, limit: u64, sync: bool, in_order: bool) -> Outcome<()> {
         let options = self.write_options(sync);
         while self.goes_on(limit) {
             let started = Instant::now();
-            self.random_key();
+            if in_order {
+                set_key(&mut self.key, self.ops);
+            } else {
+                self.random_key();
+            }
             self.db.delete(&self.key, &options)?;
             self.done(started, 1);
         }
@@ -226,14 +237,20 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn read_sequentially(&mut self, limit: u64) -> Outcome<()> {
+    fn read_in_order(&mut self, limit: u64, backward: bool) -> Outcome<()> {
         let mut pairs = self.db.iter(&ReadOptions::default())?;
-        pairs.seek_to_first();
+        match backward {
+            true => pairs.seek_to_last(),
+            false => pairs.seek_to_first(),
+        }
         while self.ops < limit && pairs.valid() {
             let started = Instant::now();
             self.bytes += (pairs.key().len() + pairs.value().len()) as u64;
             self.found += 1;
-            pairs.next();
+            match backward {
+                true => pairs.prev(),
+                false => pairs.next(),
+            }
             self.done(started, 1);
         }
         Ok(pairs.status()?)
