@@ -255,10 +255,18 @@ fn blob_file(bytes: &[u8]) {
 fn blob_file_seed() -> Vec<u8> {
     let file = Arc::new(MemFile::default());
     let at = Arc::clone(&file) as FileRef;
-    let options = BlobFileOptions::default();
+    let options = BlobFileOptions {
+        compression: Compression::Zstd { level: 1 },
+        zstd_dict_bytes: 256,
+        ..BlobFileOptions::default()
+    };
     let mut builder = BlobFileBuilder::create(at, 1, options).expect("memory");
-    for number in 0..20 {
-        let value = vec![number as u8; 40 * number];
+    for number in 0..100 {
+        let value = format!(
+            "what all values have in common and number {}, ",
+            number * 7919
+        );
+        let value = value.repeat(1 + number % 3).into_bytes();
         builder.add(&key(number), &value).expect("memory");
     }
     builder.finish().expect("memory");

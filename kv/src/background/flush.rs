@@ -32,16 +32,16 @@ const TABLE_BUFFERS: usize = 640 << 10;
 /// The same of a blob file.
 const BLOB_BUFFERS: usize = (1 << 20) + (384 << 10);
 
-/// Bytes of memory for a table of `entries` that is being written: buffers, and the hash that its filter is
-/// made of for each entry.
+/// Bytes of memory for a table of `entries` that is being written: buffers, the hash that its filter is
+/// made of for each entry, and what waits for dictionaries.
 pub(crate) fn output_memory(options: &Options, entries: u64) -> usize {
     let hashes = entries.next_power_of_two() as usize * size_of::<u64>();
     let filter = (entries as f64 * options.bloom_bits_per_key / 8.0) as usize;
     let blobs = match options.min_blob_size {
         0 => 0,
-        _ => BLOB_BUFFERS,
+        _ => BLOB_BUFFERS + options.blob_sample_bytes(),
     };
-    TABLE_BUFFERS + hashes + filter + blobs
+    TABLE_BUFFERS + hashes + filter + options.table_sample_bytes() + blobs
 }
 
 impl Engine {

@@ -1,11 +1,13 @@
 //! Writes a blob file: records in key order, then dictionary, index, properties and footer.
 //!
-//! Records are gathered and appended in large pieces. Nothing is durable until
+//! Records are gathered and appended in large pieces. A file that is to train a dictionary holds its first
+//! values back in memory (held.rs) until the dictionary is there, and writes them with it. Nothing is durable until
 //! [`BlobFileBuilder::finish`] has returned; a file that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made it.
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use lavafs::FileRef;
 use xxhash_rust::xxh3::Xxh3;
@@ -15,6 +17,7 @@ use super::footer::{
     FOOTER_LEN, Footer, HEADER_LEN, Header, SECTION_DICTIONARY, SECTION_INDEX, SECTION_PROPERTIES,
     seal,
 };
+use super::held::Held;
 use super::iter::StoredValue;
 use super::properties::BlobFileProperties;
 use super::record::{
@@ -36,6 +39,10 @@ pub struct BlobFileBuilder {
     compressor: BlockCompressor,
     /// Codec of what `compressor` gives.
     codec: u8,
+    /// What `compressor` was given.
+    dictionary: Option<Arc<[u8]>>,
+    /// Values that wait for a dictionary; `None` without one and after it was trained.
+    held: Option<Held>,
     output: Output,
     index: IndexBuilder,
     last_key: Vec<u8>,
@@ -67,18 +74,16 @@ impl BlobFileBuilder {
             0,
             "a blob file begins in an empty file"
         );
-        let (compressor, codec) = match (&options.dictionary, options.compression) {
-            (Some(dictionary), _) if dictionary.len() > MAX_DICTIONARY_LEN => {
-                let len = dictionary.len();
-                return Err(Error::invalid_argument(format!(
-                    "dictionary of {len} bytes, at most {MAX_DICTIONARY_LEN}"
-                )));
-            }
-            (Some(dictionary), Compression::Zstd { level }) if !dictionary.is_empty() => (
-                BlockCompressor::with_dictionary(level, dictionary)?,
-                CODEC_ZSTD_DICTIONARY,
-            ),
-            (_, compression) => (BlockCompressor::new(compression)?, CODEC_ZSTD),
+        let longest = options.dictionary.as_ref().map_or(0, |given| given.len());
+        let longest = longest.max(options.zstd_dict_bytes);
+        if longest > MAX_DICTIONARY_LEN {
+            return Err(Error::invalid_argument(format!(
+                "dictionary of {longest} bytes, at most {MAX_DICTIONARY_LEN}"
+            )));
+        }
+        let held = match options.dictionary {
+            Some(_) => None,
+            None => Held::wanted(options.compression, options.zstd_dict_bytes),
         };
         let header = Header {
             seed: file.generation().0,
@@ -92,10 +97,11 @@ impl BlobFileBuilder {
             digest: Xxh3::new(),
         };
         output.write(&[&header.encode()])?;
-        Ok(BlobFileBuilder {
-            options,
-            compressor,
-            codec,
+        let mut builder = BlobFileBuilder {
+            compressor: BlockCompressor::new(options.compression)?,
+            codec: CODEC_ZSTD,
+            dictionary: None,
+            held,
             output,
             index: IndexBuilder::default(),
             last_key: Vec::new(),
@@ -104,11 +110,29 @@ impl BlobFileBuilder {
                 ..BlobFileProperties::default()
             },
             head: Vec::new(),
-        })
+            options,
+        };
+        if let Some(given) = builder.options.dictionary.clone() {
+            builder.set_dictionary(given)?;
+        }
+        Ok(builder)
     }
 
-    /// Adds the value of a version of a key, and returns the bytes that its record takes in the file.
-    /// After an error the file cannot be finished.
+    /// Compresses with this dictionary from now on, if at all.
+    fn set_dictionary(&mut self, dictionary: Arc<[u8]>) -> Result<()> {
+        if let (Compression::Zstd { level }, false) =
+            (self.options.compression, dictionary.is_empty())
+        {
+            self.compressor = BlockCompressor::with_dictionary(level, &dictionary)?;
+            self.codec = CODEC_ZSTD_DICTIONARY;
+            self.dictionary = Some(dictionary);
+        }
+        Ok(())
+    }
+
+    /// Adds the value of a version of a key, and returns the bytes of the records that this wrote: its own, none
+    /// while it waits for a dictionary, and those of all that waited where it ends the waiting. After an error
+    /// the file cannot be finished.
     ///
     /// # Errors
     /// The file's, or a key or value over its limit.
@@ -116,6 +140,33 @@ impl BlobFileBuilder {
     /// # Panics
     /// If `internal_key` is malformed or not after the one before.
     pub fn add(&mut self, internal_key: &[u8], value: &[u8]) -> Result<u64> {
+        check_order(self.last_key(), internal_key);
+        check_limits(internal_key, value.len())?;
+        if let Some(held) = &mut self.held
+            && held.push(internal_key, value)
+        {
+            return Ok(0);
+        }
+        let waited = self.end_sampling()?;
+        Ok(waited + self.write_value(internal_key, value)?)
+    }
+
+    /// Trains the dictionary, if the values held give one, and writes them. Returns the bytes of their records.
+    fn end_sampling(&mut self) -> Result<u64> {
+        let Some(held) = self.held.take() else {
+            return Ok(0);
+        };
+        if let Some(dictionary) = held.train() {
+            self.set_dictionary(dictionary.into())?;
+        }
+        let mut written = 0;
+        for (internal_key, value) in held.entries() {
+            written += self.write_value(internal_key, value)?;
+        }
+        Ok(written)
+    }
+
+    fn write_value(&mut self, internal_key: &[u8], value: &[u8]) -> Result<u64> {
         let (compressor, mut codec) = (&mut self.compressor, self.codec);
         // Taken apart from `self`, whose other parts write the record.
         let stored = match compressor.compress(value) {
@@ -127,28 +178,26 @@ impl BlobFileBuilder {
         };
         let output = &mut self.output;
         let head = &mut self.head;
-        check_order(&self.last_key, internal_key);
-        let record = (internal_key, codec, stored);
-        let len = output.write_record(head, record, value.len())?;
+        let len = output.write_record(head, (internal_key, codec, stored))?;
         self.count(internal_key, value.len() as u64, len);
         Ok(len)
     }
 
     /// Like [`BlobFileBuilder::add`] of a value as another blob file stores it, without
-    /// compressing it again.
+    /// compressing it again, unless that file's dictionary or this one's makes a difference.
     ///
     /// # Errors
     /// As [`BlobFileBuilder::add`].
     pub fn add_stored(&mut self, internal_key: &[u8], value: StoredValue<'_>) -> Result<u64> {
-        if value.codec == CODEC_ZSTD_DICTIONARY {
+        let dictionaries = [value.codec, self.codec].contains(&CODEC_ZSTD_DICTIONARY);
+        if dictionaries || self.held.is_some() {
             return self.add(internal_key, &value.decode()?);
         }
         let value_len = value.value_len()?;
         check_order(&self.last_key, internal_key);
+        check_limits(internal_key, value_len as usize)?;
         let record = (internal_key, value.codec, value.bytes);
-        let len = self
-            .output
-            .write_record(&mut self.head, record, value_len as usize)?;
+        let len = self.output.write_record(&mut self.head, record)?;
         self.count(internal_key, value_len, len);
         Ok(len)
     }
@@ -180,22 +229,20 @@ impl BlobFileBuilder {
 
     /// Values added so far.
     pub fn records(&self) -> u64 {
-        self.properties.records
+        self.properties.records + self.held.as_ref().map_or(0, Held::len) as u64
     }
 
     /// The last internal key added; empty before the first.
     pub fn last_key(&self) -> &[u8] {
-        &self.last_key
+        let held = self.held.as_ref().and_then(Held::last_key);
+        held.unwrap_or(&self.last_key)
     }
 
-    /// Bytes of the file if it were finished now, about.
+    /// Bytes of the file if it were finished now, about; values not yet written count uncompressed.
     pub fn estimated_size(&self) -> u64 {
-        let dictionary = self
-            .options
-            .dictionary
-            .as_ref()
-            .map_or(0, |dictionary| dictionary.len());
-        self.output.len + (self.index.estimated_size() + dictionary) as u64
+        let dictionary = self.dictionary.as_ref().map_or(0, |given| given.len());
+        let held = self.held.as_ref().map_or(0, Held::memory);
+        self.output.len + (self.index.estimated_size() + dictionary + held) as u64
     }
 
     /// Writes what is left and makes the file durable, size included.
@@ -203,10 +250,11 @@ impl BlobFileBuilder {
     /// # Panics
     /// If nothing was added.
     pub fn finish(mut self) -> Result<BlobFileProperties> {
+        self.end_sampling()?;
         assert!(self.properties.records > 0, "a blob file has records");
         let output = &mut self.output;
         let mut sections = Vec::new();
-        if let (CODEC_ZSTD_DICTIONARY, Some(dictionary)) = (self.codec, &self.options.dictionary) {
+        if let Some(dictionary) = &self.dictionary {
             sections.push((SECTION_DICTIONARY, true, output.write_block(dictionary)?));
         }
         let index = self.index.finish(HEADER_LEN as u64);
@@ -247,21 +295,24 @@ fn check_order(last_key: &[u8], internal_key: &[u8]) {
     );
 }
 
+fn check_limits(internal_key: &[u8], value_len: usize) -> Result<()> {
+    if internal_key.len() > MAX_KEY_LEN || value_len > MAX_VALUE_LEN {
+        let key_len = internal_key.len();
+        return Err(Error::invalid_argument(format!(
+            "key of {key_len} or value of {value_len} bytes, limits are {MAX_KEY_LEN} and \
+             {MAX_VALUE_LEN}"
+        )));
+    }
+    Ok(())
+}
+
 impl Output {
     /// Writes a record of key, codec and stored value; returns its length.
     fn write_record(
         &mut self,
         head: &mut Vec<u8>,
         (internal_key, codec, stored): (&[u8], u8, &[u8]),
-        value_len: usize,
     ) -> Result<u64> {
-        if internal_key.len() > MAX_KEY_LEN || value_len > MAX_VALUE_LEN {
-            let key_len = internal_key.len();
-            return Err(Error::invalid_argument(format!(
-                "key of {key_len} or value of {value_len} bytes, limits are {MAX_KEY_LEN} and \
-                 {MAX_VALUE_LEN}"
-            )));
-        }
         head.clear();
         encode_head(internal_key, stored.len(), codec, head);
         let tail = encode_tail(self.header.seed, self.len, head, stored);

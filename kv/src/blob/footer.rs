@@ -187,6 +187,19 @@ pub(super) fn unseal(seed: u64, offset: u64, block: &[u8]) -> Option<&[u8]> {
     (*trailer == seal(seed, offset, contents)).then_some(contents)
 }
 
+/// The contents of the block that `bytes`, at an offset of a file with a seed, begin with, where its length is not
+/// known: up to the first seal that fits.
+pub(super) fn find_sealed(seed: u64, offset: u64, bytes: &[u8]) -> Option<&[u8]> {
+    let mut crc = BlockCrc::new(seed, offset);
+    for (len, trailer) in bytes.windows(SEAL_LEN).enumerate() {
+        if trailer[0] == 0 && trailer[1..] == crc.finish(0).to_le_bytes() {
+            return Some(&bytes[..len]);
+        }
+        crc.update(&bytes[len..=len]);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,6 +34,7 @@ mod footer;
 mod fuzzing;
 pub(crate) mod garbage;
 pub(crate) mod gc;
+mod held;
 mod iter;
 mod key_bits;
 mod properties;
@@ -43,6 +44,8 @@ pub(crate) mod reference;
 mod salvage;
 pub(crate) mod values;
 
+#[cfg(test)]
+mod dictionary_tests;
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +70,9 @@ pub struct BlobFileOptions {
     /// Bytes that values have in common, which zstd then need not repeat in each: a trained
     /// dictionary or any typical content. Stored in the file. Default none; at most 1 MiB.
     pub dictionary: Option<Arc<[u8]>>,
+    /// Bytes at most of a dictionary for zstd, trained on the file's first values where `dictionary` gives
+    /// none; 0: none. Default 0; at most 1 MiB.
+    pub zstd_dict_bytes: usize,
 }
 
 /// Longest dictionary in bytes.

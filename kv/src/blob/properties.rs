@@ -16,8 +16,7 @@ pub struct BlobFileProperties {
     pub raw_key_bytes: u64,
     /// Bytes of values before compression.
     pub raw_value_bytes: u64,
-    /// Bytes of records as they are stored, padding included: the sum of what
-    /// [`super::BlobFileBuilder::add`] returned, and the unit in which garbage is counted.
+    /// Bytes of records as they are stored, padding included: the unit in which garbage is counted.
     pub stored_bytes: u64,
     /// The smallest sequence number.
     pub smallest_seq: SeqNo,

@@ -2,18 +2,21 @@
 //!
 //! The header says which file it is and what its checksums are seeded with; records tell their own
 //! lengths. They are walked from the first one to the first that does not check: what follows cannot be
-//! found without the index. Values that need the file's dictionary, which lay behind the records, are
-//! lost too.
+//! found without the index. The dictionary lies right behind the last record; its length is not known, but its
+//! seal tells where it ends. Where a record between or the dictionary is damaged, values that need it are lost too.
 
 use std::collections::HashMap;
 
 use lavafs::FileRef;
 
+use super::MAX_DICTIONARY_LEN;
 use super::file_name;
-use super::footer::{HEADER_LEN, Header};
-use super::record::{CODEC_RAW, CODEC_ZSTD, HEAD_MAX, Record, RecordHead, padded};
+use super::footer::{HEADER_LEN, Header, SEAL_LEN, find_sealed};
+use super::record::{
+    CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICTIONARY, HEAD_MAX, Record, RecordHead, padded,
+};
 use crate::error::{Error, Result};
-use crate::sstable::compression::decompress;
+use crate::sstable::compression::{Dictionary, decompress, decompress_with};
 
 /// The records that a damaged blob file begins with.
 pub(crate) struct SalvagedFile {
@@ -22,6 +25,7 @@ pub(crate) struct SalvagedFile {
     seed: u64,
     /// Place and length of each sound record, by internal key.
     records: HashMap<Vec<u8>, (u64, usize)>,
+    dictionary: Option<Dictionary>,
 }
 
 impl SalvagedFile {
@@ -34,6 +38,7 @@ impl SalvagedFile {
             name: file_name(number),
             seed: 0,
             records: HashMap::new(),
+            dictionary: None,
             file,
         };
         let mut header = [0; HEADER_LEN];
@@ -47,15 +52,30 @@ impl SalvagedFile {
             Err(error) => return Err(error),
         }
         let mut at = HEADER_LEN as u64;
+        let mut needs_dictionary = false;
         while let Some((bytes, len)) = salvaged.record_at(at)? {
             let Ok(record) = Record::decode(&bytes, salvaged.seed, at) else {
                 break;
             };
+            needs_dictionary |= record.codec == CODEC_ZSTD_DICTIONARY;
             let key = record.internal_key.to_vec();
             salvaged.records.insert(key, (at, len));
             at += len as u64;
         }
+        if needs_dictionary {
+            salvaged.dictionary = salvaged.dictionary_at(at)?;
+        }
         Ok(salvaged)
+    }
+
+    /// The dictionary that begins at `offset`; `None` where there is none.
+    fn dictionary_at(&self, offset: u64) -> Result<Option<Dictionary>> {
+        let longest = (MAX_DICTIONARY_LEN + SEAL_LEN) as u64;
+        let left = self.file.size().upper().saturating_sub(offset);
+        let mut bytes = vec![0; left.min(longest) as usize];
+        let read = self.file.read_at(offset, &mut bytes)?;
+        let found = find_sealed(self.seed, offset, &bytes[..read]);
+        Ok(found.and_then(|dictionary| Dictionary::new(dictionary).ok()))
     }
 
     /// The bytes of what may be a record at `offset`; `None` where there is none.
@@ -75,7 +95,7 @@ impl SalvagedFile {
         Ok((read == bytes.len()).then_some((bytes, len as usize)))
     }
 
-    /// The value of a key, if its record is among those found and does not need the dictionary.
+    /// The value of a key, if its record is among those found, and the dictionary too where it needs it.
     ///
     /// # Errors
     /// The file's, or [`Error::Corrupt`] where it does not decompress or has changed meanwhile.
@@ -87,10 +107,12 @@ impl SalvagedFile {
         let mut bytes = vec![0; len];
         let read = self.file.read_at(offset, &mut bytes)?;
         let record = Record::decode(&bytes[..read], self.seed, offset).map_err(corrupt)?;
-        match record.codec {
-            CODEC_RAW => Ok(Some(record.stored.to_vec())),
-            CODEC_ZSTD => decompress(record.stored).map(Some).map_err(corrupt),
-            _ => Ok(None),
-        }
+        let value = match (record.codec, &self.dictionary) {
+            (CODEC_RAW, _) => Ok(record.stored.to_vec()),
+            (CODEC_ZSTD, _) => decompress(record.stored),
+            (_, Some(dictionary)) => decompress_with(record.stored, dictionary),
+            (_, None) => return Ok(None),
+        };
+        value.map(Some).map_err(corrupt)
     }
 }

@@ -41,7 +41,7 @@ impl Scratch {
 fn zstd() -> BlobFileOptions {
     BlobFileOptions {
         compression: Compression::Zstd { level: 1 },
-        dictionary: None,
+        ..BlobFileOptions::default()
     }
 }
 

@@ -218,6 +218,10 @@ impl Options {
                 Field::Compression(&mut self.blob_compression),
             ),
             (
+                "blob_zstd_dict_bytes",
+                Field::Usize(&mut self.blob_zstd_dict_bytes),
+            ),
+            (
                 "enable_blob_garbage_collection",
                 Field::Bool(&mut self.enable_blob_garbage_collection),
             ),

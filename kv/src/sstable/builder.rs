@@ -1,8 +1,8 @@
 //! Writes a table: entries in key order, then filter, index, properties and footer.
 //!
 //! Blocks are gathered and appended in large pieces. A table with a dictionary keeps its first blocks
-//! in memory, [`SAMPLES_PER_BYTE`] times as much as the dictionary is to have: they are the samples that
-//! it is trained on, and are compressed with it like those that follow. Nothing is durable until
+//! in memory, a hundred times as much as the dictionary is to have: they are the samples that
+//! it is trained on (samples.rs), and are compressed with it like those that follow. Nothing is durable until
 //! [`TableBuilder::finish`] has returned; a table that was not finished has no footer, cannot be
 //! opened, and is to be removed by whoever made the file.
 //!
@@ -22,6 +22,7 @@ use super::footer::{
 };
 use super::index::IndexBuilder;
 use super::properties::TableProperties;
+use super::samples::Samples;
 use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
 use crate::blob::reference::BlobReference;
 use crate::error::{Error, Result};
@@ -35,13 +36,6 @@ use crate::version::{BlobUse, TableRefs};
 /// Bytes gathered before they are appended to the file. Also the block size from which a block
 /// is appended from where it is.
 const APPEND_BYTES: usize = 256 << 10;
-
-/// Bytes of samples per byte of dictionary, as zstd's authors advise (zdict.h: "about 100 times").
-const SAMPLES_PER_BYTE: usize = 100;
-/// Bytes of samples at most: they are held in memory.
-const SAMPLES_MAX: usize = 4 << 20;
-/// Fewer blocks than this make no dictionary.
-const SAMPLES_MIN: usize = 8;
 
 /// What was written, for the manifest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,15 +108,6 @@ pub struct TableBuilder {
     keeping: Keeping,
 }
 
-/// Uncompressed blocks one after another.
-#[derive(Default)]
-struct Samples {
-    bytes: Vec<u8>,
-    lens: Vec<usize>,
-    /// Bytes from which they are enough.
-    enough: usize,
-}
-
 /// The file, and what is on its way there.
 struct Output {
     file: FileRef,
@@ -145,7 +130,7 @@ impl TableBuilder {
         TableBuilder {
             block: BlockBuilder::new(options.restart_interval, options.hash_index),
             compressor: None,
-            samples: Samples::wanted(&options),
+            samples: Samples::wanted(options.compression, options.zstd_dict_bytes),
             dictionary: None,
             output: Output {
                 seed: file.generation().0,
@@ -277,7 +262,7 @@ impl TableBuilder {
         } else {
             self.block.size()
         };
-        let samples = self.samples.as_ref().map_or(0, |held| held.bytes.len());
+        let samples = self.samples.as_ref().map_or(0, Samples::bytes);
         self.output.len + (block + samples) as u64 + self.index.size() as u64 + filter as u64
     }
 
@@ -287,13 +272,9 @@ impl TableBuilder {
         let parts = self.block.finish();
         let worth = std::mem::take(&mut self.keeping.worth);
         if let Some(samples) = &mut self.samples {
-            let before = samples.bytes.len();
-            parts
-                .iter()
-                .for_each(|part| samples.bytes.extend_from_slice(part));
-            samples.lens.push(samples.bytes.len() - before);
+            samples.push(&parts);
             self.block.reset();
-            return match samples.bytes.len() >= samples.enough {
+            return match samples.bytes() >= samples.enough() {
                 true => self.end_sampling(),
                 false => Ok(()),
             };
@@ -323,11 +304,7 @@ impl TableBuilder {
         let Some(samples) = self.samples.take() else {
             return Ok(());
         };
-        let len = self.options.zstd_dict_bytes;
-        let dictionary = match samples.lens.len() >= SAMPLES_MIN {
-            true => BlockCompressor::train(&samples.bytes, &samples.lens, len),
-            false => None,
-        };
+        let dictionary = samples.train();
         let compressor = match (&dictionary, self.options.compression) {
             (Some(dictionary), Compression::Zstd { level }) => {
                 self.output.compressed = CODE_ZSTD_DICTIONARY;
@@ -337,12 +314,9 @@ impl TableBuilder {
         };
         self.dictionary = dictionary;
         let compressor = self.compressor.insert(compressor);
-        let mut rest = &samples.bytes[..];
-        for len in samples.lens {
-            let (block, after) = rest.split_at(len);
+        for block in samples.pieces() {
             self.output.write_block(&[block], compressor)?;
             self.index.add_end(self.output.len);
-            rest = after;
         }
         Ok(())
     }
@@ -420,16 +394,6 @@ impl std::fmt::Debug for TableBuilder {
             self.entries(),
             self.output.file
         )
-    }
-}
-
-impl Samples {
-    fn wanted(options: &TableOptions) -> Option<Samples> {
-        let zstd = matches!(options.compression, Compression::Zstd { .. });
-        (zstd && options.zstd_dict_bytes > 0).then(|| Samples {
-            enough: (options.zstd_dict_bytes * SAMPLES_PER_BYTE).min(SAMPLES_MAX),
-            ..Samples::default()
-        })
     }
 }
 

@@ -34,6 +34,7 @@ mod index;
 mod iter;
 mod properties;
 mod reader;
+pub(crate) mod samples;
 pub(crate) mod varint;
 
 #[cfg(test)]
@@ -276,6 +277,7 @@ impl Block {
 }
 
 /// The checksum of a block at an offset of a file with a seed, computed part by part.
+#[derive(Clone, Copy)]
 pub(crate) struct BlockCrc(u32);
 
 impl BlockCrc {

@@ -83,6 +83,7 @@ pub(crate) fn random_options(rng: &mut Rng) -> Options {
         blob_correlated_compaction_bytes: [0, 16 << 10, 64 << 20][rng.below(3) as usize],
         blob_collection_idle_millis: [10, 10_000][rng.below(2) as usize],
         zstd_dict_bytes: [0, 256, 1024][rng.below(3) as usize],
+        blob_zstd_dict_bytes: [0, 256, 1024][rng.below(3) as usize],
         index_partition_threshold: [0, 1, 600][rng.below(3) as usize],
         index_partition_size: 256 << rng.below(3),
         delete_rate: [0, 64 << 10, 8 << 20][rng.below(3) as usize],

@@ -60,6 +60,7 @@ pub(super) fn drawn(rng: &mut SmallRng, write_buffer_size: usize) -> Options {
         min_blob_size: one_of(rng, &[0, 64, 200, 512]),
         blob_file_size: one_of(rng, &[16 << 10, 256 << 10, 64 << 20]),
         blob_compression: compression(rng),
+        blob_zstd_dict_bytes: one_of(rng, &[0, 1024, 16 << 10]),
         enable_blob_garbage_collection: rng.random(),
         max_blob_collections: rng.random_range(1..4),
         blob_correlated_compaction_bytes: one_of(rng, &[0, 64 << 10, 64 << 20]),

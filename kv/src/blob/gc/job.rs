@@ -145,7 +145,8 @@ impl Engine {
         let family = self.cf(cf)?;
         let options = &family.options;
         let mut referrers = Referrers::new(self, cf, version, readers);
-        let _buffers = self.charge_io(readers.len() * INPUT_BUFFER + OUTPUT_BUFFERS);
+        let _buffers = self
+            .charge_io(readers.len() * INPUT_BUFFER + OUTPUT_BUFFERS + options.blob_sample_bytes());
         let expected = pick.copied_bytes.min(options.blob_file_size);
         let create = || {
             let number = self.new_file_number();

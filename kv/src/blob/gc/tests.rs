@@ -28,7 +28,7 @@ fn create(fs: &HostFs, number: u64) -> Result<BlobFileBuilder> {
     let file = fs.create(Path::new(&file_name(number)), &CreateOptions::default())?;
     let options = BlobFileOptions {
         compression: Compression::Zstd { level: 1 },
-        dictionary: None,
+        ..BlobFileOptions::default()
     };
     BlobFileBuilder::create(file, number, options)
 }

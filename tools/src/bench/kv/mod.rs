@@ -102,6 +102,13 @@ pub struct KvBench {
     /// Compression of values in blob files: none or zstd; as --compression_type if not given
     #[arg(long)]
     blob_compression_type: Option<String>,
+    /// Level of zstd for values in blob files, 1 to 22; negative levels are faster still
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-100..=22))]
+    blob_compression_level: i32,
+    /// Bytes of a dictionary that each blob file gets for zstd, at most; 0: none
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    blob_compression_max_dict_bytes: u64,
     #[command(flatten)]
     policy: PolicyFlags,
     #[command(flatten)]
@@ -220,7 +227,9 @@ impl KvBench {
         let given = self.blob_compression_type.as_ref();
         match given.unwrap_or(&self.compression_type).as_str() {
             "none" => Ok(Compression::None),
-            "zstd" => Ok(Options::default().blob_compression),
+            "zstd" => Ok(Compression::Zstd {
+                level: self.blob_compression_level,
+            }),
             other => Err(Failure::usage(format!(
                 "--blob_compression_type {other} is not supported: use none or zstd"
             ))),
@@ -246,6 +255,7 @@ impl KvBench {
             min_blob_size: self.min_blob_size as usize,
             blob_file_size: self.blob_file_size,
             blob_compression: self.blob_compression()?,
+            blob_zstd_dict_bytes: self.blob_compression_max_dict_bytes as usize,
             max_background_jobs: self.max_background_jobs,
             disable_auto_compactions: self.disable_auto_compactions,
             max_subcompactions: self.policy.subcompactions,
