@@ -105,7 +105,8 @@ impl Engine {
             .map(|mem| mem.table.approximate_memory() as u64)
             .sum();
         let collection = options.blob_file_size.min(space.total / COLLECTION_PART);
-        let reserve = in_memory.saturating_add(collection);
+        let collections = state.collections.bytes_to_come().max(collection);
+        let reserve = in_memory.saturating_add(collections);
         if space.free >= reserve.saturating_mul(2) {
             return Stall::None;
         }

@@ -108,7 +108,8 @@ impl Stall {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SpaceLeft {
     pub(crate) free: u64,
-    /// What background work must have to go on: flushes of what is in memory, and one collection.
+    /// What background work must have to go on: flushes of what is in memory, and what collections write,
+    /// one at least.
     pub(crate) reserve: u64,
     /// What collections would give back.
     pub(crate) reclaimable: u64,

@@ -39,6 +39,8 @@ const OUTPUTS_MAX: u64 = 4;
 pub(crate) struct Collections {
     /// Files being collected.
     files: BTreeSet<FileNumber>,
+    /// Bytes that their collections copy, written already or not.
+    copied_bytes: u64,
     /// Tasks queued or running.
     tasks: usize,
     /// Files whose collection failed, with the free bytes that it takes to try again.
@@ -50,6 +52,16 @@ pub(crate) struct Collections {
 }
 
 impl Collections {
+    /// Bytes that the collections now running may yet write, at most.
+    pub(crate) fn bytes_to_come(&self) -> u64 {
+        self.copied_bytes
+    }
+
+    fn begin(&mut self, pick: &GcPick) {
+        self.files.extend(&pick.inputs);
+        self.copied_bytes += pick.copied_bytes;
+    }
+
     /// True while a collection is queued or running.
     pub(crate) fn in_progress(&self) -> bool {
         self.tasks > 0 || !self.files.is_empty()
@@ -117,7 +129,7 @@ fn collect_once(engine: &Arc<Engine>, effort: Effort) -> Result<()> {
     let Some(due) = next(&state, effort, disk) else {
         return Ok(());
     };
-    state.collections.files.extend(&due.pick.inputs);
+    state.collections.begin(&due.pick);
     // Others may run beside it.
     schedule(engine, &mut state);
     drop(state);
@@ -132,6 +144,7 @@ fn run(engine: &Arc<Engine>, due: &Due, disk: Disk) -> Result<()> {
     for number in &due.pick.inputs {
         collections.files.remove(number);
     }
+    collections.copied_bytes -= due.pick.copied_bytes;
     let outcome = match outcome {
         Err(error) if error.is_corrupt() => {
             tracing::error!(%error, "a blob file cannot be collected");
@@ -290,7 +303,7 @@ impl Engine {
                 self.changed.wait(&mut state);
                 continue;
             };
-            state.collections.files.extend(&due.pick.inputs);
+            state.collections.begin(&due.pick);
             drop(state);
             if let Err(error) = run(self, &due, disk) {
                 self.fail(error.clone());
