@@ -612,6 +612,13 @@ fn a_failed_sync_makes_the_database_read_only_until_it_is_opened_again() {
     assert!(matches!(db.flush(), Err(Error::ReadOnly { .. })));
     assert_eq!(get(&db, b"kept"), Some(b"1".to_vec()));
     assert_eq!(get(&db, b"unknown"), None, "a failed write is not applied");
+    // Asking again makes nothing durable: a device that lost writes once says yes the next time.
+    for _ in 0..2 {
+        let again = db.sync_wal().unwrap_err();
+        assert!(matches!(again, Error::ReadOnly { .. }), "{again}");
+    }
+    let closed = db.close().unwrap_err();
+    assert!(closed.to_string().contains("flush of the disk"), "{closed}");
     drop(db);
     let db = open(dir.path(), tiny()).unwrap();
     assert_eq!(get(&db, b"kept"), Some(b"1".to_vec()));

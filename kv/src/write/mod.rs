@@ -225,7 +225,11 @@ impl Engine {
     }
 
     fn sync_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<()> {
-        let wal = log.as_mut().ok_or_else(closing)?;
+        let Some(wal) = log.as_mut().filter(|wal| !wal.failed() || wal.settled()) else {
+            // What was logged is durable to an unknown extent; no later sync can tell.
+            check_writable(&self.state.lock())?;
+            return Err(closing());
+        };
         if wal.failed() {
             return Ok(());
         }

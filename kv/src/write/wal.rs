@@ -45,6 +45,8 @@ pub(crate) struct WalWriter {
     writer: GroupWriter,
     number: FileNumber,
     failed: bool,
+    /// What was acknowledged is durable although an append has failed.
+    settled: bool,
 }
 
 impl WalWriter {
@@ -75,6 +77,7 @@ impl WalWriter {
             writer,
             number,
             failed: false,
+            settled: false,
         })
     }
 
@@ -90,6 +93,11 @@ impl WalWriter {
     /// True after a failed append or sync.
     pub(crate) fn failed(&self) -> bool {
         self.failed
+    }
+
+    /// True for a log that was given up after every group it acknowledged was made durable.
+    pub(crate) fn settled(&self) -> bool {
+        self.settled
     }
 
     /// Appends one group.
@@ -127,12 +135,13 @@ impl WalWriter {
 
     /// After a failed append: cuts what was half written, so that no later replay takes it for
     /// damage, and makes the rest durable.
-    pub(crate) fn cut_back(&self) -> Result<()> {
+    pub(crate) fn cut_back(&mut self) -> Result<()> {
         let file = self.writer.file();
         if file.size().upper() > self.writer.len() {
             file.truncate(self.writer.len())?;
         }
         file.fsync()?;
+        self.settled = true;
         Ok(())
     }
 }
