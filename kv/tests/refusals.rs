@@ -140,7 +140,14 @@ fn a_wrong_option_is_refused_by_name_and_changes_no_byte() {
 
 #[test]
 fn a_foreign_directory_is_refused_and_gets_not_even_a_lock_file() {
-    let foreign: [(&str, &[Named<'_>]); 4] = [
+    let foreign: [(&str, &[Named<'_>]); 5] = [
+        (
+            "what another engine left without CURRENT",
+            &[
+                ("OPTIONS-000007", b"# This is a RocksDB option file.\n"),
+                ("MANIFEST-000005", b"\x56\xf9\xb8\xf8\x1c\x00\x01\x01"),
+            ],
+        ),
         (
             "another engine's database",
             &[
@@ -176,10 +183,39 @@ fn a_foreign_directory_is_refused_and_gets_not_even_a_lock_file() {
             refused(&fs, what, &["/db"], || {
                 Db::open_read_only(fs.clone(), Path::new(AT), tiny()).map(drop)
             });
+            let at = Path::new(AT);
+            refused(&fs, what, &["another program"], || Db::destroy(&fs, at));
+            refused(&fs, what, &["another program"], || {
+                Db::repair(&fs, at, &tiny()).map(drop)
+            });
             for (name, _) in contents {
                 fs.unlink(&Path::new(AT).join(name)).unwrap();
             }
         }
+    });
+}
+
+#[test]
+fn logged_writes_without_current_are_not_taken_for_an_empty_database() {
+    on_host_and_image(|fs| {
+        let db = open(&fs, tiny()).unwrap();
+        db.put(b"logged", b"value", &WriteOptions::synced())
+            .unwrap();
+        db.close().unwrap();
+        drop(db);
+        fs.unlink(&Path::new(AT).join("CURRENT")).unwrap();
+        let parts = ["logged writes in a directory without CURRENT", ".wal"];
+        refused(&fs, "a lost CURRENT", &parts, || {
+            open(&fs, tiny()).map(drop)
+        });
+        Db::repair(&fs, Path::new(AT), &tiny()).unwrap();
+        let db = open(&fs, tiny()).unwrap();
+        let logged = db.get(b"logged", &ReadOptions::default()).unwrap();
+        assert_eq!(logged, Some(b"value".to_vec()));
+        db.close().unwrap();
+        drop(db);
+        Db::destroy(&fs, Path::new(AT)).unwrap();
+        assert!(fs.metadata(Path::new(AT)).unwrap_err().is_not_found());
     });
 }
 

@@ -58,6 +58,6 @@ mod tests;
 pub use commit::{Crew, GroupCommit, Task};
 pub use engine::{Appended, LOG_NAME_LEN_MAX, Log, LogEngine, LogId, ReadLevel};
 pub use error::{Error, Result};
-pub use group::{Group, GroupReader, GroupWriter, Position, Tail};
+pub use group::{FILE_MAGIC as GROUP_FILE_MAGIC, Group, GroupReader, GroupWriter, Position, Tail};
 pub use options::{Duplicates, LogConfig, LogOptions, Mode};
 pub use scan::{GapKind, Scan, ScanItem};

@@ -34,7 +34,8 @@
 use crate::error::{Error, Result};
 use crate::sstable::{BlockCrc, Handle};
 
-const HEADER_MAGIC: [u8; 8] = *b"LAVA-BLB";
+/// First bytes of every blob file.
+pub(crate) const HEADER_MAGIC: [u8; 8] = *b"LAVA-BLB";
 const FOOTER_MAGIC: [u8; 8] = *b"LAVA-BLF";
 const VERSION: u32 = 1;
 const KNOWN_INCOMPAT: u32 = 0;

@@ -53,6 +53,7 @@ use std::sync::Arc;
 
 pub use self::builder::BlobFileBuilder;
 pub use self::cbt::{BlobIndex, RecordLocation};
+pub(crate) use self::footer::HEADER_MAGIC as FILE_MAGIC;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::fuzzing::sealed;
 pub use self::iter::{BlobFileIterator, StoredValue};

@@ -7,6 +7,7 @@
 
 pub(crate) mod close;
 pub(crate) mod engine;
+pub(crate) mod foreign;
 pub(crate) mod multi_get;
 pub(crate) mod pinned;
 pub(crate) mod read;
@@ -102,12 +103,13 @@ impl Db {
     /// No error where there is none.
     ///
     /// # Errors
-    /// [`Error::Busy`] where it is open.
+    /// [`Error::Busy`] where it is open, [`Error::InvalidArgument`] for another program's database.
     pub fn destroy(fs: &FileSystemRef, dir: &Path) -> Result<()> {
         match fs.metadata(dir) {
             Err(error) if error.is_not_found() => return Ok(()),
             other => other?,
         };
+        foreign::refuse(fs, dir)?;
         let lock = recovery::lock_dir(fs, dir)?;
         // Without CURRENT there is no database any more, so it goes first.
         let mut names: Vec<FileName> = fs
@@ -284,7 +286,7 @@ impl Db {
     }
 
     /// Flushes, and merges the tables that hold keys in `begin..=end` (`None`: unbounded) down to the
-    /// last level that holds data there.
+    /// last level that holds data there. A FIFO, which merges nothing, drops what is due.
     ///
     /// # Errors
     /// What flush or compaction failed with.

@@ -25,6 +25,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::background::scheduler;
 use crate::cache::BlockCache;
 use crate::db::engine::{ColumnFamily, Engine, State, View};
+use crate::db::foreign;
 use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -103,7 +104,7 @@ fn read(fs: &FileSystemRef, dir: &Path, exists: bool) -> Result<Option<Recovered
     if exists {
         refuse_newer(fs, dir)?;
     } else {
-        refuse_damaged(fs, dir)?;
+        foreign::refuse_damaged(fs, dir)?;
     }
     Recovered::read(fs, dir)
 }
@@ -137,21 +138,6 @@ fn refuse_newer(fs: &FileSystemRef, dir: &Path) -> Result<()> {
         }
         Ok(_) => Ok(()),
     }
-}
-
-/// A directory without `CURRENT` that holds tables or blob files is a damaged database, not an empty one: a
-/// crash while a database is made leaves a log, but never one of these.
-fn refuse_damaged(fs: &FileSystemRef, dir: &Path) -> Result<()> {
-    for entry in fs.list(dir)? {
-        if let Some(FileName::Table(_) | FileName::Blob(_)) = FileName::parse(&entry.name) {
-            return Err(Error::corrupt(
-                dir.join(&entry.name).display().to_string(),
-                0_u64,
-                "data in a directory without CURRENT",
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// An engine without column families. Without a lock it is one for reading alone.

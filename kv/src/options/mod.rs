@@ -10,7 +10,7 @@ mod compaction;
 mod stored;
 
 pub use compaction::{CompactionOptions, CompactionStyle};
-pub(crate) use stored::{family_line, stored_families};
+pub(crate) use stored::{OPTIONS_NAME, family_line, stored_families};
 
 use crate::blob::BlobFileOptions;
 use crate::cache::BlockCache;

@@ -19,7 +19,7 @@ use crate::write::batch::CfId;
 const OPTIONS_HEADER: &str = "lavakv-options 1";
 
 /// What the first line of every version of the format begins with.
-const OPTIONS_NAME: &str = "lavakv-options ";
+pub(crate) const OPTIONS_NAME: &str = "lavakv-options ";
 
 impl Options {
     /// The options stored most recently in the database at `dir`.

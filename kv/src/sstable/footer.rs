@@ -32,7 +32,8 @@
 use super::block::BadBlock;
 use crate::error::{Error, Result};
 
-const MAGIC: [u8; 8] = *b"LAVA-SST";
+/// First bytes of every footer.
+pub(crate) const MAGIC: [u8; 8] = *b"LAVA-SST";
 const VERSION: u32 = 1;
 /// Blocks may be compressed with the file's dictionary.
 pub(super) const FEATURE_DICTIONARY: u32 = 1;
@@ -40,7 +41,7 @@ pub(super) const FEATURE_DICTIONARY: u32 = 1;
 pub(super) const FEATURE_PARTITIONED_INDEX: u32 = 2;
 const KNOWN_INCOMPAT: u32 = FEATURE_DICTIONARY | FEATURE_PARTITIONED_INDEX;
 /// Bytes of the footer.
-pub(super) const FOOTER_LEN: usize = 96;
+pub(crate) const FOOTER_LEN: usize = 96;
 const CRC_AT: usize = 92;
 const SECTION_LEN: usize = 24;
 const REQUIRED: u16 = 1;

@@ -43,7 +43,9 @@ mod tests;
 pub(crate) use self::block::BadBlock;
 pub use self::builder::{KeptBlock, TableBuilder, TableSummary};
 pub use self::filter::{best_probes, bits_for_rate, expected_fpr, filter_hash};
-pub(crate) use self::footer::{Handle, decode_sections, encode_sections};
+pub(crate) use self::footer::{
+    FOOTER_LEN, Handle, MAGIC as FOOTER_MAGIC, decode_sections, encode_sections,
+};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::fuzzing::{fuzz_parts, sealed};
 pub use self::iter::{TableIterator, TableReadOptions};

@@ -59,7 +59,8 @@ pub const PAYLOAD_LEN_MAX: usize = 1 << 30;
 /// Largest footer that a closing group can carry: with its header it fits in any write unit.
 pub const FOOTER_LEN_MAX: usize = 512 - GROUP_HEADER_LEN;
 
-const FILE_MAGIC: [u8; 8] = *b"LAVAGRPS";
+/// First bytes of every file of groups.
+pub const FILE_MAGIC: [u8; 8] = *b"LAVAGRPS";
 const FILE_VERSION: u16 = 1;
 const INCOMPAT_KNOWN: u32 = 0;
 const GROUP_MAGIC: [u8; 4] = [0xB5, b'L', b'G', 0x1A];

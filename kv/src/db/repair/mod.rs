@@ -36,7 +36,7 @@ use lavafs::FileSystemRef;
 use self::merge::{Lost, Target};
 use self::values::Values;
 use crate::cache::BlockCache;
-use crate::db::recovery;
+use crate::db::{foreign, recovery};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::{self, Options, WalRecoveryMode};
@@ -121,6 +121,7 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         let what = format!("no file of a database in {}", dir.display());
         return Err(Error::invalid_argument(what));
     }
+    foreign::refuse(fs, dir)?;
     let lock = recovery::lock_dir(fs, dir)?;
     let blobs = names.iter().filter_map(|name| match name {
         FileName::Blob(number) => Some(*number),
