@@ -263,6 +263,34 @@ fn a_read_only_view_shows_everything_logged_and_changes_nothing() {
 }
 
 #[test]
+fn a_read_only_view_keeps_values_whose_blob_files_the_owner_has_replaced() {
+    on_each_fs(|fs| {
+        let separated = || Options {
+            min_blob_size: 100,
+            blob_file_size: 64 << 10,
+            ..tiny()
+        };
+        let value = |number: u32, round: u8| vec![number as u8 ^ round; 300];
+        let db = open(&fs, separated()).unwrap();
+        for number in 0..1000_u32 {
+            put(&db, &number.to_be_bytes(), &value(number, 0));
+        }
+        db.flush().unwrap();
+        let view = Db::open_read_only(fs.clone(), Path::new(AT), separated()).unwrap();
+        for number in 0..1000_u32 {
+            put(&db, &number.to_be_bytes(), &value(number, 1));
+        }
+        db.compact_range(None, None).unwrap();
+        db.collect_blob_garbage().unwrap();
+        for number in 0..1000_u32 {
+            let found = get(&view, &number.to_be_bytes());
+            assert_eq!(found, Some(value(number, 0)), "key {number}");
+        }
+        view.close().unwrap();
+    });
+}
+
+#[test]
 fn read_only_views_open_while_the_owner_replaces_files_all_the_time() {
     on_each_fs(|fs| {
         let db = open(&fs, tiny()).unwrap();

@@ -1,6 +1,6 @@
 //! Opening for reading alone: the state of a moment, with nothing changed on disk.
 //!
-//! 1. read the manifest in force and open every table it names, so that their files stay readable
+//! 1. read the manifest in force and open every table and blob file it names, so that they stay readable
 //!    although the owner may remove them;
 //! 2. replay the logs into memtables, which are kept in memory however large they get.
 //!
@@ -16,7 +16,7 @@ use lavafs::FileSystemRef;
 use crate::db::engine::{BackgroundError, Engine, View};
 use crate::db::recovery;
 use crate::error::{Error, Result};
-use crate::file_names::FileNumber;
+use crate::file_names::{FileName, FileNumber};
 use crate::options::Options;
 use crate::version::Recovered;
 
@@ -59,7 +59,11 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
     for cf in cfs.values() {
         for (_, _, file) in cf.view().version.files() {
             file.table(&*engine)
-                .map_err(|error| named(error, &file.meta.number))?;
+                .map_err(|error| named(error, FileName::Table(file.meta.number)))?;
+        }
+        for (&number, live) in cf.view().version.blobs.files() {
+            let opened = live.file.reader(&*engine);
+            opened.map_err(|error| named(error, FileName::Blob(number)))?;
         }
     }
     engine.replay_logs(&recovered)?;
@@ -73,11 +77,11 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
     Ok(engine)
 }
 
-/// A table that the manifest names and that is not there is damage, if it stays so.
-fn named(error: Error, number: &u64) -> Error {
+/// A file that the manifest names and that is not there is damage, if it stays so.
+fn named(error: Error, name: FileName) -> Error {
     match error {
         Error::Fs(source) if source.is_not_found() => {
-            Error::corrupt(format!("{number:06}.sst"), 0_u64, "is missing")
+            Error::corrupt(name.to_string(), 0_u64, "is missing")
         }
         other => other,
     }
