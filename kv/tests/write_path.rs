@@ -13,7 +13,8 @@ use std::path::Path;
 
 use common::{host, on_each_fs, tiny};
 use lavakv::{
-    CfId, Db, Error, MAX_KEY_LEN, MAX_VALUE_LEN, Options, ReadOptions, WriteBatch, WriteOptions,
+    CfId, CompactionOptions, CompactionStyle, Db, Error, MAX_KEY_LEN, MAX_VALUE_LEN, Options,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 
 const AT: &str = "/db";
@@ -151,6 +152,26 @@ fn every_wrong_option_is_named_before_anything_is_made() {
             },
         ),
         (
+            "level0_stop_writes_trigger",
+            Options {
+                compaction: CompactionOptions {
+                    style: CompactionStyle::Universal,
+                    ..CompactionOptions::default()
+                },
+                level0_file_num_compaction_trigger: 1,
+                level0_slowdown_writes_trigger: 1,
+                level0_stop_writes_trigger: 1,
+                ..tiny()
+            },
+        ),
+        (
+            "max_background_jobs",
+            Options {
+                max_background_jobs: usize::MAX,
+                ..tiny()
+            },
+        ),
+        (
             "max_bytes_for_level_multiplier",
             Options {
                 max_bytes_for_level_multiplier: f64::NAN,
@@ -191,6 +212,95 @@ fn every_wrong_option_is_named_before_anything_is_made() {
         assert!(matches!(error, Error::InvalidArgument { .. }), "{name}");
         assert!(error.to_string().contains(name), "{name}: {error}");
         assert!(!dir.path().join("db").exists(), "{name}");
+    }
+}
+
+#[test]
+fn the_largest_and_the_smallest_values_of_options_work() {
+    let largest = Options {
+        max_write_buffer_number: usize::MAX,
+        target_file_size_base: u64::MAX,
+        max_bytes_for_level_base: u64::MAX,
+        soft_pending_compaction_bytes_limit: u64::MAX,
+        hard_pending_compaction_bytes_limit: u64::MAX,
+        delayed_write_rate: u64::MAX,
+        delete_rate: u64::MAX,
+        max_total_wal_size: u64::MAX,
+        max_manifest_file_size: u64::MAX,
+        blob_file_size: u64::MAX,
+        min_blob_size: usize::MAX,
+        blob_correlated_compaction_bytes: u64::MAX,
+        index_partition_threshold: usize::MAX,
+        index_partition_size: usize::MAX,
+        bloom_bits_per_key: 100.0,
+        level0_slowdown_writes_trigger: usize::MAX,
+        level0_stop_writes_trigger: usize::MAX,
+        num_levels: 16,
+        max_bytes_for_level_multiplier: 100.0,
+        ..tiny()
+    };
+    let smallest = Options {
+        write_buffer_size: 4096,
+        level0_file_num_compaction_trigger: 1,
+        level0_slowdown_writes_trigger: 1,
+        level0_stop_writes_trigger: 1,
+        target_file_size_base: 4096,
+        max_bytes_for_level_base: 4096,
+        soft_pending_compaction_bytes_limit: 0,
+        hard_pending_compaction_bytes_limit: 0,
+        max_bytes_for_level_multiplier: 2.0,
+        num_levels: 2,
+        max_background_jobs: 1,
+        delete_rate: 1,
+        max_total_wal_size: 1,
+        max_manifest_file_size: 0,
+        min_blob_size: 1,
+        blob_file_size: 4096,
+        blob_correlated_compaction_bytes: 0,
+        block_size: 512,
+        block_cache_size: 0,
+        index_partition_size: 256,
+        index_partition_threshold: 1,
+        bloom_bits_per_key: 0.0,
+        ..tiny()
+    };
+    let universal = |size_ratio| CompactionOptions {
+        style: CompactionStyle::Universal,
+        universal_size_ratio: size_ratio,
+        universal_max_size_amplification_percent: size_ratio,
+        ..CompactionOptions::default()
+    };
+    let cases = [
+        largest.clone(),
+        smallest.clone(),
+        Options {
+            compaction: universal(u64::MAX),
+            ..largest
+        },
+        Options {
+            compaction: universal(0),
+            level0_stop_writes_trigger: 2,
+            ..smallest
+        },
+    ];
+    for (case, options) in cases.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(host(dir.path()), Path::new(AT), options).unwrap();
+        for number in 0..2000_u32 {
+            let key = (number % 700).to_be_bytes();
+            db.put(&key, &number.to_be_bytes(), &WriteOptions::default())
+                .unwrap();
+        }
+        db.flush().unwrap();
+        db.compact_range(None, None).unwrap();
+        let found = db.get(&7_u32.to_be_bytes(), &ReadOptions::default());
+        assert_eq!(
+            found.unwrap().unwrap(),
+            1407_u32.to_be_bytes(),
+            "case {case}"
+        );
+        db.verify().unwrap();
+        db.close().unwrap();
     }
 }
 

@@ -23,6 +23,9 @@ use crate::sstable::{Compression, TableOptions};
 use crate::stats::listener::EventListener;
 use crate::version::Version;
 
+/// Most background jobs of one database: each takes a thread.
+const JOBS_MAX: usize = 1024;
+
 /// How a write-ahead log that does not end cleanly is treated when a database is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum WalRecoveryMode {
@@ -62,7 +65,7 @@ pub struct Options {
     pub level0_file_num_compaction_trigger: usize,
     /// Runs in level 0 from which writers are slowed. Default 20.
     pub level0_slowdown_writes_trigger: usize,
-    /// Runs in level 0 at which writers stop. Default 36.
+    /// Runs in level 0 at which writers stop; with universal compaction at least 2. Default 36.
     pub level0_stop_writes_trigger: usize,
     /// Bytes of an SST at which a compaction begins the next one, at least 4 KiB.
     /// Default 64 MiB.
@@ -81,14 +84,14 @@ pub struct Options {
     pub compaction: CompactionOptions,
     /// No compaction starts by itself. Default false.
     pub disable_auto_compactions: bool,
-    /// Background jobs of this database at a time, at least 1; flushes get a quarter of them and
+    /// Background jobs of this database at a time, 1 to 1024; flushes get a quarter of them and
     /// at least one. Default 2.
     pub max_background_jobs: usize,
     /// Threads that one compaction may be split over, 1 to 64. Default 1.
     pub max_subcompactions: usize,
-    /// Bytes waiting for compaction from which writers are slowed. Default 64 GiB.
+    /// Bytes waiting for compaction from which writers are slowed; 0: they are not. Default 64 GiB.
     pub soft_pending_compaction_bytes_limit: u64,
-    /// Bytes waiting for compaction at which writers stop. Default 256 GiB.
+    /// Bytes waiting for compaction at which writers stop; 0: they do not. Default 256 GiB.
     pub hard_pending_compaction_bytes_limit: u64,
     /// Bytes per second that slowed writers begin with, at least 1 KiB. Default 16 MiB.
     pub delayed_write_rate: u64,
@@ -127,7 +130,7 @@ pub struct Options {
     /// Collects the garbage of blob files in the background, more the fuller the disk is. A column
     /// family's own. Default true.
     pub enable_blob_garbage_collection: bool,
-    /// Collections at a time, at most; reached at 90% disk usage. At least 1, default 2.
+    /// Collections at a time, at most; reached at 90% disk usage. 1 to 1024, default 2.
     pub max_blob_collections: usize,
     /// Bytes of values, as they are stored, that a compaction may take along from blob files with much garbage or
     /// that scans found scattered; 0: none. Default 64 MiB.
@@ -325,7 +328,17 @@ impl Options {
             })?;
         }
         let multiplier = self.max_bytes_for_level_multiplier;
-        let checks: [(bool, &str); 21] = [
+        // One run is what universal compaction comes down to.
+        let universal = self.compaction.style == CompactionStyle::Universal;
+        let checks: [(bool, &str); 23] = [
+            (
+                !universal || self.level0_stop_writes_trigger >= 2,
+                "level0_stop_writes_trigger >= 2 with universal compaction",
+            ),
+            (
+                self.max_background_jobs <= JOBS_MAX && self.max_blob_collections <= JOBS_MAX,
+                "max_background_jobs and max_blob_collections <= 1024",
+            ),
             (
                 (1..=64).contains(&self.max_subcompactions),
                 "max_subcompactions in 1..=64",
@@ -370,9 +383,10 @@ impl Options {
             ((2..=16).contains(&self.num_levels), "num_levels in 2..=16"),
             (self.max_background_jobs >= 1, "max_background_jobs >= 1"),
             (
-                self.hard_pending_compaction_bytes_limit
-                    >= self.soft_pending_compaction_bytes_limit,
-                "hard_pending_compaction_bytes_limit >= soft_pending_compaction_bytes_limit",
+                self.hard_pending_compaction_bytes_limit == 0
+                    || self.hard_pending_compaction_bytes_limit
+                        >= self.soft_pending_compaction_bytes_limit,
+                "hard_pending_compaction_bytes_limit 0 or >= soft_pending_compaction_bytes_limit",
             ),
             (
                 self.delayed_write_rate >= 1024,
@@ -411,7 +425,10 @@ impl Options {
         if self.max_total_wal_size > 0 {
             return self.max_total_wal_size;
         }
-        4 * (self.write_buffer_size * self.max_write_buffer_number) as u64
+        let buffers = self
+            .write_buffer_size
+            .saturating_mul(self.max_write_buffer_number);
+        (buffers as u64).saturating_mul(4)
     }
 
     /// Flushes at a time.

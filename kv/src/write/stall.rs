@@ -64,11 +64,10 @@ impl Stall {
             options.level0_slowdown_writes_trigger as u64,
             options.level0_stop_writes_trigger as u64,
         );
-        let bytes = progress(
-            pending_bytes,
-            options.soft_pending_compaction_bytes_limit,
-            options.hard_pending_compaction_bytes_limit,
-        );
+        let unlimited = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        let hard = unlimited(options.hard_pending_compaction_bytes_limit);
+        let soft = unlimited(options.soft_pending_compaction_bytes_limit).min(hard);
+        let bytes = progress(pending_bytes, soft, hard);
         let Some(progress) = runs.into_iter().chain(bytes).reduce(f64::max) else {
             return Stall::None;
         };
@@ -146,6 +145,19 @@ mod tests {
         }
         assert_eq!(Stall::of(&options, 36, 0), Stall::Stopped);
         assert_eq!(Stall::of(&options, 0, 256 << 30), Stall::Stopped);
+        let unlimited = Options {
+            soft_pending_compaction_bytes_limit: 0,
+            hard_pending_compaction_bytes_limit: 0,
+            ..Options::default()
+        };
+        assert_eq!(Stall::of(&unlimited, 0, 0), Stall::None);
+        assert_eq!(Stall::of(&unlimited, 0, 1 << 50), Stall::None);
+        let hard_alone = Options {
+            soft_pending_compaction_bytes_limit: 0,
+            ..Options::default()
+        };
+        assert_eq!(Stall::of(&hard_alone, 0, 255 << 30), Stall::None);
+        assert_eq!(Stall::of(&hard_alone, 0, 256 << 30), Stall::Stopped);
         assert!(matches!(
             Stall::of(&options, 0, 100 << 30),
             Stall::Delayed(_)

@@ -79,7 +79,7 @@ fn for_similarity(sizes: &[u64], options: &PickerOptions) -> Option<(usize, usiz
         while end < sizes.len()
             && end - begin < most
             && sizes[end].saturating_mul(100)
-                <= bytes.saturating_mul(100 + policy.universal_size_ratio)
+                <= bytes.saturating_mul(policy.universal_size_ratio.saturating_add(100))
         {
             bytes += sizes[end];
             end += 1;
