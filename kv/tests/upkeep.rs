@@ -104,6 +104,38 @@ fn a_fifo_drops_what_is_too_old_though_nobody_writes() {
 }
 
 #[test]
+fn a_manual_compaction_of_a_fifo_merges_nothing_and_drops_what_is_due() {
+    let fs = mount(sim_device(64 << 20, 512));
+    let options = Options {
+        disable_auto_compactions: true,
+        level0_slowdown_writes_trigger: 1000,
+        level0_stop_writes_trigger: 1000,
+        ..fifo(100 << 10, 0)
+    };
+    let db = Db::open(fs.clone(), Path::new(AT), options).unwrap();
+    fill(&db, 0..2000, 200);
+    db.compact_range(None, None).unwrap();
+    assert_eq!(db.tickers().compaction_write_bytes, 0, "nothing is merged");
+    let has = |number: u64| {
+        let found = db.get(&number.to_be_bytes(), &ReadOptions::default());
+        found.unwrap().is_some()
+    };
+    let first = (0..2000).find(|&number| has(number)).unwrap();
+    assert!(first > 1000, "more is left than may be: from {first} on");
+    assert!((first..2000).all(has), "what is left is the newest, whole");
+}
+
+#[test]
+fn an_age_without_end_drops_nothing() {
+    let fs = mount(sim_device(64 << 20, 512));
+    let db = Db::open(fs, Path::new(AT), fifo(1 << 30, u64::MAX)).unwrap();
+    fill(&db, 0..100, 200);
+    db.compact_range(None, None).unwrap();
+    let found = db.get(&7_u64.to_be_bytes(), &ReadOptions::default());
+    assert!(found.unwrap().is_some());
+}
+
+#[test]
 fn obsolete_files_go_no_faster_than_the_rate_and_at_once_on_closing() {
     let fs = mount(sim_device(64 << 20, 512));
     let options = Options {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::background::flush::output_memory;
-use crate::background::scheduler;
+use crate::background::scheduler::{self, picker_options};
 use crate::compaction::{
-    self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
-    VersionFilter, pick_range, split,
+    self, Action, Along, Choice, CompactionContext, Part, Retention, TableOutputs, VersionFilter,
+    pick_range, split,
 };
 use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
@@ -289,7 +289,7 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.cf(id)?.options);
+        let options = picker_options(self, &self.cf(id)?.options);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;

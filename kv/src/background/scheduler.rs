@@ -140,7 +140,7 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
 }
 
 /// What the pickers need, as of now.
-fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
+pub(crate) fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
     let tickers = engine.tickers.values();
     let held = engine.snapshots.sequences().first().copied();
     PickerOptions {

@@ -215,7 +215,8 @@ fn by_overlap(files: &[Arc<SstFile>], dragged: impl Fn(&[u8], &[u8]) -> u64) -> 
 /// A manual compaction of what `level` has in the range, towards deeper levels, or within the
 /// level into one run where nothing is deeper. Takes a part of a single run at a time, so that the
 /// space needed stays bounded, but all of several runs: repeat until `None`. `Some(Err(()))` says
-/// that a compaction in flight is in the way.
+/// that a compaction in flight is in the way. A FIFO merges nothing, or its tables would be no longer
+/// by age: only what is due to be dropped is chosen.
 pub(crate) fn pick_range(
     version: &Version,
     level: usize,
@@ -223,6 +224,9 @@ pub(crate) fn pick_range(
     options: &PickerOptions,
     busy: &[InFlight],
 ) -> Option<Result<Choice, ()>> {
+    if options.policy.style == CompactionStyle::Fifo {
+        return fifo::pick(version, options, busy).map(Ok);
+    }
     let last = version.levels.len() - 1;
     let runs = &version.levels[level].runs;
     let overlaps = runs

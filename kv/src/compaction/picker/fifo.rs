@@ -19,7 +19,7 @@ pub(super) fn pick(
     let policy = &options.policy;
     let is_old = |file: &SstFile| {
         let created = file.meta.created;
-        policy.fifo_ttl > 0 && created > 0 && created + policy.fifo_ttl <= options.now
+        policy.fifo_ttl > 0 && created > 0 && options.now.saturating_sub(created) >= policy.fifo_ttl
     };
     // From the oldest run on; what lies behind a table that stays is newer and stays too.
     let mut dropped: Vec<Input> = Vec::new();
