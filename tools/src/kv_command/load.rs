@@ -14,11 +14,11 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use lavakv::{Db, WriteOptions};
+use lavakv::{Db, WriteBatch, WriteOptions};
 use serde_json::json;
 
-use super::Where;
 use super::text::{self, Pair};
+use super::{Family, Where};
 use crate::cli::{Context, Failure, Outcome, Progress, human_bytes, human_count, json_line, line};
 use crate::source::{SourceFile, walk};
 
@@ -37,6 +37,8 @@ pub(crate) const SKIPPED: u8 = 3;
 pub struct Load {
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    family: Family,
     /// What the input is; by default a directory, or by the file's name (.tsv, .json, .jsonl)
     #[arg(long)]
     format: Option<Format>,
@@ -205,6 +207,7 @@ impl Load {
         progress: &Progress,
         work: &Receiver<Work>,
     ) -> Outcome<()> {
+        let cf = self.family.of(db)?;
         for item in work {
             let (key, value) = match item {
                 Work::Pair(pair) => pair,
@@ -216,7 +219,9 @@ impl Load {
                     }
                 },
             };
-            db.put(&key, &value, &WriteOptions::synced())?;
+            let mut batch = WriteBatch::with_capacity(key.len() + value.len() + 16);
+            batch.put_cf(cf, &key, &value);
+            db.write(batch, &WriteOptions::synced())?;
             let bytes = (key.len() + value.len()) as u64;
             tally.pairs.fetch_add(1, Ordering::Relaxed);
             tally.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -1,11 +1,13 @@
 //! `lava kv`: looks at and changes a database.
 
+mod family;
 mod load;
 mod stress;
 mod stress_options;
 mod stress_pairs;
 mod text;
 
+pub use family::Family;
 pub use load::Load;
 pub use stress::Stress;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
-use lavakv::{Db, LevelStats, Options, ReadOptions, WriteOptions};
+use lavakv::{CfId, Db, LevelStats, Options, ReadOptions, WriteBatch, WriteOptions};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{
@@ -37,7 +39,7 @@ pub enum KvCommand {
     Scan(Scan),
     /// Load a directory of files, or a file of TSV or JSON lines
     Load(Load),
-    /// Print all pairs as TSV or JSON lines, as load reads them
+    /// Print all pairs of a column family as TSV or JSON lines, as load reads them
     Dump(Dump),
     /// Print the database's figures
     Stats(Stats),
@@ -77,6 +79,8 @@ pub struct Where {
 pub struct Put {
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    family: Family,
     /// The key
     key: OsString,
     /// The value
@@ -88,6 +92,8 @@ pub struct Put {
 pub struct Key {
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    family: Family,
     /// The key
     key: OsString,
 }
@@ -97,6 +103,8 @@ pub struct Key {
 pub struct Scan {
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    family: Family,
     /// First key
     #[arg(long)]
     from: Option<OsString>,
@@ -122,6 +130,8 @@ pub struct Scan {
 pub struct Dump {
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    family: Family,
     /// How to print pairs
     #[arg(long, default_value = "tsv")]
     format: TextFormat,
@@ -177,22 +187,19 @@ impl KvCommand {
         match self {
             KvCommand::Put(put) => put.at.with(false, |db| {
                 let (key, value) = (put.key.into_vec(), put.value.into_vec());
-                Ok(db.put(&key, &value, &WriteOptions::synced())?)
+                let mut batch = WriteBatch::new();
+                batch.put_cf(put.family.of(db)?, &key, &value);
+                Ok(db.write(batch, &WriteOptions::synced())?)
             }),
             KvCommand::Get(key) => key.get(),
             KvCommand::Delete(key) => key.at.with(true, |db| {
-                Ok(db.delete(&key.key.into_vec(), &WriteOptions::synced())?)
+                let mut batch = WriteBatch::new();
+                batch.delete_cf(key.family.of(db)?, &key.key.into_vec());
+                Ok(db.write(batch, &WriteOptions::synced())?)
             }),
             KvCommand::Scan(scan) => scan.run(),
             KvCommand::Load(load) => load.run(),
-            KvCommand::Dump(dump) => dump.at.look(|db| {
-                print_pairs(db, &ReadOptions::default(), u64::MAX, |key, value| {
-                    line(match dump.format {
-                        TextFormat::Tsv => text::tsv_line(key, value),
-                        TextFormat::Jsonl => text::json_object(key, value).to_string(),
-                    })
-                })
-            }),
+            KvCommand::Dump(dump) => dump.run(),
             KvCommand::Stats(stats) => stats.run(),
             KvCommand::Compact(whole) => {
                 whole.at.with(true, |db| Ok(db.compact_range(None, None)?))
@@ -230,7 +237,7 @@ impl Where {
                 )));
             }
             let fs = Arc::clone(mounted.fs());
-            let db = Db::open_read_only(fs, &self.db, Options::default())?;
+            let db = Db::open_read_only(fs, &self.db, self.options(mounted))?;
             work(&db)
         })?;
         Ok(ExitCode::SUCCESS)
@@ -245,9 +252,15 @@ impl Where {
         }
         let options = Options {
             create_if_missing: !existing,
-            ..Options::default()
+            ..self.options(mounted)
         };
         Ok(Db::open(Arc::clone(mounted.fs()), &self.db, options)?)
+    }
+
+    /// The options that the database was opened with last, which its shape is for; the default ones where
+    /// it has none that read back.
+    fn options(&self, mounted: &Mounted) -> Options {
+        Options::load(mounted.fs(), &self.db).unwrap_or_default()
     }
 
     fn directory_exists(&self, mounted: &Mounted) -> Outcome<bool> {
@@ -259,14 +272,15 @@ impl Where {
     }
 }
 
-/// Hands at most `limit` pairs within the options' bounds to `each`.
+/// Hands at most `limit` pairs of a column family within the options' bounds to `each`.
 fn print_pairs(
     db: &Db,
+    cf: CfId,
     options: &ReadOptions,
     limit: u64,
     mut each: impl FnMut(&[u8], &[u8]) -> Outcome<()>,
 ) -> Outcome<()> {
-    let mut pairs = db.iter(options)?;
+    let mut pairs = db.iter_cf(cf, options)?;
     pairs.seek_to_first();
     let mut left = limit;
     while left > 0 && pairs.valid() {
@@ -282,7 +296,8 @@ impl Key {
         use std::io::Write;
         let key = self.key.into_vec();
         self.at.look(|db| {
-            let Some(value) = db.get(&key, &ReadOptions::default())? else {
+            let cf = self.family.of(db)?;
+            let Some(value) = db.get_cf(cf, &key, &ReadOptions::default())? else {
                 return Err(Failure::new(format!(
                     "key not found: {}",
                     text::escaped(&key)
@@ -310,6 +325,7 @@ impl Scan {
         self.at.look(|db| {
             print_pairs(
                 db,
+                self.family.of(db)?,
                 &options,
                 self.limit.unwrap_or(u64::MAX),
                 |key, value| match (self.json, self.keys) {
@@ -319,6 +335,27 @@ impl Scan {
                     (false, false) => line(text::tsv_line(key, value)),
                 },
             )
+        })
+    }
+}
+
+impl Dump {
+    fn run(self) -> Outcome {
+        self.at.look(|db| {
+            let cf = self.family.of(db)?;
+            print_pairs(db, cf, &ReadOptions::default(), u64::MAX, |key, value| {
+                line(match self.format {
+                    TextFormat::Tsv => text::tsv_line(key, value),
+                    TextFormat::Jsonl => text::json_object(key, value).to_string(),
+                })
+            })?;
+            let others = db.cfs().into_iter().filter(|(id, _)| *id != cf);
+            let others: Vec<String> = others.map(|(_, name)| name).collect();
+            if !others.is_empty() {
+                let names = others.join(", ");
+                eprintln!("lava: other column families, to be asked for with --cf: {names}");
+            }
+            Ok(())
         })
     }
 }
@@ -384,8 +421,7 @@ impl Repair {
                 let at = self.at.db.display();
                 return Err(Failure::new(format!("no database at {at}")));
             }
-            // The shape that the tables were written for, if it still reads back.
-            let options = Options::load(mounted.fs(), &self.at.db).unwrap_or_default();
+            let options = self.at.options(mounted);
             let report = Db::repair(mounted.fs(), &self.at.db, &options)?;
             if self.json {
                 let lost = |(path, why): &(PathBuf, String)| json!({ "file": path.display().to_string(), "why": why });

@@ -1,4 +1,9 @@
 //! Running the built binaries.
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
