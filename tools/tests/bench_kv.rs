@@ -7,14 +7,22 @@ use std::collections::BTreeMap;
 
 use common::{image, ok, run};
 
-/// The benchmarks that print a result line: all but stats.
-const BENCHMARKS: [&str; 19] = [
+/// The benchmarks that print a result line: all but stats and levelstats.
+const BENCHMARKS: [&str; 28] = [
     "fillseq",
+    "fillbatch",
+    "fill100K",
+    "filluniquerandom",
     "fillrandom",
     "fillsync",
     "overwrite",
+    "updaterandom",
+    "readrandomwriterandom",
     "compact",
+    "compactall",
     "readrandom",
+    "readhot",
+    "newiterator",
     "readseq",
     "readreverse",
     "readmissing",
@@ -28,6 +36,7 @@ const BENCHMARKS: [&str; 19] = [
     "flush",
     "waitforcompaction",
     "verify",
+    "verifychecksum",
 ];
 
 /// What scripts find in a result line by `^(\w+)\s*:.*?(\d+) ops/sec`: name and operations a second.
@@ -102,6 +111,8 @@ fn every_benchmark_runs_and_prints_a_result_line_that_scripts_read() {
     // Two names for one benchmark, of which the first is printed.
     let expected = BENCHMARKS.map(|name| match name {
         "seekrandomwhilewriting" => "fwdrangewhilewriting",
+        "compactall" => "compact",
+        "verifychecksum" => "verify",
         name => name,
     });
     assert_eq!(names, expected, "{told}");
@@ -133,8 +144,80 @@ fn every_benchmark_runs_and_prints_a_result_line_that_scripts_read() {
             assert!(single["device"][field].is_u64(), "{name}: {field}");
         }
     }
-    let stats = bench.ok("--benchmarks=fillseq,stats --num=100");
+    let stats = bench.ok("--benchmarks=fillseq,stats,levelstats --num=100");
     assert!(stats.contains("level"), "{stats}");
+    assert!(stats.contains("Level Files Size(MB)"), "{stats}");
+}
+
+#[test]
+fn of_a_flag_given_twice_the_last_counts_and_empty_names_are_skipped() {
+    let bench = Bench::new();
+    let told = bench
+        .ok("--benchmarks=readrandom --num=70 --sync=1 --num=30 --sync=0 --benchmarks=,fillseq,,");
+    let results: Vec<(&str, u64)> = told.lines().filter_map(result).collect();
+    assert_eq!(results.len(), 1, "{told}");
+    assert!(
+        results[0].0 == "fillseq" && told.contains(" 30 operations;"),
+        "{told}"
+    );
+}
+
+#[test]
+fn every_key_of_filluniquerandom_is_there_once() {
+    let bench = Bench::new();
+    let told = bench.json("--benchmarks=filluniquerandom --num=777 --min_blob_size=0");
+    assert_eq!(told["ops"], 777, "{told}");
+    let read = bench.json("--benchmarks=readseq --num=2000 --use_existing_db=1");
+    assert_eq!(read["ops"], 777, "{read}");
+}
+
+#[test]
+fn reads_and_writes_are_mixed_as_asked_for_and_walks_go_backward() {
+    let bench = Bench::new();
+    bench.ok("--benchmarks=fillseq --num=500");
+    let kept = "--use_existing_db=1 --num=500";
+    for (percent, least, most) in [(100, 500, 500), (0, 0, 0), (50, 150, 350)] {
+        let told = bench.json(&format!(
+            "{kept} --benchmarks=readrandomwriterandom --readwritepercent={percent}"
+        ));
+        let found = told["found"].as_u64().unwrap();
+        assert!((least..=most).contains(&found), "{told}");
+    }
+    let updated = bench.json(&format!("{kept} --benchmarks=updaterandom --reads=40"));
+    assert_eq!(
+        (&updated["ops"], &updated["found"]),
+        (&40.into(), &40.into())
+    );
+    // From the first key nothing lies backward but itself.
+    let walk = |flag: &str| {
+        let told = bench.json(&format!(
+            "--use_existing_db=1 --num=1 --benchmarks=seekrandom --reads=10 --seek_nexts=5 {flag}"
+        ));
+        told["user_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(walk(""), 10 * 5 * 116);
+    assert_eq!(walk("--reverse_iterator=1"), 10 * 116);
+}
+
+#[test]
+fn reports_come_at_every_interval_of_operations_and_of_time() {
+    let bench = Bench::new();
+    let file = bench.dir.path().join("report.csv");
+    let output = run(&bench.line(&format!(
+        "--benchmarks=fillrandom --num=1000 --duration=2 --stats_interval=100 \
+         --report_interval_seconds=1 --report_file={}",
+        file.display()
+    )));
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.lines().count() > 5, "{told}");
+    assert!(told.contains(" ops/second in ("), "{told}");
+    let file = std::fs::read_to_string(file).unwrap();
+    let mut lines = file.lines();
+    assert_eq!(lines.next(), Some("secs_elapsed,interval_qps"));
+    let (seconds, rate) = lines.next().unwrap().split_once(',').unwrap();
+    assert_eq!(seconds, "1");
+    assert!(rate.parse::<u64>().unwrap() > 0, "{file}");
 }
 
 /// Flags that change the engine's options: the flag, the value given, and what is then stored.

@@ -18,6 +18,43 @@ pub(super) fn set_key(key: &mut [u8], number: u64) {
     key[prefix..].fill(b'0');
 }
 
+/// Every number from 0 to a limit once, in an order that looks random: a linear congruential generator
+/// of full period (Hull and Dobell, 1962) over the next power of two, of which numbers beyond the limit are
+/// left out.
+#[derive(Clone, Debug)]
+pub(super) struct Shuffled {
+    limit: u64,
+    mask: u64,
+    factor: u64,
+    state: u64,
+}
+
+impl Shuffled {
+    /// The numbers below `limit`, which is not 0, in an order that follows from the seed.
+    pub(super) fn new(seed: u64, limit: u64) -> Self {
+        let mask = limit.next_power_of_two() - 1;
+        let random = SmallRng::seed_from_u64(seed).random_range(0..=mask);
+        Shuffled {
+            limit,
+            mask,
+            // One more than a multiple of four, and the increment below is odd: the period is full.
+            factor: (random << 2 | 0x5DEE_CE64).wrapping_add(1),
+            state: random,
+        }
+    }
+
+    /// The next number; after all of them it begins anew.
+    pub(super) fn next(&mut self) -> u64 {
+        loop {
+            let next = self.state.wrapping_mul(self.factor).wrapping_add(11);
+            self.state = next & self.mask;
+            if self.state < self.limit {
+                return self.state;
+            }
+        }
+    }
+}
+
 /// Values that compress to about a given ratio.
 #[derive(Debug)]
 pub(super) struct Values {
@@ -64,6 +101,18 @@ mod tests {
         assert_eq!(key(1, 16), b"\0\0\0\0\0\0\0\x0100000000");
         assert_eq!(key(258, 2), [1, 2]);
         assert!(key(255, 16) < key(256, 16));
+    }
+
+    #[test]
+    fn shuffled_numbers_come_once_each() {
+        for limit in [1, 2, 3, 7, 64, 1000, 4097] {
+            for seed in 0..20 {
+                let mut numbers = Shuffled::new(seed, limit);
+                let seen: std::collections::BTreeSet<u64> =
+                    (0..limit).map(|_| numbers.next()).collect();
+                assert_eq!(seen.len() as u64, limit, "limit {limit}, seed {seed}");
+            }
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! Each benchmark of the list runs `--threads` threads, and every thread does the full number of
 //! operations, as in db_bench. A fill benchmark begins with an empty database unless
-//! `--use_existing_db` is set. An option that the engine does not have does not exist here.
+//! `--use_existing_db` is set. Of a flag that is given more than once the last one counts, as scripts add
+//! theirs at the end. An option that the engine does not have does not exist here.
 
 mod allocator;
 mod habits;
+mod intervals;
 mod keys;
 mod pace;
 mod policy;
@@ -19,12 +21,13 @@ use clap::Args;
 use lavakv::{Compression, Env, EnvOptions, Options, PrepopulateBlockCache};
 
 use self::habits::HabitFlags;
+use self::intervals::IntervalFlags;
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
 
 /// `lava bench kv`. Flags are db_bench's.
 #[derive(Debug, Args)]
-#[command(rename_all = "snake_case")]
+#[command(rename_all = "snake_case", args_override_self = true)]
 pub struct KvBench {
     /// Block device, image file or host:DIR
     #[arg(long, value_name = "TARGET")]
@@ -32,15 +35,12 @@ pub struct KvBench {
     /// Directory of the database in the filesystem
     #[arg(long, value_name = "PATH")]
     pub(super) db: PathBuf,
-    /// What to run, in this order: fillseq, fillrandom, fillsync, overwrite, compact, readrandom,
-    /// readseq, readreverse, readmissing, multireadrandom, readwhilewriting, seekrandom,
-    /// fwdrangewhilewriting, deleteseq, deleterandom, flush, waitforcompaction, verify, stats
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "fillseq,fillrandom,overwrite,readrandom"
-    )]
-    benchmarks: Vec<String>,
+    /// What to run, in this order: fillseq, fillrandom, filluniquerandom, fillbatch, fillsync, fill100K,
+    /// overwrite, updaterandom, readrandomwriterandom, compact, readrandom, readhot, readseq, readreverse,
+    /// readmissing, multireadrandom, readwhilewriting, newiterator, seekrandom, fwdrangewhilewriting,
+    /// deleteseq, deleterandom, flush, waitforcompaction, verify, stats, levelstats
+    #[arg(long, default_value = "fillseq,fillrandom,overwrite,readrandom")]
+    benchmarks: String,
     /// Keys are drawn from 0 to num - 1; also the operations of each thread
     #[arg(long, default_value_t = 1_000_000)]
     num: u64,
@@ -145,6 +145,13 @@ pub struct KvBench {
     /// Steps after each seek
     #[arg(long, default_value_t = 0)]
     seek_nexts: u64,
+    /// Step backward after a seek
+    #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
+          default_missing_value = "1", action = clap::ArgAction::Set)]
+    reverse_iterator: bool,
+    /// Percent of the operations of readrandomwriterandom that are reads
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(0..=100))]
+    readwritepercent: u8,
     /// Keys of one multi-get, or pairs of one write batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
@@ -152,9 +159,8 @@ pub struct KvBench {
     /// write was due, and from when it was asked for in `service_lat_us`. 0: no limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     benchmark_write_rate_limit: u64,
-    /// Seconds between two reports of progress on standard error; 0: none
-    #[arg(long, default_value_t = 0)]
-    stats_interval_seconds: u64,
+    #[command(flatten)]
+    intervals: IntervalFlags,
     /// Print the latencies' percentiles after each benchmark's line
     #[arg(long, value_parser = parse_flag, default_value_t = false, num_args = 0..=1,
           default_missing_value = "1", action = clap::ArgAction::Set)]
@@ -171,8 +177,10 @@ impl KvBench {
         self.validate()?;
         let names: Vec<Benchmark> = self
             .benchmarks
-            .iter()
-            .map(|name| Benchmark::parse(name))
+            .split(',')
+            // As db_bench, which says nothing of `a,,b`.
+            .filter(|name| !name.is_empty())
+            .map(Benchmark::parse)
             .collect::<Outcome<_>>()?;
         if self.memory_limit > 0 {
             allocator::prepare();
@@ -284,15 +292,22 @@ impl KvBench {
 enum Benchmark {
     FillSeq,
     FillRandom,
+    FillUniqueRandom,
+    FillBatch,
     FillSync,
+    Fill100K,
     Overwrite,
+    UpdateRandom,
+    ReadRandomWriteRandom,
     Compact,
     ReadRandom,
+    ReadHot,
     ReadSeq,
     ReadReverse,
     ReadMissing,
     MultiReadRandom,
     ReadWhileWriting,
+    NewIterator,
     SeekRandom,
     SeekWhileWriting,
     DeleteSeq,
@@ -301,21 +316,30 @@ enum Benchmark {
     WaitForCompaction,
     Verify,
     Stats,
+    LevelStats,
 }
 
 /// Every benchmark with the names it has in db_bench and its scripts; the first is printed.
-const NAMES: [(&str, Benchmark); 20] = [
+const NAMES: [(&str, Benchmark); 30] = [
     ("fillseq", Benchmark::FillSeq),
     ("fillrandom", Benchmark::FillRandom),
+    ("filluniquerandom", Benchmark::FillUniqueRandom),
+    ("fillbatch", Benchmark::FillBatch),
     ("fillsync", Benchmark::FillSync),
+    ("fill100K", Benchmark::Fill100K),
     ("overwrite", Benchmark::Overwrite),
+    ("updaterandom", Benchmark::UpdateRandom),
+    ("readrandomwriterandom", Benchmark::ReadRandomWriteRandom),
     ("compact", Benchmark::Compact),
+    ("compactall", Benchmark::Compact),
     ("readrandom", Benchmark::ReadRandom),
+    ("readhot", Benchmark::ReadHot),
     ("readseq", Benchmark::ReadSeq),
     ("readreverse", Benchmark::ReadReverse),
     ("readmissing", Benchmark::ReadMissing),
     ("multireadrandom", Benchmark::MultiReadRandom),
     ("readwhilewriting", Benchmark::ReadWhileWriting),
+    ("newiterator", Benchmark::NewIterator),
     ("seekrandom", Benchmark::SeekRandom),
     ("fwdrangewhilewriting", Benchmark::SeekWhileWriting),
     ("seekrandomwhilewriting", Benchmark::SeekWhileWriting),
@@ -324,7 +348,9 @@ const NAMES: [(&str, Benchmark); 20] = [
     ("flush", Benchmark::Flush),
     ("waitforcompaction", Benchmark::WaitForCompaction),
     ("verify", Benchmark::Verify),
+    ("verifychecksum", Benchmark::Verify),
     ("stats", Benchmark::Stats),
+    ("levelstats", Benchmark::LevelStats),
 ];
 
 impl Benchmark {
@@ -348,7 +374,12 @@ impl Benchmark {
     fn is_fill(self) -> bool {
         matches!(
             self,
-            Benchmark::FillSeq | Benchmark::FillRandom | Benchmark::FillSync
+            Benchmark::FillSeq
+                | Benchmark::FillRandom
+                | Benchmark::FillUniqueRandom
+                | Benchmark::FillBatch
+                | Benchmark::FillSync
+                | Benchmark::Fill100K
         )
     }
 
@@ -357,9 +388,22 @@ impl Benchmark {
         match self {
             Benchmark::FillSeq
             | Benchmark::FillRandom
+            | Benchmark::FillUniqueRandom
+            | Benchmark::FillBatch
             | Benchmark::FillSync
+            | Benchmark::Fill100K
             | Benchmark::Overwrite => "write",
+            Benchmark::UpdateRandom => "update",
+            Benchmark::ReadRandomWriteRandom
+            | Benchmark::NewIterator
+            | Benchmark::Compact
+            | Benchmark::Flush
+            | Benchmark::WaitForCompaction
+            | Benchmark::Verify
+            | Benchmark::Stats
+            | Benchmark::LevelStats => "op",
             Benchmark::ReadRandom
+            | Benchmark::ReadHot
             | Benchmark::ReadSeq
             | Benchmark::ReadReverse
             | Benchmark::ReadMissing
@@ -367,11 +411,6 @@ impl Benchmark {
             | Benchmark::ReadWhileWriting => "read",
             Benchmark::SeekRandom | Benchmark::SeekWhileWriting => "seek",
             Benchmark::DeleteSeq | Benchmark::DeleteRandom => "delete",
-            Benchmark::Compact
-            | Benchmark::Flush
-            | Benchmark::WaitForCompaction
-            | Benchmark::Verify
-            | Benchmark::Stats => "op",
         }
     }
 
@@ -379,7 +418,12 @@ impl Benchmark {
     fn is_in_order(self) -> bool {
         matches!(
             self,
-            Benchmark::FillSeq | Benchmark::ReadSeq | Benchmark::ReadReverse | Benchmark::DeleteSeq
+            Benchmark::FillSeq
+                | Benchmark::FillBatch
+                | Benchmark::FillUniqueRandom
+                | Benchmark::ReadSeq
+                | Benchmark::ReadReverse
+                | Benchmark::DeleteSeq
         )
     }
 

@@ -108,15 +108,19 @@ fn run_one(
     benchmark: Benchmark,
     seed: u64,
 ) -> Outcome<()> {
-    if benchmark == Benchmark::Stats {
-        let stats = db.stats().to_string();
+    let told = match benchmark {
+        Benchmark::Stats => Some(db.stats().to_string()),
+        Benchmark::LevelStats => Some(level_stats(db)),
+        _ => None,
+    };
+    if let Some(text) = told {
         return match bench.json {
             // One JSON object a workload; the text goes beside them.
             true => {
-                eprintln!("{}", stats.trim_end());
+                eprintln!("{}", text.trim_end());
                 Ok(())
             }
-            false => line(stats.trim_end()),
+            false => line(text.trim_end()),
         };
     }
     let measured = measure(bench, fs, db, benchmark, seed)?;
@@ -129,6 +133,16 @@ fn run_one(
         line(latency.histogram_text(benchmark.operation()))?;
     }
     Ok(())
+}
+
+/// Files and size of each level, as db_bench prints them.
+fn level_stats(db: &Db) -> String {
+    let mut text = "Level Files Size(MB)\n--------------------\n".to_owned();
+    for (number, level) in db.stats().levels.iter().enumerate() {
+        let mib = level.bytes as f64 / f64::from(1 << 20);
+        text.push_str(&format!("{number:3} {:8} {mib:8.0}\n", level.files));
+    }
+    text
 }
 
 /// What db_bench prints first.
@@ -144,28 +158,6 @@ fn header(bench: &KvBench) -> String {
     )
 }
 
-/// Reports progress on standard error at every interval, in db_bench's words, until `stop`.
-fn report_intervals(interval: Duration, done: &AtomicU64, stop: &AtomicBool) {
-    let begin = Instant::now();
-    let (mut last, mut last_ops) = (begin, 0);
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(20).min(interval));
-        let now = Instant::now();
-        if now - last < interval {
-            continue;
-        }
-        let ops = done.load(Ordering::Relaxed);
-        let (passed, total) = ((now - last).as_secs_f64(), (now - begin).as_secs_f64());
-        eprintln!(
-            "({},{ops}) ops and ({:.1},{:.1}) ops/second in ({passed:.6},{total:.6}) seconds",
-            ops - last_ops,
-            (ops - last_ops) as f64 / passed,
-            ops as f64 / total,
-        );
-        (last, last_ops) = (now, ops);
-    }
-}
-
 fn measure(
     bench: &KvBench,
     fs: &dyn FileSystem,
@@ -179,7 +171,7 @@ fn measure(
     );
     let threads = if single { 1 } else { bench.threads };
     let num = match benchmark {
-        Benchmark::FillSync => (bench.num / 1000).max(1),
+        Benchmark::FillSync | Benchmark::Fill100K => (bench.num / 1000).max(1),
         _ => bench.num,
     };
     let progress = Progress::items(benchmark.name(), bench.num.saturating_mul(threads as u64));
@@ -188,7 +180,7 @@ fn measure(
     let stop = AtomicBool::new(false);
     let over = AtomicBool::new(false);
     let done = AtomicU64::new(0);
-    let reported = (bench.stats_interval_seconds > 0).then_some(&done);
+    let reported = bench.intervals.is_asked_for().then_some(&done);
     let pace = Pace::new(bench.benchmark_write_rate_limit);
     let mut service = Latency::default();
     let failure: Mutex<Option<Failure>> = Mutex::new(None);
@@ -205,8 +197,11 @@ fn measure(
         let (barrier, stop, progress, fail) = (&barrier, &stop, &progress, &fail);
         let (done, over, pace) = (&done, &over, &pace);
         if reported.is_some() {
-            let interval = Duration::from_secs(bench.stats_interval_seconds);
-            scope.spawn(move || report_intervals(interval, done, over));
+            scope.spawn(move || {
+                if let Err(error) = bench.intervals.report(done, over) {
+                    fail(error);
+                }
+            });
         }
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
@@ -335,6 +330,9 @@ fn counts_found(benchmark: Benchmark) -> bool {
             | Benchmark::ReadMissing
             | Benchmark::MultiReadRandom
             | Benchmark::ReadWhileWriting
+            | Benchmark::ReadHot
+            | Benchmark::UpdateRandom
+            | Benchmark::ReadRandomWriteRandom
             | Benchmark::SeekRandom
             | Benchmark::SeekWhileWriting
     )

@@ -7,11 +7,34 @@ use lavakv::{Db, ReadOptions, WriteBatch, WriteOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::keys::{Values, set_key};
+use super::keys::{Shuffled, Values, set_key};
 use super::pace::Pace;
 use super::{Benchmark, KvBench};
 use crate::bench::report::Latency;
 use crate::cli::{Outcome, Progress};
+
+/// Pairs of a batch of `fillbatch`.
+const FILL_BATCH: usize = 1000;
+
+/// Bytes of a value of `fill100K`.
+const VALUE_100K: usize = 100_000;
+
+/// Which keys are written.
+enum Order {
+    Ascending,
+    Random,
+    /// Each once.
+    Once(Shuffled),
+}
+
+/// What an operation on a random key is.
+#[derive(Clone, Copy)]
+enum Mix {
+    /// A read, then a write.
+    Update,
+    /// A read for this part of the operations, else a write.
+    Reads(f64),
+}
 
 /// One thread's state and what it measured.
 #[derive(Debug)]
@@ -22,6 +45,9 @@ pub(super) struct Worker<'a> {
     pace: &'a Pace,
     rng: SmallRng,
     values: Values,
+    /// Bytes of a value, and pairs of one batch: the flags', but where the benchmark says otherwise.
+    value_size: usize,
+    batch_size: usize,
     key: Vec<u8>,
     /// Keys are drawn from 0 to here, exclusive.
     num: u64,
@@ -58,6 +84,8 @@ impl<'a> Worker<'a> {
             pace,
             rng: SmallRng::seed_from_u64(seed),
             values: Values::new(seed, bench.compression_ratio, bench.value_size),
+            value_size: bench.value_size,
+            batch_size: bench.batch_size,
             key: vec![0; bench.key_size],
             num,
             ends: None,
@@ -82,10 +110,34 @@ impl<'a> Worker<'a> {
         };
         let sync = bench.sync || benchmark == Benchmark::FillSync;
         match benchmark {
-            Benchmark::FillSeq => self.write(writes, sync, true),
-            Benchmark::FillRandom | Benchmark::FillSync | Benchmark::Overwrite => {
-                self.write(writes, sync, false)
+            Benchmark::FillSeq => self.write(writes, sync, Order::Ascending),
+            Benchmark::FillBatch => {
+                self.batch_size = FILL_BATCH;
+                self.write(writes, sync, Order::Ascending)
             }
+            Benchmark::FillUniqueRandom => {
+                let numbers = Shuffled::new(self.rng.random(), self.num.max(1));
+                self.write(writes.min(self.num), sync, Order::Once(numbers))
+            }
+            Benchmark::Fill100K => {
+                self.value_size = VALUE_100K;
+                self.values = Values::new(self.rng.random(), bench.compression_ratio, VALUE_100K);
+                self.write(writes, sync, Order::Random)
+            }
+            Benchmark::FillRandom | Benchmark::FillSync | Benchmark::Overwrite => {
+                self.write(writes, sync, Order::Random)
+            }
+            Benchmark::UpdateRandom => self.mixed(bench.count(bench.reads), Mix::Update),
+            Benchmark::ReadRandomWriteRandom => {
+                let reads = f64::from(bench.readwritepercent) / 100.0;
+                self.mixed(bench.count(bench.reads), Mix::Reads(reads))
+            }
+            Benchmark::ReadHot => {
+                // As in db_bench: a hundredth of the keys.
+                self.num = (self.num / 100).max(1);
+                self.read(bench.count(bench.reads))
+            }
+            Benchmark::NewIterator => self.new_iterators(bench.count(bench.reads)),
             Benchmark::DeleteSeq => self.delete(bench.count(bench.deletes), sync, true),
             Benchmark::DeleteRandom => self.delete(bench.count(bench.deletes), sync, false),
             Benchmark::ReadRandom | Benchmark::ReadWhileWriting => {
@@ -106,7 +158,7 @@ impl<'a> Worker<'a> {
             Benchmark::Flush => self.once(|db| Ok(db.flush()?)),
             Benchmark::WaitForCompaction => self.once(|db| Ok(db.wait_for_background_work()?)),
             Benchmark::Verify => self.once(|db| Ok(db.verify().map(|_| ())?)),
-            Benchmark::Stats => Ok(()),
+            Benchmark::Stats | Benchmark::LevelStats => Ok(()),
         }
     }
 
@@ -157,11 +209,11 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn write(&mut self, limit: u64, sync: bool, in_order: bool) -> Outcome<()> {
+    fn write(&mut self, limit: u64, sync: bool, mut order: Order) -> Outcome<()> {
         let options = self.write_options(sync);
-        let pair = (self.bench.key_size + self.bench.value_size) as u64;
+        let pair = (self.bench.key_size + self.value_size) as u64;
         while self.goes_on(limit) {
-            let pairs = (self.bench.batch_size as u64).min(match self.ends {
+            let pairs = (self.batch_size as u64).min(match self.ends {
                 Some(_) => u64::MAX,
                 None => limit - self.ops,
             });
@@ -169,12 +221,13 @@ impl<'a> Worker<'a> {
             let asked = Instant::now();
             let mut batch = WriteBatch::new();
             for index in 0..pairs {
-                if in_order {
-                    set_key(&mut self.key, self.ops + index);
-                } else {
-                    self.random_key();
-                }
-                let value = self.values.next(self.bench.value_size);
+                let number = match &mut order {
+                    Order::Ascending => self.ops + index,
+                    Order::Once(numbers) => numbers.next(),
+                    Order::Random => self.rng.random_range(0..self.num),
+                };
+                set_key(&mut self.key, number);
+                let value = self.values.next(self.value_size);
                 batch.put(&self.key, value);
             }
             self.db.write(batch, &options)?;
@@ -185,6 +238,45 @@ impl<'a> Worker<'a> {
             } else {
                 self.done(asked, pairs);
             }
+        }
+        Ok(())
+    }
+
+    /// Reads and writes of random keys. What a write waited for its rate is not its latency, as it is
+    /// not told apart from the reads.
+    fn mixed(&mut self, limit: u64, mix: Mix) -> Outcome<()> {
+        let options = self.write_options(self.bench.sync);
+        let pair = (self.bench.key_size + self.value_size) as u64;
+        while self.goes_on(limit) {
+            let reads = match mix {
+                Mix::Update => true,
+                Mix::Reads(part) => self.rng.random_bool(part),
+            };
+            let writes = !reads || matches!(mix, Mix::Update);
+            if writes {
+                self.pace.wait(pair);
+            }
+            let started = Instant::now();
+            self.random_key();
+            if reads && let Some(value) = self.db.get(&self.key, &ReadOptions::default())? {
+                self.found += 1;
+                self.bytes += (self.key.len() + value.len()) as u64;
+            }
+            if writes {
+                let value = self.values.next(self.value_size);
+                self.db.put(&self.key, value, &options)?;
+                self.bytes += pair;
+            }
+            self.done(started, 1);
+        }
+        Ok(())
+    }
+
+    fn new_iterators(&mut self, limit: u64) -> Outcome<()> {
+        while self.goes_on(limit) {
+            let started = Instant::now();
+            drop(self.db.iter(&ReadOptions::default())?);
+            self.done(started, 1);
         }
         Ok(())
     }
@@ -268,7 +360,10 @@ impl<'a> Worker<'a> {
             let mut steps = 0;
             while steps < self.bench.seek_nexts && pairs.valid() {
                 self.bytes += (pairs.key().len() + pairs.value().len()) as u64;
-                pairs.next();
+                match self.bench.reverse_iterator {
+                    true => pairs.prev(),
+                    false => pairs.next(),
+                }
                 steps += 1;
             }
             pairs.status()?;
