@@ -12,7 +12,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{Rng, WatchFs, copy_dir, host, on_each_fs, seed, tiny};
 use lavafs::FileSystemRef;
@@ -649,4 +649,35 @@ fn a_panicking_background_thread_poisons_the_database() {
     drop(db);
     let db = open(dir.path(), tiny()).unwrap();
     assert_eq!(get(&db, b"k"), Some(b"v".to_vec()));
+}
+
+#[test]
+fn a_panic_in_a_manual_compaction_poisons_the_database_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let armed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&armed);
+    let watcher = move |op: &str, path: &Path| {
+        let is_table = path.extension().is_some_and(|kind| kind == "sst");
+        let panics = seen.load(Ordering::Relaxed) && op == "create" && is_table;
+        assert!(!panics, "on purpose");
+    };
+    let fs = WatchFs::new(host(dir.path()), Box::new(watcher));
+    let options = Options {
+        disable_auto_compactions: true,
+        ..tiny()
+    };
+    let db = Db::open(fs, Path::new(AT), options).unwrap();
+    for value in [b"1", b"2"] {
+        db.put(b"k", value, &WriteOptions::synced()).unwrap();
+        db.flush().unwrap();
+    }
+    armed.store(true, Ordering::Relaxed);
+    let poisoned = db.compact_range(None, None).unwrap_err();
+    assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+    assert!(poisoned.to_string().contains("on purpose"), "{poisoned}");
+    let refused = db.put(b"k", b"3", &WriteOptions::default());
+    assert!(matches!(refused, Err(Error::Poisoned { .. })));
+    drop(db);
+    let db = open(dir.path(), tiny()).unwrap();
+    assert_eq!(get(&db, b"k"), Some(b"2".to_vec()));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::background::flush::output_memory;
-use crate::background::scheduler::{self, picker_options};
+use crate::background::scheduler::{self, guarded, picker_options};
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, Retention, TableOutputs, VersionFilter,
     pick_range, split,
@@ -316,7 +316,8 @@ impl Engine {
                 Some(Ok(choice)) => {
                     state.compacting.push((id, choice.in_flight()));
                     drop(state);
-                    if let Err(error) = self.compact(id, &choice, &version) {
+                    // On a thread of the caller's, but as far as everybody else goes in the background.
+                    if let Err(error) = guarded(|| self.compact(id, &choice, &version)) {
                         self.fail(error.clone());
                         return Err(error);
                     }

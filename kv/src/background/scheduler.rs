@@ -186,16 +186,9 @@ pub(crate) fn spawn(
     state.tasks += 1;
     let engine = Arc::clone(engine);
     engine.env.clone().schedule(priority, move || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| task(&engine)));
-        match outcome {
-            Ok(Ok(())) => engine.state.lock().retries = 0,
-            Ok(Err(error)) => engine.fail(error),
-            Err(panic) => engine.fail(Error::Poisoned {
-                reason: Arc::from(format!(
-                    "a background thread panicked: {}",
-                    message(&*panic)
-                )),
-            }),
+        match guarded(|| task(&engine)) {
+            Ok(()) => engine.state.lock().retries = 0,
+            Err(error) => engine.fail(error),
         }
         let mut state = engine.state.lock();
         schedule(&engine, &mut state);
@@ -203,6 +196,16 @@ pub(crate) fn spawn(
         drop(state);
         engine.changed.notify_all();
     });
+}
+
+/// Does `work`; a panic becomes the error that poisons the database.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let what = message(&*panic);
+        Err(Error::Poisoned {
+            reason: Arc::from(format!("a background thread panicked: {what}")),
+        })
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
