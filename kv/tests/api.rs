@@ -346,8 +346,18 @@ fn a_column_family_has_options_of_its_own_and_keeps_them() {
     db.close().unwrap();
     let stored = Options::load(&fs, Path::new(AT)).unwrap();
     assert_eq!(stored.cf_options["large = 1/1"].num_levels, 3);
-    assert_eq!(stored.cf_options["small"].write_buffer_size, 16 << 10);
-    let db = open(&fs, stored).unwrap();
+    // The others have the database's, also when these change.
+    assert_eq!(stored.cf_options.len(), 1);
+    let changed = Options {
+        block_size: 2048,
+        ..stored
+    };
+    let db = open(&fs, changed).unwrap();
+    for name in ["default", "small"] {
+        let family = db.cf_options(db.cf(name).unwrap()).unwrap();
+        let expected = (2048, 16 << 10);
+        assert_eq!((family.block_size, family.write_buffer_size), expected);
+    }
     let large = db.cf("large = 1/1").unwrap();
     assert_eq!(db.cf_options(large).unwrap().write_buffer_size, 1 << 20);
     let found = db.get_cf(large, &7_u32.to_be_bytes(), &ReadOptions::default());
@@ -559,4 +569,67 @@ fn the_metrics_text_is_what_prometheus_reads() {
     assert!(text.contains("lavakv_keys_written_total{db=\"/db\"} 1000\n"));
     assert!(text.contains("operation=\"get\",quantile=\"0.99\""));
     assert!(text.contains("lavakv_level_files{db=\"/db\",level=\"0\"}"));
+}
+
+#[test]
+fn a_column_family_is_written_read_in_batches_and_compacted_by_itself() {
+    on_each_fs(|fs| {
+        let options = Options {
+            disable_auto_compactions: true,
+            ..tiny()
+        };
+        let db = open(&fs, options).unwrap();
+        let logs = db.create_cf("logs").unwrap();
+        let written = WriteOptions::default();
+        for round in 0..2_u32 {
+            for number in 0..500_u32 {
+                let key = number.to_be_bytes();
+                put(&db, &key, b"default");
+                let value = (number + round).to_be_bytes();
+                db.put_cf(logs, &key, &value, &written).unwrap();
+            }
+            db.flush().unwrap();
+        }
+        db.delete_cf(logs, &7_u32.to_be_bytes(), &written).unwrap();
+        let keys: Vec<[u8; 4]> = (0..510_u32).map(u32::to_be_bytes).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let check = || {
+            let found = db.multi_get_cf(logs, &keys, &ReadOptions::default());
+            for (number, found) in (0_u32..).zip(found.unwrap()) {
+                let there = number < 500 && number != 7;
+                let expected = there.then(|| (number + 1).to_be_bytes().to_vec());
+                assert_eq!(found, expected, "key {number}");
+            }
+            let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
+            assert_eq!(found.iter().flatten().count(), 500);
+        };
+        check();
+        let files = db.stats().levels[0].files;
+        db.compact_range_cf(logs, None, None).unwrap();
+        let left = db.stats().levels[0].files;
+        assert!(0 < left && left < files, "the default family has its runs");
+        check();
+        // An iterator goes on over a family that is dropped; nothing else does.
+        let mut walk = db.iter_cf(logs, &ReadOptions::default()).unwrap();
+        walk.seek_to_first();
+        db.drop_cf(logs).unwrap();
+        let mut seen = 0;
+        while walk.valid() {
+            seen += 1;
+            walk.next();
+        }
+        walk.status().unwrap();
+        assert_eq!(seen, 499);
+        drop(walk);
+        let gone = [
+            db.put_cf(logs, b"k", b"v", &written).unwrap_err(),
+            db.compact_range_cf(logs, None, None).unwrap_err(),
+            db.multi_get_cf(logs, &keys, &ReadOptions::default())
+                .unwrap_err(),
+        ];
+        for error in gone {
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+        }
+        db.verify().unwrap();
+    });
 }

@@ -21,7 +21,10 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 const KEYS: u64 = 400;
 
 fn key(number: u64) -> Vec<u8> {
-    // Keys of many lengths, some a prefix of others.
+    // Keys of many lengths, some a prefix of others, one without a byte.
+    if number == 0 {
+        return Vec::new();
+    }
     let mut key = format!("{number:03}").into_bytes();
     key.extend(vec![b'x'; (number % 7) as usize * 3]);
     key
@@ -53,19 +56,24 @@ fn as_of(snapshot: &Snapshot) -> ReadOptions {
 fn check_iteration(db: &Db, map: &Map, options: ReadOptions, rng: &mut Rng) {
     let mut options = options;
     let (mut low, mut high) = (key(rng.below(KEYS)), key(rng.below(KEYS)));
-    if low > high {
+    if low > high && rng.below(8) > 0 {
         std::mem::swap(&mut low, &mut high);
     }
-    let bounded = rng.below(2) == 0;
-    if bounded {
-        options.lower_bound = Some(low.clone());
-        options.upper_bound = Some(high.clone());
-    }
+    let is_above = rng.below(2) == 0;
+    let is_below = rng.below(2) == 0;
+    options.lower_bound = is_above.then(|| low.clone());
+    options.upper_bound = is_below.then(|| high.clone());
+    let mut prefix = key(rng.below(KEYS));
+    prefix.truncate(rng.below(prefix.len() as u64 + 1) as usize);
+    let prefixed = rng.below(4) == 0;
+    options.prefix = prefixed.then(|| prefix.clone());
     options.lazy_values = rng.below(4) == 0;
-    let expected: Vec<(&Vec<u8>, &Vec<u8>)> = map
-        .iter()
-        .filter(|(key, _)| !bounded || (**key >= low && **key < high))
-        .collect();
+    let is_seen = |key: &Vec<u8>| {
+        (!is_above || *key >= low)
+            && (!is_below || *key < high)
+            && (!prefixed || key.starts_with(&prefix))
+    };
+    let expected: Vec<(&Vec<u8>, &Vec<u8>)> = map.iter().filter(|(key, _)| is_seen(key)).collect();
     let mut iter = db.iter(&options).unwrap();
     let mut found = Vec::new();
     iter.seek_to_first();

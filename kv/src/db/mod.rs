@@ -171,6 +171,26 @@ impl Db {
         self.write(batch, options)
     }
 
+    /// Sets `key` to `value` in a column family.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn put_cf(&self, cf: CfId, key: &[u8], value: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + value.len() + 16);
+        batch.put_cf(cf, key, value);
+        self.write(batch, options)
+    }
+
+    /// Removes `key` from a column family; no error where it does not exist.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn delete_cf(&self, cf: CfId, key: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + 16);
+        batch.delete_cf(cf, key);
+        self.write(batch, options)
+    }
+
     /// Applies `batch` atomically: readers see all of it or nothing, and so does recovery. With
     /// [`WriteOptions::sync`] it is durable on return.
     ///
@@ -249,10 +269,23 @@ impl Db {
     /// # Errors
     /// As [`Db::get`]: the first failure.
     pub fn multi_get(&self, keys: &[&[u8]], options: &ReadOptions) -> Result<Vec<Option<Vec<u8>>>> {
+        self.multi_get_cf(CfId::DEFAULT, keys, options)
+    }
+
+    /// The values of `keys` in a column family.
+    ///
+    /// # Errors
+    /// As [`Db::multi_get`], and [`Error::InvalidArgument`] for an unknown column family.
+    pub fn multi_get_cf(
+        &self,
+        cf: CfId,
+        keys: &[&[u8]],
+        options: &ReadOptions,
+    ) -> Result<Vec<Option<Vec<u8>>>> {
         let engine = self.engine();
-        engine.histograms.time(Timed::MultiGet, || {
-            engine.multi_get(CfId::DEFAULT, keys, options)
-        })
+        engine
+            .histograms
+            .time(Timed::MultiGet, || engine.multi_get(cf, keys, options))
     }
 
     /// A consistent view of the present, for [`ReadOptions::snapshot`]. Dropping it releases it.
@@ -300,6 +333,22 @@ impl Db {
                 Err(_) if engine.cf(cf).is_err() => Ok(()),
                 other => other,
             })
+    }
+
+    /// The same of one column family.
+    ///
+    /// # Errors
+    /// As [`Db::compact_range`], and [`Error::InvalidArgument`] for an unknown column family.
+    pub fn compact_range_cf(
+        &self,
+        cf: CfId,
+        begin: Option<&[u8]>,
+        end: Option<&[u8]>,
+    ) -> Result<()> {
+        let engine = self.engine();
+        engine.cf(cf)?;
+        engine.flush_all()?;
+        engine.compact_range(cf, (begin, end))
     }
 
     /// Collects the garbage of blob files now, on this thread, whatever the options say: every

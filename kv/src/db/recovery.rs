@@ -411,10 +411,16 @@ impl Engine {
         let mut stored = self.options_file.lock();
         let number = self.new_file_number();
         let mut options = self.options.clone();
+        let common = options.family_text();
         for cf in self.state.lock().cfs.values() {
-            options
-                .cf_options
-                .insert(cf.name.clone(), (*cf.options).clone());
+            // A family that has the database's options goes on having them when these are changed.
+            match cf.options.family_text() == common {
+                true => options.cf_options.remove(&cf.name),
+                false => {
+                    let own = (*cf.options).clone();
+                    options.cf_options.insert(cf.name.clone(), own)
+                }
+            };
         }
         let name = FileName::Options(number).to_string();
         let mut text = options.to_text();

@@ -51,15 +51,21 @@ impl Options {
 
     /// The stored form.
     pub(crate) fn to_text(&self) -> String {
-        let mut text = format!("{OPTIONS_HEADER}\n");
-        for (name, value) in self.fields() {
-            writeln!(text, "{name}={value}").expect("a string takes any text");
-        }
+        let mut text = format!("{OPTIONS_HEADER}\n{}", self.family_text());
         for (cf, options) in &self.cf_options {
             let cf = escaped(cf);
             for (name, value) in options.fields() {
                 writeln!(text, "cf/{cf}/{name}={value}").expect("a string takes any text");
             }
+        }
+        text
+    }
+
+    /// The stored form of what a column family has of its own.
+    pub(crate) fn family_text(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in self.fields() {
+            writeln!(text, "{name}={value}").expect("a string takes any text");
         }
         text
     }
