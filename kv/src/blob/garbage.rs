@@ -141,6 +141,7 @@ impl Engine {
 
     /// Compares the accounts of all blob files with a scan of all their records.
     pub(crate) fn verify_garbage(&self) -> Result<GarbageReport> {
+        self.refuse_when_closed()?;
         let views: Vec<_> = {
             let state = self.state.lock();
             state.cfs.values().map(|cf| cf.view()).collect()
@@ -167,7 +168,7 @@ impl Engine {
         let mut used = BlobUse::default();
         let mut records = reader.iter();
         while records.advance()? {
-            self.keep_going()?;
+            self.refuse_when_closed()?;
             let key = InternalKeyRef::decode(records.key())
                 .ok_or_else(|| Error::corrupt(&name, records.location().offset, "malformed key"))?;
             report.records += 1;
