@@ -13,6 +13,7 @@ use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::key::SeqNo;
 use crate::sstable::{TableOptions, TableReadOptions};
 use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -289,8 +290,9 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = PickerOptions::of(&self.cf(id)?.options);
+        let mut options = PickerOptions::of(&self.cf(id)?.options);
         loop {
+            options.oldest_snapshot = self.snapshots.oldest().unwrap_or(SeqNo::MAX);
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
             if let Some(background) = &state.error {

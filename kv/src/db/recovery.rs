@@ -192,7 +192,7 @@ pub(crate) fn engine_for(
         options.max_manifest_file_size,
     );
     let filesystem_memory = env.ledger().map(|ledger| ledger.charge_filesystem(&fs));
-    Ok(Arc::new(Engine {
+    let engine = Arc::new(Engine {
         _filesystem_memory: filesystem_memory,
         pacer: Mutex::default(),
         fs,
@@ -220,7 +220,9 @@ pub(crate) fn engine_for(
         unreadable: AtomicBool::new(false),
         newly_scattered: Mutex::default(),
         options_file: Mutex::new(None),
-    }))
+    });
+    engine.snapshots.set_engine(&engine);
+    Ok(engine)
 }
 
 impl Engine {
