@@ -127,6 +127,7 @@ fn draw_options(rng: &mut StdRng) -> Options {
             0 => Compression::None,
             _ => Compression::Zstd { level: 1 },
         },
+        blob_zstd_dict_bytes: pick(&[0, 0, 400, 4096]) as usize,
         blob_correlated_compaction_bytes: pick(&[0, 8 << 10, 1 << 20]),
         enable_blob_garbage_collection: pick(&[0, 1, 1]) == 1,
         blob_collection_idle_millis: pick(&[1, 10_000]),
