@@ -253,10 +253,9 @@ impl Engine {
             blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        let edit = |_: &State, cf: &ColumnFamily| {
-            let now = &cf.view().version.blobs;
-            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, now));
-            let mut edit = edit;
+        let edit = |now: &Version| {
+            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, &now.blobs));
+            let mut edit = edit.clone();
             for (number, pieces) in forgotten.unwrap_or_default() {
                 match pieces.single() {
                     Some(heir) => edit.heirs.push((number, heir)),
@@ -265,7 +264,9 @@ impl Engine {
             }
             edit
         };
-        self.change_cf(cf, edit, |_| {})
+        let shares = self.prepare_shares(cf, edit)?;
+        let edit = |_: &State, cf: &ColumnFamily| edit(&cf.view().version);
+        self.change_cf_sharing(cf, &shares, edit, |_| {})
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.
