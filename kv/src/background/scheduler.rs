@@ -127,7 +127,7 @@ fn watch_snapshots(engine: &Engine, state: &State) {
 pub(crate) fn schedule_soon(engine: &Arc<Engine>) {
     let later = Arc::clone(engine);
     engine.env.schedule(Priority::Low, move || {
-        schedule(&later, &mut later.state.lock())
+        schedule(&later, &mut later.state.lock());
     });
 }
 

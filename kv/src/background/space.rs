@@ -80,11 +80,11 @@ impl Engine {
         }
         self.written_unseen.store(0, Ordering::Relaxed);
         let was_free = state.space_stall == Stall::None;
-        self.recompute_stall(state);
+        self.recompute_space_stall(state);
         if was_free && state.space_stall != Stall::None {
             // More is due under pressure than without.
             crate::background::scheduler::schedule(self, state);
-            self.recompute_stall(state);
+            self.recompute_space_stall(state);
         }
     }
 

@@ -416,7 +416,7 @@ impl Engine {
         self.state.lock().logs.insert(number, 0);
         let mut versions = self.versions.lock();
         let manifest = self.new_file_number();
-        let structure = self.structure(&self.state.lock());
+        let structure = self.structure();
         versions.begin(manifest, &structure)?;
         Ok(())
     }
