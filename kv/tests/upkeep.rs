@@ -170,6 +170,8 @@ fn without_space_obsolete_files_go_at_once() {
         fill(&db, 0..6000, 200);
         db.flush().unwrap();
     }
+    // Its last act is to remove the log of what was flushed.
+    db.wait_for_background_work().unwrap();
     let space = fs.space();
     let len = space.free - space.total / 9;
     let options = lavafs::CreateOptions {

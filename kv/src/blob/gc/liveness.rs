@@ -76,6 +76,7 @@ impl<'a> Referrers<'a> {
 
     /// Asks the rate limiter for what was copied since it was asked last.
     pub(super) fn settle(&mut self) -> Result<()> {
+        self.engine.keep_going()?;
         let bytes = std::mem::take(&mut self.unpaced);
         self.engine.pace(bytes, Priority::Low)
     }
