@@ -424,6 +424,31 @@ fn a_table_of_deletions_sinks_until_they_are_gone() {
 }
 
 #[test]
+fn a_table_of_the_last_level_is_written_anew_when_no_snapshot_needs_what_it_keeps() {
+    let seen = |oldest_snapshot| PickerOptions {
+        oldest_snapshot,
+        ..options()
+    };
+    // Of table 88 a twenty-fifth is hidden in the tests' versions.
+    let bottom = version(&[(6, 0, 88, "a", "c", 10), (6, 0, 2, "d", "z", 10)]);
+    assert_eq!(
+        told(pick(&bottom, &seen(9), &[])),
+        "Merge 6/0 -> 6/0",
+        "in its place"
+    );
+    assert!(pick(&bottom, &seen(8), &[]).is_none(), "nothing to gain");
+    assert_eq!((awaited(&bottom, 8), awaited(&bottom, 9)), (Some(9), None));
+    let everything = (None, None);
+    let by_hand = pick_range(&bottom, 6, everything, &seen(9), &[]).unwrap();
+    assert_eq!(numbers(&by_hand.unwrap()), [88]);
+    let beside = (Some(&b"d"[..]), None);
+    assert!(pick_range(&bottom, 6, beside, &seen(9), &[]).is_none());
+    // Above the last level it is compacted anyway.
+    let above = version(&[(5, 0, 88, "a", "c", 10), (6, 0, 2, "b", "z", 10)]);
+    assert!(pick(&above, &seen(9), &[]).is_none());
+}
+
+#[test]
 fn disjoint_tables_of_any_number_of_runs_are_moved() {
     let tables = [
         (0, 1, 1, "a", "b", 10),
