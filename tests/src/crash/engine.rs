@@ -30,6 +30,9 @@ const AT: &str = "/db";
 const SECOND: &str = "second";
 const KEYS: u64 = 120;
 
+const SHARED_WORDS: &[u8] =
+    b"what all values of the workload have in common, whoever wrote them and whenever; ";
+
 /// The key that counts batches; below all others.
 const COUNTER: &[u8] = b"counter";
 
@@ -254,7 +257,14 @@ impl Life<'_> {
                 0 => self.rng.random_range(0..6000),
                 _ => self.rng.random_range(0..200),
             };
-            let value = vec![number as u8; len];
+            // They have much in common, for dictionaries to be trained on.
+            let words = SHARED_WORDS.iter().cycle().take(len).enumerate();
+            let value: Vec<u8> = words
+                .map(|(at, &word)| match at % 32 {
+                    0 => number as u8,
+                    _ => word,
+                })
+                .collect();
             batch.put_cf(cf, &key, &value);
             self.now[family].insert(key, value);
         }
