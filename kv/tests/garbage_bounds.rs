@@ -141,7 +141,7 @@ fn garbage_stays_within_13_percent_at_three_quarters_and_6_when_idle() {
 }
 
 #[test]
-#[ignore = "half a minute; the same on 512 MiB, with what was seen on the way"]
+#[ignore = "a minute and a half; the same on 512 MiB, with what was seen on the way"]
 fn garbage_on_half_a_gigabyte() {
     overwrite(512 << 20, 3);
 }

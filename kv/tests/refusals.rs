@@ -220,6 +220,26 @@ fn logged_writes_without_current_are_not_taken_for_an_empty_database() {
 }
 
 #[test]
+fn a_lost_manifest_is_named_and_not_taken_for_an_owner_at_work() {
+    on_host_and_image(|fs| {
+        fill(&fs);
+        let names = fs.list(Path::new(AT)).unwrap();
+        let names = names.iter().map(|entry| entry.name.to_string_lossy());
+        let manifest = names.into_iter().find(|name| name.starts_with("MANIFEST"));
+        let manifest = manifest.unwrap();
+        fs.unlink(&Path::new(AT).join(&*manifest)).unwrap();
+        let opened = Db::open_read_only(fs.clone(), Path::new(AT), tiny());
+        let told = opened.map(drop).unwrap_err().to_string();
+        assert!(
+            told.contains(&*manifest) && !told.contains("busy"),
+            "{told}"
+        );
+        fs.unlink(&Path::new(AT).join("CURRENT")).unwrap();
+        let _ = Db::destroy(&fs, Path::new(AT));
+    });
+}
+
+#[test]
 fn a_second_opener_is_refused_while_the_owner_goes_on() {
     on_host_and_image(|fs| {
         fill(&fs);

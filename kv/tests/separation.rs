@@ -233,6 +233,25 @@ fn garbage_is_told_to_the_byte_and_shadowed_values_apart() {
 }
 
 #[test]
+fn garbage_is_verified_by_a_reader_that_may_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let db = open(&fs, options());
+    for round in 1..3 {
+        for number in 0..50 {
+            put(&db, number, &value(number * round, 1000));
+        }
+        db.compact_range(None, None).unwrap();
+    }
+    db.close().unwrap();
+    let view = Db::open_read_only(fs, Path::new(AT), options()).unwrap();
+    let report = view.verify_garbage().unwrap();
+    assert_eq!((report.garbage_bytes, report.value_bytes), (0, 50_000));
+    view.close().unwrap();
+    assert!(view.verify_garbage().is_err(), "nothing is read any more");
+}
+
+#[test]
 fn files_go_on_every_way_on_which_their_last_reference_goes() {
     let dir = tempfile::tempdir().unwrap();
     let fs = host(dir.path());

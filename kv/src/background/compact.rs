@@ -13,6 +13,7 @@ use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
 use crate::error::Result;
 use crate::iter::{InternalIterator, MergingIterator, RunIterator};
+use crate::key::SeqNo;
 use crate::sstable::{TableOptions, TableReadOptions};
 use crate::stats::histogram::Timed;
 use crate::version::{CfEdit, SstMeta, Version};
@@ -258,10 +259,9 @@ impl Engine {
             blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
-        let edit = |_: &State, cf: &ColumnFamily| {
-            let now = &cf.view().version.blobs;
-            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, now));
-            let mut edit = edit;
+        let edit = |now: &Version| {
+            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, &now.blobs));
+            let mut edit = edit.clone();
             for (number, pieces) in forgotten.unwrap_or_default() {
                 match pieces.single() {
                     Some(heir) => edit.heirs.push((number, heir)),
@@ -270,7 +270,9 @@ impl Engine {
             }
             edit
         };
-        self.change_cf(cf, edit, |_| {})
+        let shares = self.prepare_shares(cf, edit)?;
+        let edit = |_: &State, cf: &ColumnFamily| edit(&cf.view().version);
+        self.change_cf_sharing(cf, &shares, edit, |_| {})
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.
@@ -295,8 +297,9 @@ impl Engine {
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
-        let options = picker_options(self, &self.cf(id)?.options);
+        let mut options = picker_options(self, &self.cf(id)?.options);
         loop {
+            options.oldest_snapshot = self.snapshots.oldest().unwrap_or(SeqNo::MAX);
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
             if let Some(background) = &state.error {

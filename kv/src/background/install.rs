@@ -44,18 +44,17 @@ impl Engine {
             let change = edit(&state, &cf);
             (cf, change)
         };
-        self.share_out(&cf.view().version, &mut change, prepared)?;
-        change.scattered = self.take_scattered(&cf.view().version);
-        let (version, record) = {
-            let state = self.state.lock();
-            let version = Arc::new(cf.view().version.apply(&change, &self.remover)?);
-            let mut record = VersionEdit::of_cf(id, change);
-            self.advance_idle_logs(&state, &mut record);
-            record.next_file_number = Some(self.next_file.load(Ordering::Relaxed));
-            record.last_sequence = Some(self.last_sequence());
-            (version, record)
-        };
+        // All that grows with the number of files is done without the state's lock: writers need it.
+        let before = Arc::clone(&cf.view().version);
+        self.share_out(&before, &mut change, prepared)?;
+        change.scattered = self.take_scattered(&before);
+        let version = Arc::new(before.apply(&change, &self.remover)?);
+        let mut record = VersionEdit::of_cf(id, change);
+        self.advance_idle_logs(&self.state.lock(), &mut record);
+        record.next_file_number = Some(self.next_file.load(Ordering::Relaxed));
+        record.last_sequence = Some(self.last_sequence());
         self.record(&mut versions, &record)?;
+        mark_removed(&before, &version);
         let (old, stall) = {
             let mut state = self.state.lock();
             let before = state.stall;
@@ -64,7 +63,6 @@ impl Engine {
                     other.log_number.fetch_max(number, Ordering::AcqRel);
                 }
             }
-            mark_removed(&cf.view().version, &version);
             let mut view = (*cf.view()).clone();
             view.version = version;
             update(&mut view);
@@ -73,7 +71,7 @@ impl Engine {
             (old, (before, state.stall))
         };
         self.changed.notify_all();
-        drop(old);
+        drop((old, before));
         drop(versions);
         self.remove_obsolete_logs();
         if stall.0 != stall.1 {
@@ -96,7 +94,7 @@ impl Engine {
     fn record(&self, versions: &mut crate::version::VersionSet, edit: &VersionEdit) -> Result<()> {
         if versions.needs_new_manifest() {
             let number = self.new_file_number();
-            let snapshot = self.structure(&self.state.lock());
+            let snapshot = self.structure();
             if let Some(before) = versions.begin(number, &snapshot)? {
                 self.remove_file(FileName::Manifest(before));
             }
@@ -105,15 +103,21 @@ impl Engine {
     }
 
     /// The whole structure, as the first record of a manifest.
-    pub(crate) fn structure(&self, state: &State) -> VersionEdit {
+    /// Takes the state's lock for a moment; the caller has that of the structure.
+    pub(crate) fn structure(&self) -> VersionEdit {
+        let (cfs, next_cf) = {
+            let state = self.state.lock();
+            let cfs: Vec<_> = state.cfs.values().cloned().collect();
+            (cfs, state.next_cf)
+        };
         let mut edit = VersionEdit {
             comparator: Some(COMPARATOR.to_owned()),
             next_file_number: Some(self.next_file.load(Ordering::Relaxed)),
             last_sequence: Some(self.last_sequence()),
-            next_cf: Some(state.next_cf),
+            next_cf: Some(next_cf),
             ..VersionEdit::default()
         };
-        for cf in state.cfs.values() {
+        for cf in cfs {
             let view = cf.view();
             let added = view
                 .version
@@ -194,8 +198,14 @@ impl Engine {
                 pending,
             ))
         });
+        state.backlog_stall = stall;
+        self.recompute_space_stall(state);
+    }
+
+    /// The same where the disk alone may have changed.
+    pub(crate) fn recompute_space_stall(&self, state: &mut State) {
         state.space_stall = self.space_stall(state);
-        state.stall = stall.stricter(state.space_stall);
+        state.stall = state.backlog_stall.stricter(state.space_stall);
     }
 
     /// Makes a column family. Durable on return.

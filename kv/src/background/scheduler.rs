@@ -18,10 +18,11 @@ use parking_lot::MutexGuard;
 
 use crate::background::space::compaction_for_space;
 use crate::blob::gc;
-use crate::compaction::{Choice, PickerOptions, pick};
+use crate::compaction::{Choice, PickerOptions, awaited, pick};
 use crate::db::engine::{Engine, State, closing, read_only};
 use crate::env::Priority;
 use crate::error::{Error, Result};
+use crate::key::SeqNo;
 use crate::options::CompactionStyle;
 use crate::options::Options;
 use crate::write::batch::CfId;
@@ -64,6 +65,7 @@ pub(crate) fn schedule(engine: &Arc<Engine>, state: &mut State) {
         });
     }
     watch_age(engine, state);
+    watch_snapshots(engine, state);
     if state.manual_compactions > 0 {
         return;
     }
@@ -108,6 +110,27 @@ fn watch_age(engine: &Arc<Engine>, state: &mut State) {
     }
 }
 
+/// Has the snapshot list say when a release lets a compaction drop what it had to keep.
+fn watch_snapshots(engine: &Engine, state: &State) {
+    engine.snapshots.watch(|oldest| {
+        let merged = state.cfs.values().filter(|cf| {
+            let style = cf.options.compaction.style;
+            !cf.options.disable_auto_compactions && style != CompactionStyle::Fifo
+        });
+        merged
+            .filter_map(|cf| awaited(&cf.view().version, oldest))
+            .min()
+    });
+}
+
+/// Schedules once more, on a thread of the environment: the caller may hold any lock.
+pub(crate) fn schedule_soon(engine: &Arc<Engine>) {
+    let later = Arc::clone(engine);
+    engine.env.schedule(Priority::Low, move || {
+        schedule(&later, &mut later.state.lock());
+    });
+}
+
 /// The shortest time that a FIFO keeps its tables, if there is one that counts it.
 fn oldest_ttl(state: &State) -> Option<u64> {
     let policies = state.cfs.values().map(|cf| &cf.options);
@@ -142,11 +165,10 @@ pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, C
 /// What the pickers need, as of now.
 pub(crate) fn picker_options(engine: &Engine, options: &Options) -> PickerOptions {
     let tickers = engine.tickers.values();
-    let held = engine.snapshots.sequences().first().copied();
     PickerOptions {
         migration_credit: tickers.flush_bytes as i64 - tickers.migration_bytes as i64,
         now: now(),
-        oldest_snapshot: held.unwrap_or_else(|| engine.last_sequence()),
+        oldest_snapshot: engine.snapshots.oldest().unwrap_or(SeqNo::MAX),
         ..PickerOptions::of(options)
     }
 }

@@ -1,8 +1,9 @@
 //! Sharing out: what a table refers to under a number that leads to several blob files, file by file.
 //!
 //! Tables list their references by number alone. A table within one piece of the number refers to that
-//! piece's file; others are read, once for all their numbers. A collection does so before it commits, so
-//! that the lock of the structure is held for tables alone that have come since.
+//! piece's file; others are read, once for all their numbers. Whoever may have such tables does so before it
+//! commits ([`Engine::prepare_shares`]), so that the lock of the structure, which flushes wait for, is held for
+//! tables alone that have come since.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::sstable::TableReadOptions;
 use crate::version::{
     BlobUse, CfEdit, Parts, Pieces, Share, SstFile, TableOpener, TableRefs, Version,
 };
+use crate::write::batch::CfId;
 
 /// Entries between two looks at whether the database is closing.
 const STOP_CHECK_INTERVAL: u64 = 1024;
@@ -39,6 +41,19 @@ impl After<'_> {
 }
 
 impl Engine {
+    /// The shares that an edit needs if it is committed now: what [`Engine::share_out`] would read under the
+    /// structure's lock is read without it.
+    pub(crate) fn prepare_shares(
+        self: &Arc<Self>,
+        cf: CfId,
+        edit: impl FnOnce(&Version) -> CfEdit,
+    ) -> Result<Vec<Share>> {
+        let version = Arc::clone(&self.cf(cf)?.view().version);
+        let mut change = edit(&version);
+        self.share_out(&version, &mut change, &[])?;
+        Ok(change.shares)
+    }
+
     /// Adds to `change`, an edit of `version`, the shares that it needs; those of `prepared` that still
     /// hold are taken from there.
     pub(crate) fn share_out(

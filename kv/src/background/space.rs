@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::blob::garbage::shadowed_bytes;
+use crate::blob::garbage::{garbage_bytes, shadowed_bytes};
 use crate::compaction::{Choice, InFlight, PickerOptions, pick_range};
 use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::options::CompactionStyle;
@@ -80,11 +80,11 @@ impl Engine {
         }
         self.written_unseen.store(0, Ordering::Relaxed);
         let was_free = state.space_stall == Stall::None;
-        self.recompute_stall(state);
+        self.recompute_space_stall(state);
         if was_free && state.space_stall != Stall::None {
             // More is due under pressure than without.
             crate::background::scheduler::schedule(self, state);
-            self.recompute_stall(state);
+            self.recompute_space_stall(state);
         }
     }
 
@@ -110,13 +110,16 @@ impl Engine {
         if space.free >= reserve.saturating_mul(2) {
             return Stall::None;
         }
-        let mut blobs = crate::blob::garbage::BlobStats::default();
+        // What is kept for snapshots is not to be waited for.
         let reclaimed = state.cfs.values().filter(|cf| collected(cf));
-        reclaimed.for_each(|cf| blobs.add(&cf.view().version));
+        let reclaimable = reclaimed.map(|cf| {
+            let version = &cf.view().version;
+            garbage_bytes(version).saturating_add(shadowed_bytes(version))
+        });
         let left = SpaceLeft {
             free: space.free,
             reserve,
-            reclaimable: blobs.garbage_bytes.saturating_add(blobs.shadowed_bytes),
+            reclaimable: reclaimable.fold(0, u64::saturating_add),
             is_reclaiming: is_reclaiming(state),
         };
         Stall::of_space(options, left)

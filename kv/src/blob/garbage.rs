@@ -3,7 +3,8 @@
 //! A blob file's *garbage* is its values that no table refers to any more; the version knows it exactly, in bytes of
 //! values before compression. *Shadowed* values are referred to still, but a newer write hides them from
 //! everybody but snapshots; they become garbage when a compaction drops their entries. How many there are is
-//! an estimate without a scan: entries above the last level may hide as many bytes in it as they have.
+//! an estimate without a scan: entries above the last level may hide as many bytes in it as they have, and tables
+//! know what they keep for snapshots.
 
 use std::sync::Arc;
 
@@ -40,10 +41,10 @@ impl BlobStats {
             self.files += 1;
             self.file_bytes += live.file.meta.file_size;
             self.value_bytes += live.file.meta.value_bytes;
-            self.garbage_bytes += live.garbage_bytes();
         }
+        self.garbage_bytes += garbage_bytes(version);
         self.ancestors += version.blobs.ancestor_count() as u64;
-        self.shadowed_bytes += shadowed_bytes(version);
+        self.shadowed_bytes += shadowed_bytes(version) + kept_bytes(version);
     }
 
     /// Garbage as a part of all values, 0 to 1.
@@ -61,6 +62,18 @@ impl LiveBlob<Arc<BlobFile>> {
             .value_bytes
             .saturating_sub(self.used.value_bytes)
     }
+}
+
+/// Bytes of values in the blob files of `version` that nothing refers to.
+pub(crate) fn garbage_bytes(version: &Version) -> u64 {
+    let files = version.blobs.files().values();
+    files.map(LiveBlob::garbage_bytes).sum()
+}
+
+/// Bytes of separated values that tables keep for snapshots.
+fn kept_bytes(version: &Version) -> u64 {
+    let files = version.files();
+    files.map(|(.., file)| file.meta.hidden.value_bytes).sum()
 }
 
 /// Bytes of separated values that entries above the last level may hide in it: as many as those refer to, and
@@ -141,6 +154,7 @@ impl Engine {
 
     /// Compares the accounts of all blob files with a scan of all their records.
     pub(crate) fn verify_garbage(&self) -> Result<GarbageReport> {
+        self.refuse_when_closed()?;
         let views: Vec<_> = {
             let state = self.state.lock();
             state.cfs.values().map(|cf| cf.view()).collect()
@@ -167,7 +181,7 @@ impl Engine {
         let mut used = BlobUse::default();
         let mut records = reader.iter();
         while records.advance()? {
-            self.keep_going()?;
+            self.refuse_when_closed()?;
             let key = InternalKeyRef::decode(records.key())
                 .ok_or_else(|| Error::corrupt(&name, records.location().offset, "malformed key"))?;
             report.records += 1;

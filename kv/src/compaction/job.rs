@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use lavafs::{CreateOptions, FileSystemRef};
 
+use crate::blob::reference::BlobReference;
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::iter::InternalIterator;
 use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, ValueKind};
 use crate::sstable::{KeptBlock, TableBuilder, TableOptions, TableSummary};
-use crate::version::{BlobFile, BlobMeta, BlobSet, Pieces, SstMeta};
+use crate::version::{BlobFile, BlobMeta, BlobSet, Hidden, Pieces, SstMeta};
 
 use super::merge::VersionFilter;
 use super::separation::{BlobWriter, Separation};
@@ -246,6 +247,20 @@ struct OpenTable {
     builder: TableBuilder,
     /// Bytes that the rate limiter knows of.
     paced: u64,
+    hidden: Hidden,
+}
+
+impl OpenTable {
+    /// Counts an entry that was added after a newer version of its key. A single deletion is not kept for
+    /// snapshots alone.
+    fn hide(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let entry = InternalKeyRef::decode(key).expect("the merge has checked it");
+        self.hidden.entries += u64::from(entry.kind != ValueKind::SingleDelete);
+        if entry.kind == ValueKind::BlobReference {
+            self.hidden.value_bytes += BlobReference::of_entry(value)?.value_len;
+        }
+        Ok(())
+    }
 }
 
 struct OutputWriter<'a> {
@@ -256,25 +271,25 @@ struct OutputWriter<'a> {
 }
 
 impl OutputWriter<'_> {
-    /// Adds an entry; `may_split` where its user key is a new one, `warm` where readers ask for it.
-    fn add(&mut self, key: &[u8], value: &[u8], may_split: bool, warm: bool) -> Result<()> {
+    /// Adds an entry; `new_key` where its user key is a new one, `warm` where readers ask for it.
+    fn add(&mut self, key: &[u8], value: &[u8], new_key: bool, warm: bool) -> Result<()> {
         let full = self
             .open
             .as_ref()
             .is_some_and(|open| open.builder.estimated_size() >= self.context.target_file_size);
-        if full && may_split {
+        if full && new_key {
             self.finish_table()?;
         }
         if self.open.is_none() {
             self.open = Some(self.begin_table()?);
         }
         let open = self.open.as_mut().expect("opened above");
-        match self.blobs.separate(self.context, key, value)? {
-            Some((key, reference)) => {
-                let warm = warm || self.context.warm == Warm::References;
-                open.builder.add_warm(key, reference, warm)?;
-            }
-            None => open.builder.add_warm(key, value, warm)?,
+        let separated = self.blobs.separate(self.context, key, value)?;
+        let warm = warm || (separated.is_some() && self.context.warm == Warm::References);
+        let (key, value) = separated.unwrap_or((key, value));
+        open.builder.add_warm(key, value, warm)?;
+        if !new_key {
+            open.hide(key, value)?;
         }
         let size = open.builder.estimated_size();
         if size >= open.paced + PACE_BYTES {
@@ -303,6 +318,7 @@ impl OutputWriter<'_> {
             number,
             builder,
             paced: 0,
+            hidden: Hidden::default(),
         })
     }
 
@@ -311,7 +327,10 @@ impl OutputWriter<'_> {
             return Ok(());
         };
         let OpenTable {
-            number, builder, ..
+            number,
+            builder,
+            hidden,
+            ..
         } = open;
         match builder.finish() {
             Ok(mut summary) => {
@@ -319,6 +338,7 @@ impl OutputWriter<'_> {
                 self.done.kept.push((number, kept));
                 self.done.tables.push(SstMeta {
                     created: self.context.created,
+                    hidden,
                     ..meta_of(number, summary)
                 });
             }
@@ -343,6 +363,7 @@ fn meta_of(number: FileNumber, summary: TableSummary) -> SstMeta {
         smallest_seq: summary.smallest_seq,
         largest_seq: summary.largest_seq,
         created: 0,
+        hidden: Hidden::default(),
         blob_refs: summary.blob_refs,
     }
 }

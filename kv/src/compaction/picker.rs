@@ -2,7 +2,7 @@
 //!
 //! Each policy has its file: `leveled` takes a table at a time, `tree` whole levels (tiered,
 //! lazy leveled, fluid, bush: they differ in the shape alone), `universal` neighbouring runs, `fifo`
-//! drops tables; `stale` is of all that merge. All take any version: a database written under another policy is a valid start.
+//! drops tables; `stale` and `hidden` are of all that merge. All take any version: a database written under another policy is a valid start.
 //!
 //! A change of the policy rewrites nothing by itself. Surplus runs are merged one table at a time
 //! and one compaction at a time, only when nothing else is due, and only as many bytes as
@@ -10,6 +10,7 @@
 //! takes on the new shape anyway.
 
 mod fifo;
+mod hidden;
 mod leveled;
 mod stale;
 mod tree;
@@ -21,6 +22,8 @@ use crate::key::SeqNo;
 use crate::options::Options;
 use crate::options::{CompactionOptions, CompactionStyle};
 use crate::version::{Level, SstFile, Version};
+
+pub(crate) use hidden::awaited;
 
 use super::choice::{Action, Choice, InFlight, Input, into_newest_run, into_run};
 use super::shape::Shape;
@@ -38,7 +41,7 @@ pub(crate) struct PickerOptions {
     pub(crate) migration_credit: i64,
     /// Seconds since 1970.
     pub(crate) now: u64,
-    /// Deletions up to this sequence number are seen by every reader.
+    /// Entries up to this sequence number are seen by every reader.
     pub(crate) oldest_snapshot: SeqNo,
 }
 
@@ -131,19 +134,18 @@ pub(crate) fn pick(
     options: &PickerOptions,
     busy: &[InFlight],
 ) -> Option<Choice> {
-    match options.policy.style {
+    let choice = match options.policy.style {
+        CompactionStyle::Fifo => return fifo::pick(version, options, busy),
         CompactionStyle::Universal => universal::pick(version, options, busy)
-            .or_else(|| universal::migrate(version, options, busy))
-            .or_else(|| stale::pick(version, busy)),
-        CompactionStyle::Fifo => fifo::pick(version, options, busy),
+            .or_else(|| universal::migrate(version, options, busy)),
         CompactionStyle::Level => leveled::pick(version, options, busy)
             .or_else(|| migrate(version, options, busy))
-            .or_else(|| leveled::pick_tombstones(version, options, busy))
-            .or_else(|| stale::pick(version, busy)),
-        _ => tree::pick(version, options, busy)
-            .or_else(|| migrate(version, options, busy))
-            .or_else(|| stale::pick(version, busy)),
-    }
+            .or_else(|| leveled::pick_tombstones(version, options, busy)),
+        _ => tree::pick(version, options, busy).or_else(|| migrate(version, options, busy)),
+    };
+    choice
+        .or_else(|| hidden::pick(version, options.oldest_snapshot, busy))
+        .or_else(|| stale::pick(version, busy))
 }
 
 /// Levels that are due, the most urgent first.
@@ -212,8 +214,8 @@ fn by_overlap(files: &[Arc<SstFile>], dragged: impl Fn(&[u8], &[u8]) -> u64) -> 
     ranked.into_iter().map(|(_, file)| file).collect()
 }
 
-/// A manual compaction of what `level` has in the range, towards deeper levels, or within the
-/// level into one run where nothing is deeper. Takes a part of a single run at a time, so that the
+/// A manual compaction of what `level` has in the range, towards deeper levels, or where nothing is deeper within
+/// the level, into one run and without what snapshots have left behind. Takes a part of a single run at a time, so that the
 /// space needed stays bounded, but all of several runs: repeat until `None`. `Some(Err(()))` says
 /// that a compaction in flight is in the way. A FIFO merges nothing, or its tables would be no longer
 /// by age: only what is due to be dropped is chosen.
@@ -254,7 +256,8 @@ pub(crate) fn pick_range(
         return Some(tree::merge_in_place(whole).unless_busy(busy).ok_or(()));
     };
     if !deeper {
-        return None;
+        let choice = hidden::pick_range(version, range, options.oldest_snapshot)?;
+        return Some(choice.unless_busy(busy).ok_or(()));
     }
     let mut bytes = 0;
     let files = run

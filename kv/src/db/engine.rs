@@ -186,6 +186,8 @@ pub(crate) struct State {
     pub(crate) retries: u32,
     pub(crate) closing: bool,
     pub(crate) stall: Stall,
+    /// The part of `stall` that the backlog of compactions demands.
+    pub(crate) backlog_stall: Stall,
     /// The part of `stall` that the disk demands.
     pub(crate) space_stall: Stall,
 }

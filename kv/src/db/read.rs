@@ -22,18 +22,24 @@ use crate::version::{TableOpener, Version};
 use crate::write::batch::CfId;
 
 impl Engine {
+    /// Fails where nothing is to be read any more: the database is closed or poisoned. One that takes no writes
+    /// is read from.
+    pub(crate) fn refuse_when_closed(&self) -> Result<()> {
+        if !self.unreadable.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let error = &self.state.lock().error;
+        let known = error.as_ref().map(|known| known.error.clone());
+        Err(known.unwrap_or_else(closing))
+    }
+
     /// A view and the sequence number to read it at.
     pub(crate) fn read_view(
         &self,
         id: CfId,
         options: &ReadOptions,
     ) -> Result<(Guard<Arc<View>>, SeqNo)> {
-        if self.unreadable.load(Ordering::Acquire) {
-            let error = &self.state.lock().error;
-            return Err(error
-                .as_ref()
-                .map_or_else(closing, |known| known.error.clone()));
-        }
+        self.refuse_when_closed()?;
         let view = self.borrow_view(id)?;
         let sequence = match &options.snapshot {
             Some(snapshot) if !snapshot.is_of(&self.snapshots) => {

@@ -27,9 +27,15 @@ const ATTEMPTS: usize = 10;
 pub(crate) fn open(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<Engine>> {
     options.validate()?;
     let mut attempt = 1;
+    let mut missing = String::new();
     loop {
         match open_once(fs, dir, options) {
-            Err(error) if attempt < ATTEMPTS && may_pass(&error) => attempt += 1,
+            Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
+                attempt += 1;
+                missing = error.to_string();
+            }
+            // The same file each time: no owner is at work, it is lost.
+            Err(error) if error.to_string() == missing => return Err(error),
             Err(Error::Fs(error)) if error.is_not_found() => {
                 let what = format!("files vanish while {} is opened: {error}", dir.display());
                 return Err(Error::Busy { what });

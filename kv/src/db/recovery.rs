@@ -178,7 +178,7 @@ pub(crate) fn engine_for(
         options.max_manifest_file_size,
     );
     let filesystem_memory = env.ledger().map(|ledger| ledger.charge_filesystem(&fs));
-    Ok(Arc::new(Engine {
+    let engine = Arc::new(Engine {
         _filesystem_memory: filesystem_memory,
         pacer: Mutex::default(),
         fs,
@@ -206,7 +206,9 @@ pub(crate) fn engine_for(
         unreadable: AtomicBool::new(false),
         newly_scattered: Mutex::default(),
         options_file: Mutex::new(None),
-    }))
+    });
+    engine.snapshots.set_engine(&engine);
+    Ok(engine)
 }
 
 impl Engine {
@@ -400,7 +402,7 @@ impl Engine {
         self.state.lock().logs.insert(number, 0);
         let mut versions = self.versions.lock();
         let manifest = self.new_file_number();
-        let structure = self.structure(&self.state.lock());
+        let structure = self.structure();
         versions.begin(manifest, &structure)?;
         Ok(())
     }

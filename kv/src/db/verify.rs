@@ -36,6 +36,7 @@ pub struct VerifyReport {
 }
 
 pub(crate) fn verify(engine: &Arc<Engine>) -> Result<VerifyReport> {
+    engine.refuse_when_closed()?;
     let mut report = VerifyReport::default();
     let (cfs, logs) = {
         // Under the structure's lock the manifest and memory must agree.

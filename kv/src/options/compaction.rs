@@ -64,7 +64,7 @@ pub struct CompactionOptions {
     /// `Universal`: all runs are merged when those but the oldest have this many percent of its
     /// size. Default 200.
     pub universal_max_size_amplification_percent: u64,
-    /// `Fifo`: bytes of all tables from which the oldest go. Default 1 GiB.
+    /// `Fifo`: bytes of all tables, with their values in blob files, from which the oldest go. Default 1 GiB.
     pub fifo_max_table_files_size: u64,
     /// `Fifo`: seconds after which a table goes, looked at when background work ends; 0: never.
     /// Tables of before this option was known have no age and stay. Default 0.

@@ -15,6 +15,8 @@
 //!    9  next column family number varint
 //!   80  cf varint, file number varint, seconds since 1970 varint     when a table added before it was made
 //!   81  cf varint, number varint                            a scan found the blob file scattered
+//!   82  cf varint, file number varint, entries varint, value bytes varint
+//!                                                           what a table added before it keeps for snapshots
 //!   16  as 8, then to the end: blob file number, references, value bytes varints
 //!   17  cf varint, blob file                                blob file added
 //!   18  cf varint, number varint, number varint             the second inherits from the first
@@ -43,7 +45,7 @@ use lavafs::codec::{Decoder, put_bytes, put_varint};
 use super::blob_file::BlobMeta;
 use super::blobs::{BlobUse, Share, TableRefs};
 use super::pieces::{Piece, Pieces};
-use super::version::SstMeta;
+use super::version::{Hidden, SstMeta};
 
 /// Change of one column family.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -89,6 +91,7 @@ const TAG_ADDED: u64 = 8;
 const TAG_NEXT_CF: u64 = 9;
 const TAG_CREATED: u64 = 80;
 const TAG_SCATTERED: u64 = 81;
+const TAG_HIDDEN: u64 = 82;
 const TAG_ADDED_WITH_REFS: u64 = 16;
 const TAG_BLOB: u64 = 17;
 const TAG_HEIR: u64 = 18;
@@ -167,14 +170,19 @@ impl VersionEdit {
             TAG_CREATED => {
                 let cf = CfId(u32::try_from(body.varint()?).ok()?);
                 let (number, created) = (body.varint()?, body.varint()?);
-                // Only of a table of this very edit; anything else says nothing.
-                if let Some(edit) = self.cfs.get_mut(&cf) {
-                    let added = edit.added.iter_mut().rev();
-                    if let Some((_, _, meta)) =
-                        added.into_iter().find(|(.., meta)| meta.number == number)
-                    {
-                        meta.created = created;
-                    }
+                if let Some(meta) = self.added_before(cf, number) {
+                    meta.created = created;
+                }
+            }
+            TAG_HIDDEN => {
+                let cf = CfId(u32::try_from(body.varint()?).ok()?);
+                let number = body.varint()?;
+                let hidden = Hidden {
+                    entries: body.varint()?,
+                    value_bytes: body.varint()?,
+                };
+                if let Some(meta) = self.added_before(cf, number) {
+                    meta.hidden = hidden;
                 }
             }
             TAG_SCATTERED => {
@@ -185,6 +193,14 @@ impl VersionEdit {
             _ => return Some(false),
         }
         body.is_empty().then_some(true)
+    }
+
+    /// A table that this very edit adds; what is said of any other says nothing.
+    fn added_before(&mut self, cf: CfId, number: FileNumber) -> Option<&mut SstMeta> {
+        let added = self.cfs.get_mut(&cf)?.added.iter_mut().rev();
+        added
+            .map(|(.., meta)| meta)
+            .find(|meta| meta.number == number)
     }
 }
 
@@ -242,6 +258,14 @@ impl CfEdit {
                     put_varint(body, cf);
                     put_varint(body, meta.number);
                     put_varint(body, meta.created);
+                });
+            }
+            if meta.hidden != Hidden::default() {
+                put_field(out, TAG_HIDDEN, |body| {
+                    put_varint(body, cf);
+                    put_varint(body, meta.number);
+                    put_varint(body, meta.hidden.entries);
+                    put_varint(body, meta.hidden.value_bytes);
                 });
             }
         }
@@ -365,6 +389,7 @@ fn take_table(body: &mut Decoder<'_>) -> Option<SstMeta> {
         smallest_seq,
         largest_seq,
         created: 0,
+        hidden: Hidden::default(),
         blob_refs: TableRefs::new(),
     })
 }
@@ -446,6 +471,7 @@ mod tests {
             smallest_seq: 5,
             largest_seq: 500,
             created: 1_700_000_000,
+            hidden: Hidden::default(),
             blob_refs: TableRefs::new(),
         };
         let used = |references, value_bytes| BlobUse {
@@ -454,6 +480,10 @@ mod tests {
         };
         let referring = SstMeta {
             number: 10,
+            hidden: Hidden {
+                entries: 40,
+                value_bytes: 1 << 34,
+            },
             blob_refs: vec![(3, used(1, 512)), (700, used(1 << 20, 1 << 40))],
             ..meta.clone()
         };

@@ -23,4 +23,4 @@ pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
 pub(crate) use obsolete::ObsoleteFiles;
 pub(crate) use pieces::{Parts, Piece, Pieces};
 pub(crate) use set::{COMPARATOR, Recovered, RecoveredCf, VersionSet};
-pub(crate) use version::{Level, Run, SstFile, SstMeta, TableOpener, Version};
+pub(crate) use version::{Hidden, Level, Run, SstFile, SstMeta, TableOpener, Version};

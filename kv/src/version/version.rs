@@ -41,8 +41,19 @@ pub(crate) struct SstMeta {
     pub(crate) largest_seq: SeqNo,
     /// When its newest entry was flushed, in seconds since 1970; 0: unknown.
     pub(crate) created: u64,
+    /// Entries that only snapshots need.
+    pub(crate) hidden: Hidden,
     /// What it refers to in blob files.
     pub(crate) blob_refs: TableRefs,
+}
+
+/// Entries of a table that a newer version of their key in the same table hides: kept for snapshots, and gone when
+/// the table is written anew without them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Hidden {
+    pub(crate) entries: u64,
+    /// Bytes of those values that are in blob files, before compression.
+    pub(crate) value_bytes: u64,
 }
 
 impl SstMeta {

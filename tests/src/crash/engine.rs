@@ -30,6 +30,9 @@ const AT: &str = "/db";
 const SECOND: &str = "second";
 const KEYS: u64 = 120;
 
+const SHARED_WORDS: &[u8] =
+    b"what all values of the workload have in common, whoever wrote them and whenever; ";
+
 /// The key that counts batches; below all others.
 const COUNTER: &[u8] = b"counter";
 
@@ -127,6 +130,7 @@ fn draw_options(rng: &mut StdRng) -> Options {
             0 => Compression::None,
             _ => Compression::Zstd { level: 1 },
         },
+        blob_zstd_dict_bytes: pick(&[0, 0, 400, 4096]) as usize,
         blob_correlated_compaction_bytes: pick(&[0, 8 << 10, 1 << 20]),
         enable_blob_garbage_collection: pick(&[0, 1, 1]) == 1,
         blob_collection_idle_millis: pick(&[1, 10_000]),
@@ -253,7 +257,14 @@ impl Life<'_> {
                 0 => self.rng.random_range(0..6000),
                 _ => self.rng.random_range(0..200),
             };
-            let value = vec![number as u8; len];
+            // They have much in common, for dictionaries to be trained on.
+            let words = SHARED_WORDS.iter().cycle().take(len).enumerate();
+            let value: Vec<u8> = words
+                .map(|(at, &word)| match at % 32 {
+                    0 => number as u8,
+                    _ => word,
+                })
+                .collect();
             batch.put_cf(cf, &key, &value);
             self.now[family].insert(key, value);
         }

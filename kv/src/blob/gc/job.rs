@@ -83,7 +83,8 @@ impl Engine {
             .copy_live(cf, pick, version, &readers, &created)
             .and_then(|heirs| {
                 let heirs = Heirs::new(&created.borrow(), heirs);
-                let shares = self.shares_in(version, pick, &heirs)?;
+                let edit = |now: &Version| heirs.edit(&pick.inputs, now);
+                let shares = self.prepare_shares(cf, edit)?;
                 Ok((heirs, shares))
             });
         let created = created.into_inner();
@@ -110,18 +111,6 @@ impl Engine {
         for &number in numbers {
             self.remove_file(FileName::Blob(number));
         }
-    }
-
-    /// What the tables of `version` refer to in each heir.
-    fn shares_in(
-        self: &Arc<Self>,
-        version: &Version,
-        pick: &GcPick,
-        heirs: &Heirs,
-    ) -> Result<Vec<Share>> {
-        let mut edit = heirs.edit(&pick.inputs, version);
-        self.share_out(version, &mut edit, &[])?;
-        Ok(edit.shares)
     }
 
     fn readers_of(&self, pick: &GcPick, version: &Version) -> Result<Vec<Arc<BlobFileReader>>> {

@@ -20,7 +20,7 @@ use crate::sstable::TableReadOptions;
 use crate::version::{TableOpener, Version};
 use crate::write::batch::CfId;
 
-/// Records between two looks at whether the database is closing.
+/// Records between two looks at whether to go on.
 const STOP_CHECK_INTERVAL: u64 = 64;
 
 /// Entries that are stepped over before the tables are searched instead.
@@ -76,8 +76,16 @@ impl<'a> Referrers<'a> {
 
     /// Asks the rate limiter for what was copied since it was asked last.
     pub(super) fn settle(&mut self) -> Result<()> {
+        self.keep_going()?;
         let bytes = std::mem::take(&mut self.unpaced);
-        self.engine.pace(bytes, Priority::Low)
+        let limiter = self.engine.env.rate_limiter();
+        limiter.request(bytes, Priority::Low, || self.keep_going())
+    }
+
+    /// Fails where the collection is to end: the database is closing, or the family was dropped.
+    fn keep_going(&self) -> Result<()> {
+        self.engine.keep_going()?;
+        self.engine.cf(self.cf).map(drop)
     }
 
     /// Goes to the first entry at or after `key`.
@@ -100,8 +108,7 @@ impl<'a> Referrers<'a> {
 impl Liveness for Referrers<'_> {
     fn is_live(&mut self, internal_key: &[u8], input: u64) -> Result<bool> {
         if self.asked.is_multiple_of(STOP_CHECK_INTERVAL) {
-            self.engine.keep_going()?;
-            self.engine.cf(self.cf)?;
+            self.keep_going()?;
         }
         self.go_to(internal_key)?;
         self.asked += 1;

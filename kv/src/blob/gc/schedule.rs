@@ -159,18 +159,13 @@ fn run(engine: &Arc<Engine>, due: &Due, disk: Disk) -> Result<()> {
         }
         other => other,
     };
-    let known: BTreeSet<FileNumber> = {
-        let cfs = state.cfs.values();
-        let views: Vec<_> = cfs.map(|cf| cf.view()).collect();
-        let files = views
-            .iter()
-            .flat_map(|view| view.version.blobs.files().keys());
-        files.copied().collect()
-    };
-    state
-        .collections
-        .held
-        .retain(|number, _| known.contains(number));
+    // What is gone is not held back any more.
+    let mut held = std::mem::take(&mut state.collections.held);
+    held.retain(|number, _| {
+        let mut cfs = state.cfs.values();
+        cfs.any(|cf| cf.view().version.blobs.files().contains_key(number))
+    });
+    state.collections.held = held;
     drop(state);
     engine.changed.notify_all();
     outcome

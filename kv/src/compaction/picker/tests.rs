@@ -4,7 +4,7 @@ use super::super::split::split;
 use super::*;
 use crate::env::Env;
 use crate::key::{InternalKey, ValueKind};
-use crate::version::{CfEdit, ObsoleteFiles, SstMeta};
+use crate::version::{CfEdit, Hidden, ObsoleteFiles, SstMeta};
 use lavafs::{FileSystemRef, HostFs};
 use std::collections::HashSet;
 
@@ -35,6 +35,10 @@ fn version(tables: &[(u32, u64, u64, &str, &str, u64)]) -> Version {
         .map(|&(level, run, number, low, high, file_size)| {
             let meta = SstMeta {
                 blob_refs: Vec::new(),
+                hidden: Hidden {
+                    entries: if number == 88 { 4 } else { 0 },
+                    value_bytes: 0,
+                },
                 number,
                 file_size,
                 smallest: InternalKey::new(low.as_bytes(), 9, ValueKind::Value).into_bytes(),
@@ -417,6 +421,31 @@ fn a_table_of_deletions_sinks_until_they_are_gone() {
         ..options
     };
     assert!(pick(&bottom, &held, &[]).is_none());
+}
+
+#[test]
+fn a_table_of_the_last_level_is_written_anew_when_no_snapshot_needs_what_it_keeps() {
+    let seen = |oldest_snapshot| PickerOptions {
+        oldest_snapshot,
+        ..options()
+    };
+    // Of table 88 a twenty-fifth is hidden in the tests' versions.
+    let bottom = version(&[(6, 0, 88, "a", "c", 10), (6, 0, 2, "d", "z", 10)]);
+    assert_eq!(
+        told(pick(&bottom, &seen(9), &[])),
+        "Merge 6/0 -> 6/0",
+        "in its place"
+    );
+    assert!(pick(&bottom, &seen(8), &[]).is_none(), "nothing to gain");
+    assert_eq!((awaited(&bottom, 8), awaited(&bottom, 9)), (Some(9), None));
+    let everything = (None, None);
+    let by_hand = pick_range(&bottom, 6, everything, &seen(9), &[]).unwrap();
+    assert_eq!(numbers(&by_hand.unwrap()), [88]);
+    let beside = (Some(&b"d"[..]), None);
+    assert!(pick_range(&bottom, 6, beside, &seen(9), &[]).is_none());
+    // Above the last level it is compacted anyway.
+    let above = version(&[(5, 0, 88, "a", "c", 10), (6, 0, 2, "b", "z", 10)]);
+    assert!(pick(&above, &seen(9), &[]).is_none());
 }
 
 #[test]

@@ -42,7 +42,7 @@ use crate::file_names::{FileName, FileNumber};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::sstable::{OpenOptions, Table};
 use crate::version::{
-    BlobMeta, COMPARATOR, CfEdit, Recovered, RecoveredCf, SstMeta, VersionEdit, VersionSet,
+    BlobMeta, COMPARATOR, CfEdit, Hidden, Recovered, RecoveredCf, SstMeta, VersionEdit, VersionSet,
 };
 use crate::write::batch::CfId;
 use crate::write::wal;
@@ -225,6 +225,7 @@ impl Repair<'_> {
                 };
                 // The manifest alone knows.
                 meta.created = known.created;
+                meta.hidden = known.hidden;
                 if meta == *known {
                     self.count(&meta);
                     match meta.blob_refs.iter().any(|(name, _)| lost.contains(name)) {
@@ -333,6 +334,7 @@ impl Repair<'_> {
             smallest_seq: properties.smallest_seq,
             largest_seq: properties.largest_seq,
             created: 0,
+            hidden: Hidden::default(),
             blob_refs: properties.blob_refs.clone(),
         };
         Ok(Some((table, meta)))

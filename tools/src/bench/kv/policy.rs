@@ -34,7 +34,7 @@ pub(super) struct PolicyFlags {
     /// universal: percent of the oldest run's size that the others may have
     #[arg(long, default_value_t = 200)]
     universal_max_size_amplification_percent: u64,
-    /// fifo: megabytes of tables at most
+    /// fifo: megabytes of tables with their values in blob files at most
     #[arg(long, default_value_t = 1024)]
     fifo_compaction_max_table_files_size_mb: u64,
     /// fifo: seconds after which a table goes; 0: never
