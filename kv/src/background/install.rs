@@ -158,7 +158,8 @@ impl Engine {
         }
     }
 
-    /// Removes the logs that no column family needs. The one in use is always needed.
+    /// Removes the logs that no column family needs. The one in use is always needed, and the one that is being
+    /// closed until it is.
     pub(crate) fn remove_obsolete_logs(&self) {
         let obsolete: Vec<FileNumber> = {
             let mut state = self.state.lock();
@@ -167,6 +168,7 @@ impl Engine {
                 .values()
                 .map(|cf| cf.log_number.load(Ordering::Acquire))
                 .chain(state.logs.keys().next_back().copied())
+                .chain(state.ending_log)
                 .min()
                 .unwrap_or(0);
             let keep = state.logs.split_off(&needed);

@@ -190,12 +190,7 @@ pub(crate) fn spawn(
         match outcome {
             Ok(Ok(())) => engine.state.lock().retries = 0,
             Ok(Err(error)) => engine.fail(error),
-            Err(panic) => engine.fail(Error::Poisoned {
-                reason: Arc::from(format!(
-                    "a background thread panicked: {}",
-                    message(&*panic)
-                )),
-            }),
+            Err(panic) => engine.fail(poisoned(&*panic)),
         }
         let mut state = engine.state.lock();
         schedule(&engine, &mut state);
@@ -205,12 +200,16 @@ pub(crate) fn spawn(
     });
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
+/// What becomes of a database of which a background task panicked.
+pub(crate) fn poisoned(panic: &(dyn Any + Send)) -> Error {
+    let message = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
+        .unwrap_or("no message");
+    Error::Poisoned {
+        reason: Arc::from(format!("a background thread panicked: {message}")),
+    }
 }
 
 /// Clears an error that may be cleared, and schedules again.
