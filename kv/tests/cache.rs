@@ -242,3 +242,57 @@ fn large_values_in_a_small_cache_leave_one_read_for_a_get() {
     }
     assert!(reads[2] <= keys / 100, "{reads:?}");
 }
+
+#[test]
+fn gets_of_separated_values_take_one_read_after_flushes_and_compactions_alike() {
+    let (fs, db) = open(Options {
+        block_cache_size: 2 << 20,
+        compression: Compression::Zstd { level: 1 },
+        ..options()
+    });
+    let keys = 8000;
+    let reads = |what: &str| {
+        let before = db.stats().cache.misses[0];
+        let reads = reads_of_all(&fs, &db, keys, 600);
+        let misses = db.stats().cache.misses[0] - before;
+        assert!(misses <= keys / 200, "{misses} blocks missed after {what}");
+        assert!(reads >= keys / 2, "{reads} reads: values are not cached");
+    };
+    for _ in 0..2 {
+        put(&db, 0..keys, 600);
+        flush(&db);
+        reads("a flush");
+    }
+    // Each replaces everything that the one before left in the cache, which does not hold two of them and
+    // the rest.
+    for _ in 0..6 {
+        put(&db, 0..10, 600);
+        flush(&db);
+        db.compact_range(None, None).unwrap();
+        db.wait_for_background_work().unwrap();
+        reads("a compaction");
+    }
+}
+
+#[test]
+fn blocks_of_replaced_tables_are_the_first_to_go() {
+    let (fs, db) = open(Options {
+        block_cache_size: 1 << 20,
+        compression: Compression::None,
+        ..options()
+    });
+    // Half of the cache, read often.
+    put(&db, 0..4000, 100);
+    flush(&db);
+    for _ in 0..4 {
+        reads_of_all(&fs, &db, 4000, 100);
+    }
+    for round in 0..8 {
+        put(&db, 0..10, 100);
+        flush(&db);
+        db.compact_range(None, None).unwrap();
+        db.wait_for_background_work().unwrap();
+        let cold = reads_of_all(&fs, &db, 4000, 100);
+        assert!(cold <= 5, "{cold} reads after compaction {round}");
+    }
+}
