@@ -290,7 +290,7 @@ fn mark_removed(old: &Version, new: &Version) {
     if Arc::ptr_eq(&old.blobs, &new.blobs) {
         return;
     }
-    for (number, live) in old.blobs.files() {
+    for (number, live) in old.blobs.files().iter() {
         if !new.blobs.files().contains_key(number) {
             live.file.mark_obsolete();
         }

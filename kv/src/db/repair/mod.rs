@@ -251,7 +251,7 @@ impl Repair<'_> {
         family: &mut Family,
     ) -> Result<BTreeSet<FileNumber>> {
         let mut lost = BTreeSet::new();
-        for (&number, live) in cf.blobs().files() {
+        for (&number, live) in cf.blobs().files().iter() {
             if let Some(why) = self.values.claim(id, &live.file)? {
                 self.lose(FileName::Blob(number), why);
                 lost.extend(&live.names);
