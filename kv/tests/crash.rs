@@ -157,6 +157,7 @@ struct Done {
     compactions: u64,
     collections: u64,
     separated: u64,
+    spare_logs: u64,
 }
 
 impl Done {
@@ -165,6 +166,7 @@ impl Done {
         self.flushes += tickers.flushes;
         self.compactions += tickers.compactions;
         self.collections += tickers.blob_collections;
+        self.spare_logs += tickers.spare_logs;
         self.separated += u64::from(db.stats().blobs.files > 0);
     }
 }
@@ -313,6 +315,7 @@ fn explore(seed: u64, logical_block: u64, size: &Size) {
     assert!(done.compactions > 3 * size.histories, "{done:?}");
     assert!(done.collections > size.histories / 2, "{done:?}");
     assert!(done.separated > 0, "{done:?}");
+    assert!(done.spare_logs > size.histories, "{done:?}");
 }
 
 fn explore_one(rng: &mut Rng, logical_block: u64, size: &Size, done: &mut Done) {

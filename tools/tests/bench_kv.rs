@@ -368,6 +368,7 @@ fn switches_that_are_always_on_take_1_and_refuse_0() {
         "use_direct_reads",
         "use_direct_io_for_flush_and_compaction",
         "verify_checksum",
+        "compression_use_zstd_dict_trainer",
     ];
     for flag in switches {
         for off in ["=0", " false"] {
@@ -407,9 +408,44 @@ fn what_is_unknown_or_out_of_range_is_one_line_and_changes_nothing() {
         ("--benchmarks=fillseq --block_size=1", "block_size"),
         ("--benchmarks=fillseq --num_levels=1", "num_levels"),
         ("--benchmarks=fillseq --sync --disable_wal", "--disable_wal"),
+        (
+            "--benchmarks=fillseq --compression_max_dict_bytes=4K --zstd_max_train_bytes=4K",
+            "409600",
+        ),
+        (
+            "--benchmarks=fillseq --compression_zstd_max_train_bytes=1",
+            "--compression_max_dict_bytes",
+        ),
     ] {
         bench.refuses(flags, part);
     }
+}
+
+#[test]
+fn dictionaries_are_asked_for_as_in_db_bench() {
+    let bench = Bench::new();
+    for flags in [
+        "--compression_max_dict_bytes=4K --compression_zstd_max_train_bytes=400K",
+        "--zstd_max_dict_bytes 4096 --zstd_max_train_bytes 409600",
+    ] {
+        bench.ok(&format!("--benchmarks=fillseq --num=50 {flags}"));
+        assert_eq!(stored(&bench)["zstd_dict_bytes"], "4096", "{flags}");
+    }
+}
+
+#[test]
+fn the_line_of_readers_counts_no_write_of_the_writer_beside() {
+    let bench = Bench::new();
+    bench.ok("--benchmarks=fillseq --num=1000");
+    let flags =
+        "--benchmarks=readwhilewriting --use_existing_db --num=1000 --reads=5000 --threads=2";
+    let told = bench.ok(flags);
+    assert!(told.contains(" 10000 operations;"), "{told}");
+    assert!(told.contains("(10000 of 10000 found)"), "{told}");
+    let report = bench.json(flags);
+    assert_eq!(report["ops"], 10_000);
+    assert!(report["writes_beside"].as_u64().unwrap() > 0);
+    assert!(report["write_lat_us"]["p99"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

@@ -162,7 +162,8 @@ impl Engine {
         }
     }
 
-    /// Removes the logs that no column family needs. The one in use is always needed.
+    /// Removes the logs that no column family needs. The one in use is always needed, and the one that is being
+    /// closed until it is.
     pub(crate) fn remove_obsolete_logs(&self) {
         let obsolete: Vec<FileNumber> = {
             let mut state = self.state.lock();
@@ -171,6 +172,7 @@ impl Engine {
                 .values()
                 .map(|cf| cf.log_number.load(Ordering::Acquire))
                 .chain(state.logs.keys().next_back().copied())
+                .chain(state.ending_log)
                 .min()
                 .unwrap_or(0);
             let keep = state.logs.split_off(&needed);
@@ -298,7 +300,7 @@ fn mark_removed(old: &Version, new: &Version) {
     if Arc::ptr_eq(&old.blobs, &new.blobs) {
         return;
     }
-    for (number, live) in old.blobs.files() {
+    for (number, live) in old.blobs.files().iter() {
         if !new.blobs.files().contains_key(number) {
             live.file.mark_obsolete();
         }

@@ -222,20 +222,19 @@ pub(crate) fn spawn(
 
 /// Does `work`; a panic becomes the error that poisons the database.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let what = message(&*panic);
-        Err(Error::Poisoned {
-            reason: Arc::from(format!("a background thread panicked: {what}")),
-        })
-    })
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(poisoned(&*panic)))
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
+/// What becomes of a database of which a background task panicked.
+fn poisoned(panic: &(dyn Any + Send)) -> Error {
+    let message = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
+        .unwrap_or("no message");
+    Error::Poisoned {
+        reason: Arc::from(format!("a background thread panicked: {message}")),
+    }
 }
 
 /// Clears an error that may be cleared, and schedules again.

@@ -162,7 +162,7 @@ impl Engine {
         let mut report = GarbageReport::default();
         for view in views {
             let version = &view.version;
-            for (&number, live) in version.blobs.files() {
+            for (&number, live) in version.blobs.files().iter() {
                 self.scan_blob(version, number, live, &mut report)?;
             }
         }

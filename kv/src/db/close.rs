@@ -112,7 +112,7 @@ impl Engine {
         // A leader may still be at work on another thread; it ends with the error of a closing
         // database, or has begun before.
         let log: Option<WalWriter> = self.log.lock().take();
-        drop(log);
+        self.end_logs(log);
         drop(cfs);
         self.remover.finish();
         drop(self.lock.lock().take());

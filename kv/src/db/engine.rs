@@ -3,8 +3,9 @@
 //! Lock order, outermost first:
 //! 1. leadership of the writers' queue (held across log I/O; that is its purpose);
 //! 2. `log`: the write-ahead log in use; taken by the leader, and by nobody during its I/O;
-//! 3. `versions`: one change of the structure at a time; held across manifest I/O;
-//! 4. `state`: short; never held across I/O.
+//! 3. the locks of the succession of logs (write/succession.rs): held across the I/O that makes or closes a log;
+//! 4. `versions`: one change of the structure at a time; held across manifest I/O;
+//! 5. `state`: short; never held across I/O.
 //!
 //! Readers take only a view, without a lock: it is swapped as a whole, and a point read borrows it
 //! without touching its reference count, which all threads would write. A view is replaced under `state`, so whoever holds `state` sees no
@@ -41,6 +42,7 @@ use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::write::WriteItem;
 use crate::write::batch::CfId;
 use crate::write::stall::{Pacer, Stall};
+use crate::write::succession::{NextLog, Succession};
 use crate::write::wal::WalWriter;
 
 /// Transient failures in a row, other than for want of space, after which one is taken for hard.
@@ -169,6 +171,10 @@ pub(crate) struct State {
     pub(crate) next_cf: u32,
     /// Logs on disk with their sizes; the last one is in use.
     pub(crate) logs: BTreeMap<FileNumber, u64>,
+    /// The log before the one in use, while it is being closed.
+    pub(crate) ending_log: Option<FileNumber>,
+    /// How far the log is that comes next.
+    pub(crate) next_log: NextLog,
     /// Column families with a flush queued or running.
     pub(crate) flushing: BTreeSet<CfId>,
     /// Compactions running, with their column family.
@@ -214,6 +220,7 @@ pub(crate) struct Engine {
     pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
     pub(crate) log: Mutex<Option<WalWriter>>,
+    pub(crate) succession: Succession,
     pub(crate) versions: Mutex<VersionSet>,
     pub(crate) state: Mutex<State>,
     /// Signalled with every change of `state` that somebody may wait for.

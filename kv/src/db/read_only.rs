@@ -67,7 +67,7 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
             file.table(&*engine)
                 .map_err(|error| named(error, FileName::Table(file.meta.number)))?;
         }
-        for (&number, live) in cf.view().version.blobs.files() {
+        for (&number, live) in cf.view().version.blobs.files().iter() {
             let opened = live.file.reader(&*engine);
             opened.map_err(|error| named(error, FileName::Blob(number)))?;
         }

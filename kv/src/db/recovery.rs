@@ -30,13 +30,13 @@ use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName, FileNumber, LOCK};
-use crate::key::{MAX_SEQ, SeqNo};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
 use crate::stats::metrics::Tickers;
 use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
 use crate::write::batch::{BatchReader, CfId};
-use crate::write::wal::{self, ApplyError, WalWriter};
+use crate::write::succession::Succession;
+use crate::write::wal::{self, ApplyError, Chain, WalWriter};
 
 /// Opens the database at `dir`.
 pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {
@@ -197,6 +197,7 @@ pub(crate) fn engine_for(
         histograms,
         writers: GroupCommit::new(),
         log: Mutex::new(None),
+        succession: Succession::default(),
         versions: Mutex::new(versions),
         state: Mutex::new(State::default()),
         changed: Condvar::new(),
@@ -270,7 +271,7 @@ impl Engine {
         };
         let mode = self.options.wal_recovery_mode;
         let mut torn: Option<(String, u64)> = None;
-        let mut replayed: SeqNo = 0;
+        let mut chain = Chain::default();
         let logs = self.logs_on_disk()?;
         if self.read_only && !logs.contains(&needed) {
             self.refuse_flushed_logs(needed)?;
@@ -278,11 +279,13 @@ impl Engine {
         for number in logs.into_iter().filter(|&log| log >= needed) {
             let mut too_late = false;
             let end = wal::replay(&self.fs, &self.dir, number, mode, |batch| {
-                if torn.is_some() {
+                if torn.is_some() && !chain.continues(&batch) {
                     too_late = true;
                     return Ok(());
                 }
-                self.replay_batch(number, batch, recovered.next_cf, &mut replayed)
+                // What is torn, if anything, is the end of a log that was synced, and was being closed.
+                torn = None;
+                self.replay_batch(number, batch, recovered.next_cf, &mut chain)
             })?;
             if too_late {
                 let (file, offset) = torn.expect("set above");
@@ -309,14 +312,13 @@ impl Engine {
         log: FileNumber,
         batch: BatchReader<'_>,
         next_cf: u32,
-        replayed: &mut SeqNo,
+        chain: &mut Chain,
     ) -> Result<(), ApplyError> {
         let sequence = batch.sequence();
         let last = sequence + u64::from(batch.entry_count());
-        if last > MAX_SEQ || sequence <= *replayed {
+        if !chain.add(&batch) {
             return Err("sequence number out of order".into());
         }
-        *replayed = last.saturating_sub(1);
         let cfs = self.state.lock().cfs.clone();
         for (sequence, entry) in (sequence..).zip(batch) {
             let entry = entry?;

@@ -68,7 +68,8 @@ pub(crate) fn verify(engine: &Arc<Engine>) -> Result<VerifyReport> {
             report.blob_bytes += live.file.meta.file_size;
         }
     }
-    // The last log is being written to, so its end is not final.
+    // The last log is being written to, so its end is not final; that of all others is then.
+    engine.end_previous()?;
     for &log in logs.iter().rev().skip(1) {
         let mode = WalRecoveryMode::Absolute;
         let end = wal::replay(&engine.fs, &engine.dir, log, mode, |batch| {

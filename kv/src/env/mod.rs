@@ -3,11 +3,14 @@
 //!
 //! Two priorities with a queue each: flushes (`High`), because writers wait for them, and
 //! compactions (`Low`). A thread of the high pool runs high tasks only, so a long compaction
-//! never delays a flush; a low thread takes a high task first when one waits.
+//! never delays a flush; a low thread takes a high task first when one waits that no high thread is
+//! free for. A third queue with one thread is for the ends and beginnings of logs ([`Queue::Log`]), which
+//! are short and must not wait behind a flush.
 //!
 //! Low threads run at a lower priority of the system's scheduler too ([`LOW_NICENESS`]): where
 //! compactions and collections want all processors, writers and flushes come first. They still get the
-//! share that keeps them from starving, and writers that outrun them are slowed by the stall.
+//! share that keeps them from starving, and writers that outrun them are slowed by the stall. A flush
+//! therefore is a low thread's only while all high ones have one.
 //!
 //! Threads start on demand, up to each pool's limit, and end when the `Env` is dropped. A task that
 //! panics does not end its thread; the task's owner catches the panic and poisons its database.
@@ -38,6 +41,36 @@ pub enum Priority {
 /// By how much low threads are nicer than the process: they get a third of the processor time that a
 /// thread of the process gets where both want more than there is.
 const LOW_NICENESS: i32 = 5;
+
+/// The queues of an [`Env`], each with threads of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queue {
+    /// See [`Priority::High`].
+    High,
+    /// See [`Priority::Low`].
+    Low,
+    /// Ends of logs and the logs that come next.
+    Log,
+}
+
+impl From<Priority> for Queue {
+    fn from(priority: Priority) -> Queue {
+        match priority {
+            Priority::High => Queue::High,
+            Priority::Low => Queue::Low,
+        }
+    }
+}
+
+impl Queue {
+    fn thread_name(self) -> &'static str {
+        match self {
+            Queue::High => "lavakv-flush",
+            Queue::Low => "lavakv-compact",
+            Queue::Log => "lavakv-log",
+        }
+    }
+}
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -86,26 +119,59 @@ struct Shared {
     wake: Condvar,
 }
 
+/// One queue and its threads.
+#[derive(Default)]
+struct Pool {
+    tasks: VecDeque<Task>,
+    threads: usize,
+    /// Of these: waiting for a task, or just started for one.
+    idle: usize,
+    limit: usize,
+}
+
+impl Pool {
+    fn with_limit(limit: usize) -> Pool {
+        Pool {
+            limit,
+            ..Pool::default()
+        }
+    }
+
+    /// A task that no thread of the pool is free for.
+    fn pop_surplus(&mut self) -> Option<Task> {
+        (self.tasks.len() > self.idle).then(|| self.tasks.pop_front())?
+    }
+}
+
 #[derive(Default)]
 struct Queues {
-    high: VecDeque<Task>,
-    low: VecDeque<Task>,
-    high_threads: usize,
-    low_threads: usize,
-    high_idle: usize,
-    low_idle: usize,
-    high_limit: usize,
-    low_limit: usize,
+    pools: [Pool; 3],
     closing: bool,
+}
+
+impl Queues {
+    fn pool(&mut self, queue: Queue) -> &mut Pool {
+        &mut self.pools[queue as usize]
+    }
+
+    /// The next task for a thread of `queue`.
+    fn next(&mut self, queue: Queue) -> Option<Task> {
+        let foreign = match queue {
+            Queue::Low => self.pool(Queue::High).pop_surplus(),
+            Queue::High | Queue::Log => None,
+        };
+        foreign.or_else(|| self.pool(queue).tasks.pop_front())
+    }
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let queues = self.queues.lock();
+        let mut queues = self.queues.lock();
+        let threads: usize = queues.pools.iter().map(|pool| pool.threads).sum();
         f.debug_struct("Env")
-            .field("high_queued", &queues.high.len())
-            .field("low_queued", &queues.low.len())
-            .field("threads", &(queues.high_threads + queues.low_threads))
+            .field("high_queued", &queues.pool(Queue::High).tasks.len())
+            .field("low_queued", &queues.pool(Queue::Low).tasks.len())
+            .field("threads", &threads)
             .finish_non_exhaustive()
     }
 }
@@ -127,9 +193,12 @@ impl Env {
         Arc::new(Env {
             shared: Arc::new(Shared {
                 queues: Mutex::new(Queues {
-                    high_limit: options.flush_threads.max(1),
-                    low_limit: options.compaction_threads.max(1),
-                    ..Queues::default()
+                    pools: [
+                        Pool::with_limit(options.flush_threads.max(1)),
+                        Pool::with_limit(options.compaction_threads.max(1)),
+                        Pool::with_limit(1),
+                    ],
+                    closing: false,
                 }),
                 wake: Condvar::new(),
             }),
@@ -162,62 +231,51 @@ impl Env {
     /// Raises the limits to at least `high` and `low` threads.
     pub fn raise_limits(&self, high: usize, low: usize) {
         let mut queues = self.shared.queues.lock();
-        queues.high_limit = queues.high_limit.max(high);
-        queues.low_limit = queues.low_limit.max(low);
+        for (queue, limit) in [(Queue::High, high), (Queue::Low, low)] {
+            let pool = queues.pool(queue);
+            pool.limit = pool.limit.max(limit);
+        }
     }
 
     /// Queues `task`. It runs once, on a thread of its priority.
     pub fn schedule(&self, priority: Priority, task: impl FnOnce() + Send + 'static) {
+        self.queue(priority.into(), task);
+    }
+
+    /// The same by queue.
+    pub(crate) fn queue(&self, queue: Queue, task: impl FnOnce() + Send + 'static) {
         let mut queues = self.shared.queues.lock();
-        let (waiting, idle, threads, limit) = match priority {
-            Priority::High => {
-                queues.high.push_back(Box::new(task));
-                let idle = queues.high_idle;
-                (
-                    queues.high.len(),
-                    idle,
-                    queues.high_threads,
-                    queues.high_limit,
-                )
-            }
-            Priority::Low => {
-                queues.low.push_back(Box::new(task));
-                let idle = queues.low_idle;
-                (queues.low.len(), idle, queues.low_threads, queues.low_limit)
-            }
-        };
-        if waiting > idle && threads < limit {
-            match priority {
-                Priority::High => queues.high_threads += 1,
-                Priority::Low => queues.low_threads += 1,
-            }
+        let pool = queues.pool(queue);
+        pool.tasks.push_back(Box::new(task));
+        if pool.tasks.len() > pool.idle && pool.threads < pool.limit {
+            pool.threads += 1;
+            pool.idle += 1;
             drop(queues);
-            self.spawn(priority);
+            self.spawn(queue);
         } else {
             drop(queues);
             self.shared.wake.notify_all();
         }
     }
 
-    fn spawn(&self, priority: Priority) {
+    fn spawn(&self, queue: Queue) {
         let shared = Arc::clone(&self.shared);
-        let name = match priority {
-            Priority::High => "lavakv-flush",
-            Priority::Low => "lavakv-compact",
-        };
         let spawned = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || work(&shared, priority));
+            .name(queue.thread_name().to_owned())
+            .spawn(move || work(&shared, queue));
         if let Err(error) = spawned {
             // Without a thread of its own the task runs when an existing one is free; with none
             // at all nothing would ever run, which no caller could recover from.
             let mut queues = self.shared.queues.lock();
-            let left = match priority {
-                Priority::High => &mut queues.high_threads,
-                Priority::Low => &mut queues.low_threads,
-            };
-            *left -= 1;
-            assert!(*left > 0, "cannot start a background thread: {error}");
+            let pool = queues.pool(queue);
+            pool.idle -= 1;
+            pool.threads -= 1;
+            assert!(
+                pool.threads > 0,
+                "cannot start a background thread: {error}"
+            );
+            drop(queues);
+            self.shared.wake.notify_all();
         }
     }
 }
@@ -237,20 +295,15 @@ fn be_nice() {
     }
 }
 
-fn work(shared: &Shared, priority: Priority) {
-    if priority == Priority::Low {
+fn work(shared: &Shared, queue: Queue) {
+    if queue == Queue::Low {
         be_nice();
     }
     let mut queues = shared.queues.lock();
+    // It was started as an idle one, so that nobody else takes what it was started for.
+    queues.pool(queue).idle -= 1;
     loop {
-        let task = match priority {
-            Priority::High => queues.high.pop_front(),
-            Priority::Low => {
-                let high = queues.high.pop_front();
-                high.or_else(|| queues.low.pop_front())
-            }
-        };
-        if let Some(task) = task {
+        if let Some(task) = queues.next(queue) {
             drop(queues);
             if catch_unwind(AssertUnwindSafe(task)).is_err() {
                 tracing::error!("a background task panicked");
@@ -261,15 +314,9 @@ fn work(shared: &Shared, priority: Priority) {
         if queues.closing {
             return;
         }
-        match priority {
-            Priority::High => queues.high_idle += 1,
-            Priority::Low => queues.low_idle += 1,
-        }
+        queues.pool(queue).idle += 1;
         shared.wake.wait(&mut queues);
-        match priority {
-            Priority::High => queues.high_idle -= 1,
-            Priority::Low => queues.low_idle -= 1,
-        }
+        queues.pool(queue).idle -= 1;
     }
 }
 
@@ -307,5 +354,55 @@ mod tests {
         env.schedule(Priority::High, move || done.send(()).unwrap());
         flushed.recv().unwrap();
         release.send(()).unwrap();
+    }
+
+    /// The names of the threads that ran `flushes` high tasks, each of which waits for the next.
+    fn flushed_by(env: &Env, flushes: usize) -> Vec<String> {
+        let all_run = Arc::new(std::sync::Barrier::new(flushes));
+        let (done, names) = mpsc::channel();
+        for _ in 0..flushes {
+            let (done, all_run) = (done.clone(), Arc::clone(&all_run));
+            env.schedule(Priority::High, move || {
+                all_run.wait();
+                done.send(thread::current().name().unwrap().to_owned())
+                    .unwrap();
+            });
+        }
+        drop(done);
+        names.iter().collect()
+    }
+
+    #[test]
+    fn a_low_thread_runs_a_flush_only_while_every_high_one_has_one() {
+        let env = Env::new(1, 1);
+        // Both threads run, and wait for work.
+        let (done, ran) = mpsc::channel();
+        env.schedule(Priority::Low, move || done.send(()).unwrap());
+        ran.recv().unwrap();
+        for _ in 0..500 {
+            assert_eq!(flushed_by(&env, 1), ["lavakv-flush"]);
+            // What it ran has ended, but it may not wait for the next one yet.
+            while env.shared.queues.lock().pool(Queue::High).idle == 0 {
+                thread::yield_now();
+            }
+        }
+        let mut both = flushed_by(&env, 2);
+        both.sort_unstable();
+        assert_eq!(both, ["lavakv-compact", "lavakv-flush"]);
+    }
+
+    #[test]
+    fn what_concerns_logs_waits_for_no_flush_and_no_compaction() {
+        let env = Env::new(1, 1);
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = Arc::new(Mutex::new(blocked));
+        for priority in [Priority::High, Priority::High, Priority::Low] {
+            let blocked = Arc::clone(&blocked);
+            env.schedule(priority, move || blocked.lock().recv().unwrap());
+        }
+        let (done, ended) = mpsc::channel();
+        env.queue(Queue::Log, move || done.send(()).unwrap());
+        ended.recv().unwrap();
+        (0..3).for_each(|_| release.send(()).unwrap());
     }
 }

@@ -64,6 +64,8 @@ tickers! {
     wal_bytes,
     /// Syncs of write-ahead logs.
     wal_syncs,
+    /// Write-ahead logs that were ready when the one before was full.
+    spare_logs,
     /// Microseconds that writers were slowed or stopped.
     stall_micros,
     /// Waits of writers for memtables of the environment's databases to be flushed.

@@ -2,7 +2,7 @@
 //!
 //! Tables refer to blob files by number. When garbage collection writes a file's live values into
 //! another one, its heir, tables stay as they are: the old number becomes a *name* that leads to the heir
-//! (LavaStore paper, section 3.2.1). Names are kept flat: one look at a hash table leads from any number to the
+//! (LavaStore paper, section 3.2.1). Names are kept flat: one lookup leads from any number to the
 //! file that has the value now, or to the few of which the user key says which one (pieces.rs).
 //!
 //! Each table lists how many references with how many value bytes it has to each number. Adding
@@ -10,6 +10,8 @@
 //! alone; nothing is ever computed anew. Where a name leads to several files, each table's references
 //! under it are told file by file, so that the sums stay exact for every file. From the sums follows everything else: garbage, the
 //! pruning of names that no table uses, and the removal of files that nothing refers to.
+//!
+//! The sets of two versions share what the edit between them did not touch (shared_map.rs).
 //!
 //! Invariants, after [`BlobSet::settle`]:
 //! - every file is referred to; a name leads to files, and is a file's own number or referred to;
@@ -25,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::file_names::FileNumber;
 
 use super::pieces::{Parts, Pieces};
+use super::shared_map::SharedMap;
 
 /// References, counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,8 +115,8 @@ pub(crate) fn by_number(shares: &[Share]) -> Shares<'_> {
 /// The blob files of a version. `F` is a handle of the file, or its description.
 #[derive(Clone, Debug)]
 pub(crate) struct BlobSet<F> {
-    names: HashMap<FileNumber, Name>,
-    files: BTreeMap<FileNumber, LiveBlob<F>>,
+    names: SharedMap<Name>,
+    files: SharedMap<LiveBlob<F>>,
     /// Names that lead to several files.
     splits: BTreeSet<FileNumber>,
     /// Names that an edit has touched since the last `settle`.
@@ -123,8 +126,8 @@ pub(crate) struct BlobSet<F> {
 impl<F> Default for BlobSet<F> {
     fn default() -> Self {
         BlobSet {
-            names: HashMap::new(),
-            files: BTreeMap::new(),
+            names: SharedMap::default(),
+            files: SharedMap::default(),
             splits: BTreeSet::new(),
             touched: Vec::new(),
         }
@@ -191,7 +194,7 @@ impl<F: Clone> BlobSet<F> {
     }
 
     /// The files by number, with what refers to them.
-    pub(crate) fn files(&self) -> &BTreeMap<FileNumber, LiveBlob<F>> {
+    pub(crate) fn files(&self) -> &SharedMap<LiveBlob<F>> {
         &self.files
     }
 

@@ -10,6 +10,7 @@ mod manifest;
 mod obsolete;
 mod pieces;
 mod set;
+mod shared_map;
 #[expect(
     clippy::module_inception,
     reason = "the module is named after its type, as its neighbours are"

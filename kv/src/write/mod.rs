@@ -13,6 +13,7 @@
 pub(crate) mod batch;
 pub(crate) mod protection;
 pub(crate) mod stall;
+pub(crate) mod succession;
 pub(crate) mod wal;
 
 use std::collections::BTreeMap;
@@ -211,7 +212,7 @@ impl Engine {
             self.tickers
                 .wal_bytes
                 .add(logged.iter().map(|batch| batch.data_size() as u64).sum());
-            if let Err(error) = wal.append(&logged) {
+            if let Err(error) = self.append_group(wal, &logged) {
                 return Err(self.log_failed(log, error));
             }
         }
@@ -225,13 +226,23 @@ impl Engine {
     }
 
     fn sync_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<()> {
-        let Some(wal) = log.as_mut().filter(|wal| !wal.failed() || wal.settled()) else {
+        let usable = |wal: &&mut WalWriter| !wal.failed() || wal.settled();
+        let Some(mut wal) = log.as_mut().filter(usable) else {
             // What was logged is durable to an unknown extent; no later sync can tell.
             check_writable(&self.state.lock())?;
             return Err(closing());
         };
         if wal.failed() {
-            return Ok(());
+            if wal.held_bytes() == 0 {
+                return Ok(());
+            }
+            self.switch_log(log)?;
+            wal = log.as_mut().ok_or_else(closing)?;
+        }
+        if wal.must_wait_to_sync()
+            && let Err(error) = self.catch_up(wal, true)
+        {
+            return Err(self.log_failed(log, error));
         }
         self.tickers.wal_syncs.add(1);
         if let Err(error) = self.histograms.time(Timed::WalSync, || wal.sync()) {
@@ -295,6 +306,7 @@ impl Engine {
                 continue;
             }
             let Some(full) = self.full_cf(&state) else {
+                self.prepare_next_log(&mut state);
                 drop(state);
                 if self.waits_for_memory(begin) {
                     continue;
@@ -405,23 +417,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the log in use, durable to its last byte, and begins the next one.
+    /// Begins the next log. The one in use is closed, durable to its last byte, before the next takes
+    /// a group.
     fn switch_log(self: &Arc<Self>, log: &mut Option<WalWriter>) -> Result<FileNumber> {
-        let number = self.new_file_number();
-        let expected = self.log_size_expected();
-        // The next log is made before the old one is closed: without space for it, the old one
-        // goes on.
-        let next = WalWriter::create(&self.fs, &self.dir, number, expected)?;
-        if let Some(old) = log.take() {
-            let (old_number, size) = (old.number(), old.size());
-            let ended = if old.failed() { Ok(()) } else { old.close() };
-            if let Err(error) = ended {
-                self.harden(error.clone());
-                return Err(error);
-            }
-            self.state.lock().logs.insert(old_number, size);
-        }
-        *log = Some(next);
+        let number = self.succeed_log(log)?;
         let event = FileEvent {
             kind: FileKind::Wal,
             path: self.dir.join(FileName::Wal(number).to_string()),

@@ -152,6 +152,8 @@ struct Shared {
     broken: AtomicBool,
     /// Appends to files whose names end so fail with this error, so many times.
     failing: Mutex<Option<(String, i32, u64)>>,
+    /// The same for making files; what is left of the count.
+    unmakeable: Mutex<Option<(String, i32, u64)>>,
     interlude: Mutex<Option<Interlude>>,
     /// Appends to files whose names contain this find no space; how many did.
     full: Mutex<(Option<String>, u64)>,
@@ -191,6 +193,7 @@ impl WatchFs {
                 space,
                 broken: AtomicBool::new(false),
                 failing: Mutex::new(None),
+                unmakeable: Mutex::new(None),
                 interlude: Mutex::new(None),
                 full: Mutex::default(),
                 read_batches: AtomicU64::new(0),
@@ -214,6 +217,17 @@ impl WatchFs {
     /// The next `count` appends to files whose names end in `suffix` fail with `errno`.
     pub(crate) fn fail_appends(&self, suffix: &str, errno: i32, count: u64) {
         *self.shared.failing.lock() = Some((suffix.to_owned(), errno, count));
+    }
+
+    /// The next `count` files whose names end in `suffix` cannot be made, for `errno`.
+    pub(crate) fn fail_creates(&self, suffix: &str, errno: i32, count: u64) {
+        *self.shared.unmakeable.lock() = Some((suffix.to_owned(), errno, count));
+    }
+
+    /// Of the files that [`WatchFs::fail_creates`] was told of: how many can still not be made.
+    pub(crate) fn creates_to_fail(&self) -> u64 {
+        let left = self.shared.unmakeable.lock();
+        left.as_ref().map_or(0, |(_, _, left)| *left)
     }
 
     /// Before the next `op` on a path that ends in `suffix`, `action` is done on the thread that is
@@ -270,6 +284,14 @@ impl WatchFs {
 impl FileSystem for WatchFs {
     fn create(&self, path: &Path, options: &CreateOptions) -> Result<FileRef> {
         let _gate = self.tell("create", path);
+        if let Some((suffix, errno, left)) = &mut *self.shared.unmakeable.lock()
+            && *left > 0
+            && path.to_str().unwrap().ends_with(suffix.as_str())
+        {
+            *left -= 1;
+            let source = std::io::Error::from_raw_os_error(*errno);
+            return Err(Error::io("create", "the disk", 0, source));
+        }
         Ok(self.wrap(self.inner.create(path, options)?, path))
     }
     fn open(&self, path: &Path) -> Result<FileRef> {

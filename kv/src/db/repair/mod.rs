@@ -45,7 +45,7 @@ use crate::version::{
     BlobMeta, COMPARATOR, CfEdit, Hidden, Recovered, RecoveredCf, SstMeta, VersionEdit, VersionSet,
 };
 use crate::write::batch::CfId;
-use crate::write::wal;
+use crate::write::wal::{self, Chain};
 
 /// What a repair did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -253,7 +253,7 @@ impl Repair<'_> {
         family: &mut Family,
     ) -> Result<BTreeSet<FileNumber>> {
         let mut lost = BTreeSet::new();
-        for (&number, live) in cf.blobs().files() {
+        for (&number, live) in cf.blobs().files().iter() {
             if let Some(why) = self.values.claim(id, &live.file)? {
                 self.lose(FileName::Blob(number), why);
                 lost.extend(&live.names);
@@ -368,9 +368,17 @@ impl Repair<'_> {
         // Of a log that ends in a torn group: damage if a later one goes on.
         let mut torn = None;
         let mut after_damage = false;
+        let mut chain = Chain::default();
         for number in logs {
             let mode = WalRecoveryMode::TolerateCorruptedTail;
             let end = wal::replay(self.fs, self.dir, number, mode, |batch| {
+                if chain.continues(&batch) {
+                    // Nothing of the log before is missing.
+                    torn = None;
+                }
+                if !chain.add(&batch) {
+                    return Err("sequence number out of order".into());
+                }
                 for entry in batch {
                     logged.insert(entry?.cf);
                 }

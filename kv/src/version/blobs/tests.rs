@@ -290,7 +290,7 @@ impl Model {
         }
         names.extend(uses.keys());
         assert_eq!(set.names.keys().copied().collect::<BTreeSet<_>>(), names);
-        for (file, live) in set.files() {
+        for (file, live) in set.files().iter() {
             let leads = |name: &&FileNumber| set.names[name].files().contains(file);
             assert_eq!(live.names, names.iter().filter(leads).copied().collect());
         }

@@ -16,8 +16,14 @@ pub(super) struct HabitFlags {
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=22))]
     compression_level: Option<i32>,
     /// Bytes at most of a table's dictionary for zstd; 0: none
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, alias = "zstd_max_dict_bytes", value_parser = parse_size)]
     compression_max_dict_bytes: Option<u64>,
+    /// Only a hundred times --compression_max_dict_bytes: so many bytes at most a dictionary is trained on
+    #[arg(long, alias = "zstd_max_train_bytes", value_parser = parse_size)]
+    compression_zstd_max_train_bytes: Option<u64>,
+    /// Only 1: dictionaries are always trained
+    #[arg(long, value_parser = parse_flag, num_args = 0..=1, default_missing_value = "1")]
+    compression_use_zstd_dict_trainer: Option<bool>,
     /// First level that is compressed; negative: all are
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
     min_level_to_compress: i64,
@@ -63,6 +69,9 @@ pub(super) struct HabitFlags {
     verify_checksum: Option<bool>,
 }
 
+/// Bytes that a dictionary is trained on, for each of its own ([`Options::zstd_dict_bytes`]).
+const TRAINED_ON: u64 = 100;
+
 /// Puts a flag that was given in the place of a default.
 fn set<T>(option: &mut T, flag: Option<T>) {
     if let Some(value) = flag {
@@ -81,6 +90,10 @@ impl HabitFlags {
                 self.use_direct_io_for_flush_and_compaction,
             ),
             ("verify_checksum", self.verify_checksum),
+            (
+                "compression_use_zstd_dict_trainer",
+                self.compression_use_zstd_dict_trainer,
+            ),
         ] {
             if given == Some(false) {
                 return Err(Failure::usage(format!(
@@ -88,7 +101,15 @@ impl HabitFlags {
                 )));
             }
         }
-        Ok(())
+        let dictionary = self.compression_max_dict_bytes.unwrap_or(0);
+        let trained_on = dictionary.saturating_mul(TRAINED_ON);
+        match self.compression_zstd_max_train_bytes {
+            Some(given) if given != trained_on => Err(Failure::usage(format!(
+                "--compression_zstd_max_train_bytes is always {TRAINED_ON} times \
+                 --compression_max_dict_bytes: leave it out or give {trained_on}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// `options` as these flags change them.
