@@ -20,7 +20,8 @@ mod ghost;
 mod shard;
 mod slot;
 mod split;
-#[cfg(test)]
+mod sync;
+#[cfg(all(test, not(lava_loom)))]
 mod tests;
 
 use std::ops::Deref;
