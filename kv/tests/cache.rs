@@ -212,15 +212,27 @@ fn statistics_say_what_each_get_took() {
     assert_eq!(perf.reads[3], 300, "each value once");
     assert_eq!(perf.cache_hits[3], 300, "and then from the cache");
     assert_eq!(perf.total_reads(), taken[1] + 2 * taken[2]);
+    // The table refers to blob files: its blocks are cached packed, and each value once asked for its file's index.
+    let (hits, misses) = (after.cache.hits, after.cache.misses);
+    assert_eq!((hits[4] + misses[4], hits[0] + misses[0]), (600, 0));
+    assert_eq!((hits[5], misses[5]), (300, 0));
+    assert_eq!((perf.cache_hits[4], perf.cache_hits[5]), (hits[4], 300));
     let text = after.to_string();
     assert!(text.contains("cache_value_hits 300"), "{text}");
+    assert!(
+        text.contains(&format!("cache_packed_hits {}", hits[4])),
+        "{text}"
+    );
+    assert!(text.contains("cache_blob_index_hits 300"), "{text}");
     assert!(text.contains("gets_with_one_read "), "{text}");
     let metrics = db.metrics_text();
     assert!(
         metrics.contains("lavakv_gets_from_cache_total"),
         "{metrics}"
     );
-    assert!(metrics.contains("kind=\"value\""), "{metrics}");
+    for kind in ["value", "packed", "blob_index"] {
+        assert!(metrics.contains(&format!("kind=\"{kind}\"")), "{metrics}");
+    }
 }
 
 #[test]
@@ -241,4 +253,63 @@ fn large_values_in_a_small_cache_leave_one_read_for_a_get() {
         reads[of_get.min(2) as usize] += 1;
     }
     assert!(reads[2] <= keys / 100, "{reads:?}");
+}
+
+#[test]
+fn indexes_of_blob_files_stay_within_the_budget() {
+    let capacity = 32 << 10;
+    let keys = 40_000;
+    let (fs, db) = open(Options {
+        block_cache_size: capacity,
+        cache_index_and_filter_blocks: true,
+        ..options()
+    });
+    put(&db, 0..keys, 600);
+    db.compact_range(None, None).unwrap();
+    db.wait_for_background_work().unwrap();
+    let within = || {
+        let cache = db.stats().cache;
+        assert!(cache.charged + cache.reserved <= capacity, "{cache:?}");
+        assert!(cache.blob_index_reserved <= capacity / 4 * 3, "{cache:?}");
+        cache
+    };
+    let before = within();
+    for number in 0..2000 {
+        reads_of(&fs, &db, number * 7919 % keys, 600);
+        if number % 100 == 0 {
+            within();
+        }
+    }
+    let cache = within();
+    let asked = |kind: usize| {
+        let (hits, misses) = (cache.hits[kind], cache.misses[kind]);
+        (hits - before.hits[kind], misses - before.misses[kind])
+    };
+    let (hits, misses) = asked(5);
+    assert_eq!(
+        hits + misses,
+        asked(3).1,
+        "each value that is not cached asks once"
+    );
+    assert!(
+        hits > 200 && misses > 200,
+        "{hits} hits, {misses} misses: {cache:?}"
+    );
+    assert!(cache.read_bytes[5] > before.read_bytes[5]);
+    assert!(
+        cache.blob_index_reserved > capacity / 2,
+        "it is used: {cache:?}"
+    );
+    // Files are closed and opened while others read them.
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (fs, db) = (&fs, &db);
+            scope.spawn(move || {
+                for number in 0..500 {
+                    reads_of(fs, db, (number * 31 + thread * 9973) * 7919 % keys, 600);
+                }
+            });
+        }
+    });
+    within();
 }

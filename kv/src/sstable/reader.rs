@@ -354,7 +354,11 @@ impl Table {
     #[inline]
     pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
         let key = self.cache_key(place.start);
-        unpacked(self.cached(key, BlockKind::Data)?)
+        let kind = match self.packs() {
+            true => BlockKind::Packed,
+            false => BlockKind::Data,
+        };
+        unpacked(self.cached(key, kind)?)
     }
 
     /// As [`Table::cached_block`], without a trace in the cache.
@@ -370,13 +374,17 @@ impl Table {
         Some(found)
     }
 
-    /// Puts a data block into the cache. A table that mostly refers to blob files has its blocks
-    /// cached compressed: unpacking one is cheap beside the read of a value, and whole
-    /// tables then fit where a part of them would.
+    /// True where the table mostly refers to blob files. Its data blocks are cached compressed: unpacking
+    /// one is cheap beside the read of a value, and whole tables then fit where a part of them would.
+    #[inline]
+    fn packs(&self) -> bool {
+        self.properties.blob_references > self.properties.entries / 2
+    }
+
+    /// Puts a data block into the cache, compressed if the table's are and it gets much smaller by it.
     pub(super) fn cache_block(&self, offset: u64, block: Block, cost: usize) -> BlockRef {
         let key = self.cache_key(offset);
-        let refers = self.properties.blob_references > self.properties.entries / 2;
-        match refers.then(|| block.packed()).flatten() {
+        match self.packs().then(|| block.packed()).flatten() {
             Some(packed) => {
                 self.cache.insert(key, packed, cost);
                 block.into()
