@@ -255,6 +255,98 @@ fn large_values_in_a_small_cache_leave_one_read_for_a_get() {
     assert!(reads[2] <= keys / 100, "{reads:?}");
 }
 
+/// Lookups by what they took: memtable, cache, one read, two, more.
+fn lookups(db: &Db) -> [u64; 5] {
+    let tickers = db.stats().tickers;
+    [
+        tickers.memtable_hits,
+        tickers.gets_from_cache,
+        tickers.gets_with_one_read,
+        tickers.gets_with_two_reads,
+        tickers.gets_with_more_reads,
+    ]
+}
+
+/// Looks up several keys at once; returns what they took.
+fn multi_get(db: &Db, numbers: &[u64], len: usize) -> [u64; 5] {
+    let before = lookups(db);
+    let keys: Vec<Vec<u8>> = numbers.iter().map(|&number| key(number)).collect();
+    let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
+    for (&number, found) in numbers.iter().zip(found) {
+        let there = number < 400;
+        assert_eq!(found, there.then(|| value(number, len)), "key {number}");
+    }
+    let after = lookups(db);
+    std::array::from_fn(|at| after[at] - before[at])
+}
+
+#[test]
+fn each_key_of_a_multi_get_counts_as_a_get() {
+    let (fs, db) = open(Options {
+        block_size: 64 << 10,
+        ..options()
+    });
+    put(&db, 0..300, 2000);
+    flush(&db);
+    put(&db, 300..400, 2000);
+    let before = (fs.counters().read_ios, db.stats().tickers.keys_read);
+    // One data block, for the first of all; values that are neighbours are one read.
+    assert_eq!(
+        multi_get(&db, &[10, 11, 12, 100, 200], 2000),
+        [0, 2, 2, 1, 0]
+    );
+    assert_eq!(
+        multi_get(&db, &[10, 11, 12, 100, 200], 2000),
+        [0, 5, 0, 0, 0]
+    );
+    assert_eq!(
+        multi_get(&db, &[52, 51, 50, 310, 11], 2000),
+        [1, 3, 1, 0, 0]
+    );
+    assert_eq!(multi_get(&db, &[999, 150, 320, 170], 2000), [1, 1, 2, 0, 0]);
+    let after = (fs.counters().read_ios, db.stats().tickers.keys_read);
+    assert_eq!(after.1 - before.1, 19);
+    assert_eq!(
+        after.0 - before.0,
+        4 + 1 + 2,
+        "as many as the lookups took in all"
+    );
+}
+
+#[test]
+fn a_multi_get_of_one_key_counts_as_its_get_would() {
+    // Files are cold: tables and blob files are opened by what is looked up.
+    let taken = [false, true].map(|batched| {
+        let fs = mount(sim_device(512 << 20, 512));
+        let some = || Options {
+            target_file_size_base: 16 << 10,
+            blob_file_size: 64 << 10,
+            block_size: 1024,
+            ..options()
+        };
+        let db = Db::open(fs.clone(), Path::new("/db"), some()).unwrap();
+        put(&db, 0..400, 700);
+        db.compact_range(None, None).unwrap();
+        db.close().unwrap();
+        drop(db);
+        let db = Db::open(fs.clone(), Path::new("/db"), some()).unwrap();
+        for round in 0..2 {
+            for number in (0..400).step_by(3 - round) {
+                let number = number * 7919 % 400;
+                match batched {
+                    true => drop(multi_get(&db, &[number], 700)),
+                    false => drop(reads_of(&fs, &db, number, 700)),
+                }
+            }
+        }
+        lookups(&db)
+    });
+    assert_eq!(taken[0], taken[1]);
+    let [_, cache, one, two, more] = taken[0];
+    assert!(cache > 0 && one > 0 && two > 0 && more > 0, "{taken:?}");
+}
+
 #[test]
 fn indexes_of_blob_files_stay_within_the_budget() {
     let capacity = 32 << 10;

@@ -130,13 +130,16 @@ impl Engine {
     }
 
     /// The values of entries of `version`, in their order. Those that had to be read are kept in the cache if
-    /// `fill_cache` is set.
+    /// `fill_cache` is set. Adds to `requests` of each entry those that were made of the filesystem for it; one for
+    /// several values counts for the first of them.
     pub(crate) fn separated_values(
         &self,
         version: &Version,
         wanted: &[SeparatedValue],
         fill_cache: bool,
+        requests: &mut [u64],
     ) -> Result<Vec<Vec<u8>>> {
+        assert_eq!(requests.len(), wanted.len());
         let mut values = vec![Vec::new(); wanted.len()];
         let mut located = Vec::with_capacity(wanted.len());
         for (at, one) in wanted.iter().enumerate() {
@@ -146,7 +149,9 @@ impl Engine {
                 continue;
             }
             let file = file_of(version, one)?;
+            let so_far = perf::reads_so_far();
             let reader = Arc::clone(&*self.looked_up(file)?);
+            requests[at] += perf::reads_so_far().wrapping_sub(so_far);
             let location = reader.locate(&one.key);
             let location = location.ok_or_else(|| missing(one, file))?;
             located.push(Located {
@@ -159,6 +164,8 @@ impl Engine {
         let groups: Vec<&[Located]> = join(&located);
         let mut buffers = self.read_groups(&groups)?;
         for (group, buffer) in groups.iter().zip(&mut buffers) {
+            let first = group.iter().map(|one| one.at).min();
+            requests[first.expect("groups are not empty")] += 1;
             for one in *group {
                 let record = match group.len() {
                     1 => std::mem::take(buffer),
@@ -204,7 +211,7 @@ impl Engine {
                 self.newly_scattered.lock().extend(new);
             }
         }
-        self.separated_values(version, wanted, false)
+        self.separated_values(version, wanted, false, &mut vec![0; wanted.len()])
     }
 
     /// Reads each group's bytes, all in one submission.
