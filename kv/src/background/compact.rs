@@ -7,7 +7,7 @@ use crate::background::flush::output_memory;
 use crate::background::scheduler;
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, PickerOptions, Retention, TableOutputs,
-    VersionFilter, pick_range, split,
+    VersionFilter, Warm, pick_range, split,
 };
 use crate::db::engine::{ColumnFamily, Engine, State, read_only};
 use crate::env::Priority;
@@ -83,6 +83,8 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let family = self.cf(cf)?;
+        let kept_max = self.warm_bytes_of_compaction().min(choice.bytes() as usize);
+        let _kept = self.charge_io(kept_max);
         let mut outputs = self.histograms.time(Timed::Compaction, || {
             self.merge_inputs(choice, version, &family)
         })?;
@@ -94,7 +96,9 @@ impl Engine {
             // Otherwise the record may be durable: the files stay until the next open knows.
             return Err(error);
         }
-        self.warm_outputs(cf, &mut outputs);
+        let replaced: Vec<_> = choice.files().map(|(_, file)| Arc::clone(file)).collect();
+        self.warm_outputs(cf, &mut outputs, &replaced);
+
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }
@@ -121,14 +125,15 @@ impl Engine {
         let along_max = along_max.min(self.fs.space().free / 4);
         let along = compaction::take_along(choice, version, along_max, &**self)?;
         self.tickers.blob_files_along.add(along.len() as u64);
-        let mut parts = split(choice, family.options.max_subcompactions, bytes_min).into_iter();
+        let parts = split(choice, family.options.max_subcompactions, bytes_min);
+        let keep_bytes = self.warm_bytes_of_compaction() / parts.len().max(1);
+        let merge = |part| self.merge_part(choice, version, family, part, &along, keep_bytes);
+        let mut parts = parts.into_iter();
         let first = parts.next().expect("a compaction has a part");
         let mut outcomes = Vec::new();
         std::thread::scope(|scope| {
-            let others: Vec<_> = parts
-                .map(|part| scope.spawn(|| self.merge_part(choice, version, family, part, &along)))
-                .collect();
-            outcomes.push(self.merge_part(choice, version, family, first, &along));
+            let others: Vec<_> = parts.map(|part| scope.spawn(|| merge(part))).collect();
+            outcomes.push(merge(first));
             for other in others {
                 match other.join() {
                     Ok(outcome) => outcomes.push(outcome),
@@ -160,6 +165,7 @@ impl Engine {
         family: &ColumnFamily,
         part: Part,
         along: &Along,
+        keep_bytes: usize,
     ) -> Result<TableOutputs> {
         let options = &family.options;
         let copied = along.values().map(|reader| reader.properties().file_bytes);
@@ -199,7 +205,7 @@ impl Engine {
             fs: &self.fs,
             dir: &self.dir,
             table_options: TableOptions {
-                keep_bytes: self.warm_bytes(),
+                keep_bytes,
                 ..family.named(options.table_options(
                     version,
                     choice.output_level,
@@ -207,7 +213,7 @@ impl Engine {
                     0,
                 ))
             },
-            all_warm: false,
+            warm: Warm::Cached,
             part,
             created: created.unwrap_or(0),
             target_file_size: options.target_file_size_base,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::background::scheduler;
 use crate::compaction::{
-    self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
+    self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter, Warm,
 };
 use crate::db::engine::{ColumnFamily, Engine, Mem};
 use crate::env::Priority;
@@ -68,10 +68,13 @@ impl Engine {
             fs: &self.fs,
             dir: &self.dir,
             table_options: TableOptions {
-                keep_bytes: self.warm_bytes(),
+                keep_bytes: self.warm_bytes_of_flush(),
                 ..cf.named(cf.options.table_options(version, 0, entries, entries))
             },
-            all_warm: self.options.prepopulate_block_cache == PrepopulateBlockCache::FlushOnly,
+            warm: match self.options.prepopulate_block_cache {
+                PrepopulateBlockCache::Disable => Warm::References,
+                PrepopulateBlockCache::FlushOnly => Warm::All,
+            },
             part: (None, None),
             target_file_size: u64::MAX,
             created: scheduler::now(),
@@ -223,7 +226,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         installed?;
-        self.warm_outputs(id, &mut outputs);
+        self.warm_outputs(id, &mut outputs, &[]);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }

@@ -2,45 +2,82 @@
 //!
 //! After a flush, a compaction or a collection has committed, its files are opened, so that their
 //! indexes and filters are in memory, and the blocks that the job kept are put into the cache: of a
-//! flush, all of them if [`crate::Options::prepopulate_block_cache`] says so; of a compaction, those
-//! whose entries came for the greater part out of blocks that were in the cache. What is kept
-//! by a job is bounded ([`Engine::warm_bytes`]), and enters the cache like what a scan reads: it goes
-//! first if nobody asks for it. Separated values need no warming: the cache knows them by their
-//! keys, wherever they are written to.
+//! flush, those that mostly refer to blob files, or all of them if
+//! [`crate::Options::prepopulate_block_cache`] says so; of a compaction, those whose entries came for the
+//! greater part out of blocks that were in the cache. Separated values need no warming: the cache knows
+//! them by their keys, wherever they are written to.
+//!
+//! What a flush keeps is at most an eighth of the cache, and enters it like what a scan reads: it goes first
+//! if nobody asks for it. What a compaction keeps takes the place of its inputs' blocks: those are the next
+//! to go, and these stay like what was read before. It is at most half of the cache, and charged to the
+//! memory ledger until it is in.
 //!
 //! Nothing depends on it: a failure is logged, and readers open the file and find out themselves.
 
+use std::sync::Arc;
+
+use crate::cache::WarmRank;
 use crate::compaction::TableOutputs;
 use crate::db::engine::Engine;
 use crate::file_names::FileNumber;
 use crate::sstable::KeptBlock;
-use crate::version::Version;
+use crate::version::{SstFile, Version};
 use crate::write::batch::CfId;
 
-/// Bytes of blocks that one job keeps at most.
+/// Bytes of blocks that one job keeps at most, whatever the cache has.
 const WARM_BYTES_MAX: usize = 32 << 20;
 
+/// Blocks of a job's tables, by table.
+struct Kept {
+    blocks: Vec<(FileNumber, Vec<KeptBlock>)>,
+    rank: WarmRank,
+}
+
 impl Engine {
-    /// Bytes of blocks that one job may keep for the cache: an eighth of the cache at most.
-    pub(crate) fn warm_bytes(&self) -> usize {
+    /// Bytes of blocks that a flush may keep for the cache.
+    pub(crate) fn warm_bytes_of_flush(&self) -> usize {
         (self.cache.capacity() / 8).min(WARM_BYTES_MAX)
     }
 
-    /// Warms what a job has committed; takes the blocks that it kept.
-    pub(crate) fn warm_outputs(&self, cf: CfId, outputs: &mut TableOutputs) {
+    /// Bytes of blocks that a compaction may keep for the cache.
+    pub(crate) fn warm_bytes_of_compaction(&self) -> usize {
+        (self.cache.capacity() / 2).min(WARM_BYTES_MAX)
+    }
+
+    /// Warms what a job has committed; takes the blocks that it kept. `replaced` are the tables that its
+    /// own took the place of.
+    pub(crate) fn warm_outputs(
+        &self,
+        cf: CfId,
+        outputs: &mut TableOutputs,
+        replaced: &[Arc<SstFile>],
+    ) {
+        for table in replaced.iter().filter_map(|file| file.opened()) {
+            table.cool();
+        }
+        let kept = Kept {
+            blocks: std::mem::take(&mut outputs.kept),
+            rank: match replaced {
+                [] => WarmRank::New,
+                _ => WarmRank::Heir,
+            },
+        };
         let tables: Vec<_> = outputs.tables.iter().map(|table| table.number).collect();
         let blobs: Vec<_> = outputs.blobs.iter().map(|blob| blob.number).collect();
-        self.warm(cf, &tables, &blobs, std::mem::take(&mut outputs.kept));
+        self.warm(cf, &tables, &blobs, kept);
+    }
+
+    /// Opens blob files that a collection has just added.
+    pub(crate) fn warm_blobs(&self, cf: CfId, blobs: &[FileNumber]) {
+        let nothing = Kept {
+            blocks: Vec::new(),
+            rank: WarmRank::New,
+        };
+        self.warm(cf, &[], blobs, nothing);
     }
 
     /// Opens tables and blob files that a job has just added, and caches the blocks it kept.
-    pub(crate) fn warm(
-        &self,
-        cf: CfId,
-        tables: &[FileNumber],
-        blobs: &[FileNumber],
-        kept: Vec<(FileNumber, Vec<KeptBlock>)>,
-    ) {
+    fn warm(&self, cf: CfId, tables: &[FileNumber], blobs: &[FileNumber], kept: Kept) {
         let Ok(family) = self.cf(cf) else {
             return;
         };
@@ -55,7 +92,7 @@ impl Engine {
         version: &Version,
         tables: &[FileNumber],
         blobs: &[FileNumber],
-        mut kept: Vec<(FileNumber, Vec<KeptBlock>)>,
+        mut kept: Kept,
     ) -> crate::error::Result<()> {
         for number in blobs {
             if let Some(live) = version.blobs.files().get(number) {
@@ -65,13 +102,11 @@ impl Engine {
         let files = version.levels.iter().flat_map(|level| level.files());
         for file in files.filter(|file| tables.contains(&file.meta.number)) {
             let table = file.table(self)?;
-            let blocks = kept.iter_mut().find(|(of, _)| *of == file.meta.number);
-            for block in blocks
-                .map(|(_, blocks)| std::mem::take(blocks))
-                .into_iter()
-                .flatten()
-            {
-                table.warm_block(block)?;
+            let mut of_tables = kept.blocks.iter_mut();
+            let of_table = of_tables.find(|(of, _)| *of == file.meta.number);
+            let blocks = of_table.map(|(_, blocks)| std::mem::take(blocks));
+            for block in blocks.into_iter().flatten() {
+                table.warm_block(block, kept.rank)?;
             }
         }
         Ok(())

@@ -84,6 +84,15 @@ impl CacheKey {
     }
 }
 
+/// As what a block enters that was written anew and not asked for yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WarmRank {
+    /// Like what a scan reads: it goes first if nobody asks for it.
+    New,
+    /// In the place of what was cached before.
+    Heir,
+}
+
 /// What is cached.
 #[derive(Debug)]
 pub(crate) enum Item {
@@ -371,6 +380,20 @@ impl BlockCache {
         BlockRef(self.offer(key, Item::Block(block), cost))
     }
 
+    /// Keeps a block that nobody has asked for yet, as far as it fits.
+    pub(crate) fn insert_warm(&self, key: CacheKey, block: Block, rank: WarmRank) {
+        drop(self.offer_ranked(key, Item::Block(block), 0, rank));
+    }
+
+    /// Lets the block, if it is here, count as never read: it goes when the clock next comes to it.
+    pub(crate) fn cool(&self, key: CacheKey) {
+        let tag = key.tag();
+        if let Some(LockedShard { table, lock }) = self.shard(tag) {
+            let _writer = lock.lock();
+            table.forget_reads(&key, tag);
+        }
+    }
+
     /// Keeps a value that was read with `cost` bytes of the device, if it is worth it.
     pub(crate) fn insert_value(
         &self,
@@ -387,6 +410,10 @@ impl BlockCache {
     }
 
     fn offer(&self, key: CacheKey, item: Item, cost: usize) -> CacheRef {
+        self.offer_ranked(key, item, cost, WarmRank::New)
+    }
+
+    fn offer_ranked(&self, key: CacheKey, item: Item, cost: usize, rank: WarmRank) -> CacheRef {
         let tag = key.tag();
         self.count_read(item.kind(), cost);
         let Some(LockedShard { table, lock }) = self.shard(tag) else {
@@ -407,7 +434,12 @@ impl BlockCache {
                 false => CacheRef::owned(item),
             };
         }
-        let offer = Offer { key, item, cost };
+        let offer = Offer {
+            key,
+            item,
+            cost,
+            rank,
+        };
         let kept = shard.insert(table, offer, room, &self.split, &mut evicted);
         // Entries are freed after the lock is.
         drop(shard);

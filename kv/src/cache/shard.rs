@@ -6,7 +6,8 @@
 //! eviction", SOSP 2023): a new entry enters the *small* queue, a tenth of the pool; if it is not read
 //! again before it reaches the end it goes, so that a scan passes through the tenth alone; read again, it
 //! moves to the *main* queue, a clock whose counters readers bump ([`super::slot`]). An entry that left not
-//! long ago and comes back enters main at once; so do index and filter blocks, with a full counter.
+//! long ago and comes back enters main at once; so do index and filter blocks, with a full counter, and blocks written anew
+//! in the place of cached ones, whose own counters are cleared then so that they are the first to go.
 //!
 //! Which pool gives, when there is no room:
 //! - the index pool, to an index or filter block, when it has all but a quarter of the room;
@@ -25,7 +26,7 @@ use std::collections::VecDeque;
 use super::ghost::Ghosts;
 use super::slot::{COUNT_MAX, Entry, Held, TableOwner, Visited};
 use super::split::Split;
-use super::{BlockKind, CacheKey, Item};
+use super::{BlockKind, CacheKey, Item, WarmRank};
 
 /// Bytes that an entry takes beside its contents and its slot: itself and its place in a queue.
 pub(super) const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 16;
@@ -56,6 +57,7 @@ pub(super) struct Offer {
     pub(super) item: Item,
     /// Bytes that were read from the device for it; 0 where it is kept in advance.
     pub(super) cost: usize,
+    pub(super) rank: WarmRank,
 }
 
 #[derive(Default)]
@@ -173,7 +175,7 @@ impl Shard {
         pool.charged += charge;
         self.entries += 1;
         self.inserts += 1;
-        if important || came_back {
+        if important || came_back || offer.rank == WarmRank::Heir {
             pool.main.push_back(at);
         } else {
             pool.small.push_back(at);

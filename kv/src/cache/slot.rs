@@ -277,6 +277,24 @@ impl TableOwner {
         }
     }
 
+    /// Forgets the reads of the entry of `key`, if it is here and nobody holds it. For the writer.
+    pub(super) fn forget_reads(&self, key: &CacheKey, tag: u64) {
+        let Some(held) = self.find(key, tag, true) else {
+            return;
+        };
+        // Only the writer takes an entry out, so the slot keeps this one when it is let go.
+        let slot = held.slot;
+        drop(held);
+        // SAFETY: the table lives at least until this owner is dropped.
+        let meta = unsafe { &slot.as_ref().meta };
+        let before = meta.load(Ordering::Relaxed);
+        if state(before) == SHAREABLE && holders(before) == 0 {
+            // Acquire: as in `visit`, what the last holder did comes before. Who takes it meanwhile has read it.
+            let _read_again =
+                meta.compare_exchange(before, shareable(0), Ordering::Acquire, Ordering::Relaxed);
+        }
+    }
+
     /// The charge of the entry in slot `at`. For the writer, who has put it there.
     pub(super) fn charge_of(&self, at: u32) -> usize {
         let entry = self.slots()[at as usize].entry.load(Ordering::Relaxed);

@@ -171,6 +171,29 @@ fn a_silent_look_that_meets_an_eviction_leaves_no_count() {
 }
 
 #[test]
+fn reads_are_forgotten_of_what_nobody_holds_alone() {
+    explore(|| {
+        let shared = Shared::new(1);
+        let at = shared.put(A, TAG);
+        drop(shared.find(A, TAG));
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                assert!(shared.find(A, TAG).is_some(), "A was always there");
+            })
+        };
+        let writer = shared.lock.lock().expect("no model panics");
+        shared.table.forget_reads(&key(A), TAG);
+        drop(writer);
+        reader.join().expect("no reader panics");
+        // All, the one that came later, or both where the reader was there.
+        let meta = shared.meta(at);
+        assert!((0..=2).any(|count| meta == shareable(count)), "{meta:x}");
+        shared.assert_free(at);
+    });
+}
+
+#[test]
 fn an_entry_past_another_is_found_while_that_one_goes_and_a_third_comes() {
     explore(|| {
         let shared = Shared::new(4);

@@ -29,6 +29,18 @@ const STOP_CHECK_INTERVAL: u64 = 1024;
 /// Bytes of output between two requests to the rate limiter.
 pub(super) const PACE_BYTES: u64 = 64 << 10;
 
+/// Which entries are taken for such as readers will ask for: blocks of which most are so are kept for the
+/// cache, up to [`TableOptions::keep_bytes`] of the job's tables together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Warm {
+    /// Those that come out of cached blocks.
+    Cached,
+    /// References to blob files: their blocks are small beside what they lead to.
+    References,
+    /// All.
+    All,
+}
+
 /// Where and how output tables are written.
 pub(crate) struct CompactionContext<'a> {
     pub(crate) fs: &'a FileSystemRef,
@@ -42,8 +54,7 @@ pub(crate) struct CompactionContext<'a> {
     pub(crate) created: u64,
     /// Bytes that a table may reach, for the filesystem to place it.
     pub(crate) expected_size: u64,
-    /// Entries are taken for such as readers ask for, wherever they come from.
-    pub(crate) all_warm: bool,
+    pub(crate) warm: Warm,
     /// Gives a number to a new file.
     pub(crate) new_number: &'a dyn Fn() -> FileNumber,
     /// An error ends the job.
@@ -209,7 +220,10 @@ fn merge(
             if entry.kind == ValueKind::SingleDelete {
                 held = Some((key.to_vec(), new_key));
             } else {
-                let warm = context.all_warm || input.is_cached();
+                let warm = match context.warm {
+                    Warm::Cached | Warm::References => input.is_cached(),
+                    Warm::All => true,
+                };
                 writer.add(key, input.value(), new_key, warm)?;
             }
         }
@@ -256,7 +270,10 @@ impl OutputWriter<'_> {
         }
         let open = self.open.as_mut().expect("opened above");
         match self.blobs.separate(self.context, key, value)? {
-            Some((key, reference)) => open.builder.add_warm(key, reference, warm)?,
+            Some((key, reference)) => {
+                let warm = warm || self.context.warm == Warm::References;
+                open.builder.add_warm(key, reference, warm)?;
+            }
             None => open.builder.add_warm(key, value, warm)?,
         }
         let size = open.builder.estimated_size();
@@ -277,7 +294,11 @@ impl OutputWriter<'_> {
             ..CreateOptions::default()
         };
         let file = context.fs.create(&path, &options)?;
-        let builder = TableBuilder::new(file, context.table_options.clone());
+        let kept = self.done.kept.iter().flat_map(|(_, blocks)| blocks);
+        let kept: usize = kept.map(|block| block.bytes.len()).sum();
+        let mut table_options = context.table_options.clone();
+        table_options.keep_bytes = table_options.keep_bytes.saturating_sub(kept);
+        let builder = TableBuilder::new(file, table_options);
         Ok(OpenTable {
             number,
             builder,

@@ -13,7 +13,7 @@ mod split;
 
 pub(crate) use choice::{Action, Choice, InFlight};
 pub(crate) use correlated::{Along, take_along};
-pub(crate) use job::{CompactionContext, TableOutputs, run};
+pub(crate) use job::{CompactionContext, TableOutputs, Warm, run};
 pub(crate) use merge::{Retention, VersionFilter};
 pub(crate) use picker::{PickerOptions, pick, pick_range, score};
 pub(crate) use separation::{Separation, no_such_file};

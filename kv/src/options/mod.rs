@@ -40,7 +40,8 @@ pub enum WalRecoveryMode {
 /// What of the tables that are written goes into the block cache at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PrepopulateBlockCache {
-    /// Blocks that a compaction writes in the place of cached ones.
+    /// Blocks that a compaction writes in the place of cached ones, and those of a flush that mostly
+    /// refer to blob files: they are small beside what they lead to.
     #[default]
     Disable,
     /// The blocks of a flush too: for readers who ask for what was just written.
@@ -155,8 +156,8 @@ pub struct Options {
     /// their open tables, where they are only charged to it (and take at most three quarters of it
     /// from data blocks). Default false.
     pub cache_index_and_filter_blocks: bool,
-    /// Whether blocks are cached as they are flushed, up to an eighth of the cache for each flush. Default
-    /// `Disable`.
+    /// Which blocks are cached as they are written, up to an eighth of the cache for each flush and half of
+    /// it for each compaction. Default `Disable`.
     pub prepopulate_block_cache: PrepopulateBlockCache,
     /// Bytes of checksum that each entry has in memory, from the batch to the table that a flush
     /// writes: 0 or 8. A batch or memtable whose memory has changed is then found and not stored. Default 0.

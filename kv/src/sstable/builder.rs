@@ -73,8 +73,10 @@ pub struct TableSummary {
 pub struct KeptBlock {
     /// Where it is in the file.
     pub(crate) offset: u64,
-    /// Its contents before compression.
-    pub(crate) contents: Vec<u8>,
+    /// Its contents, compressed if `is_packed`.
+    pub(crate) bytes: Vec<u8>,
+    /// True for a block that is cached compressed ([`TableProperties::is_mostly_references`]).
+    pub(crate) is_packed: bool,
 }
 
 /// Blocks kept, and whether the one under construction is to be.
@@ -285,13 +287,20 @@ impl TableBuilder {
                 .compressor
                 .insert(BlockCompressor::new(self.options.compression)?),
         };
-        let written = self.output.write_block(&parts, compressor)?;
-        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let (written, compressed) = self.output.write_block(&parts, compressor)?;
+        let packed = compressed.filter(|_| {
+            self.output.compressed == CODE_ZSTD && self.properties.is_mostly_references()
+        });
+        let len = match packed {
+            Some(packed) => packed.len(),
+            None => parts.iter().map(|part| part.len()).sum(),
+        };
         if worth > 0 && self.keeping.bytes + len <= self.options.keep_bytes {
             self.keeping.bytes += len;
             self.keeping.blocks.push(KeptBlock {
                 offset: written.offset,
-                contents: parts.concat(),
+                bytes: packed.map_or_else(|| parts.concat(), <[u8]>::to_vec),
+                is_packed: packed.is_some(),
             });
         }
         self.block.reset();
@@ -343,7 +352,7 @@ impl TableBuilder {
         let mut features = 0;
         if let Some(dictionary) = &self.dictionary {
             features |= FEATURE_DICTIONARY;
-            let handle = output.write_block(&[dictionary], &mut plain)?;
+            let (handle, _) = output.write_block(&[dictionary], &mut plain)?;
             sections.push((SECTION_DICTIONARY, true, handle));
         }
         if !self.hashes.is_empty() {
@@ -351,7 +360,7 @@ impl TableBuilder {
             sections.push((
                 SECTION_FILTER,
                 false,
-                output.write_block(&[&filter], &mut plain)?,
+                output.write_block(&[&filter], &mut plain)?.0,
             ));
         }
         let compressor = self.compressor.as_mut().expect("made with the first block");
@@ -362,11 +371,11 @@ impl TableBuilder {
                 let partition = self.options.index_partition_size;
                 output.write_partitioned(&self.index, partition, compressor)?
             }
-            false => output.write_block(&[&self.index.finish()], compressor)?,
+            false => output.write_block(&[&self.index.finish()], compressor)?.0,
         };
-        let properties = output.write_block(&[&self.properties.encode()], &mut plain)?;
+        let (properties, _) = output.write_block(&[&self.properties.encode()], &mut plain)?;
         sections.push((SECTION_PROPERTIES, true, properties));
-        let meta = output.write_block(&[&encode_sections(&sections)], &mut plain)?;
+        let (meta, _) = output.write_block(&[&encode_sections(&sections)], &mut plain)?;
         let checksum = output.finish(features, index, meta)?;
         Ok(TableSummary {
             file_size: self.output.len,
@@ -398,20 +407,25 @@ impl std::fmt::Debug for TableBuilder {
 }
 
 impl Output {
-    /// Writes a block of the concatenation of `parts`.
-    fn write_block(&mut self, parts: &[&[u8]], compressor: &mut BlockCompressor) -> Result<Handle> {
+    /// Writes a block of the concatenation of `parts`; its place, and its compressed form if it has one.
+    fn write_block<'c>(
+        &mut self,
+        parts: &[&[u8]],
+        compressor: &'c mut BlockCompressor,
+    ) -> Result<(Handle, Option<&'c [u8]>)> {
         if !compressor.is_active() {
-            return self.write_stored(parts, CODE_NONE);
+            return Ok((self.write_stored(parts, CODE_NONE)?, None));
         }
         let mut whole = std::mem::take(&mut self.whole);
         whole.clear();
         parts.iter().for_each(|part| whole.extend_from_slice(part));
-        let written = match compressor.compress(&whole) {
+        let compressed = compressor.compress(&whole);
+        let written = match compressed {
             Some(compressed) => self.write_stored(&[compressed], self.compressed),
             None => self.write_stored(&[&whole], CODE_NONE),
         };
         self.whole = whole;
-        written
+        Ok((written?, compressed))
     }
 
     /// Writes the index in partitions, and their index, whose place it returns.
@@ -427,7 +441,8 @@ impl Output {
             self.write_block(&[&index.partition(blocks.clone())], compressor)?;
             written.push((blocks, self.len));
         }
-        self.write_block(&[&index.of_partitions(begin, &written)], compressor)
+        let (handle, _) = self.write_block(&[&index.of_partitions(begin, &written)], compressor)?;
+        Ok(handle)
     }
 
     fn write_stored(&mut self, parts: &[&[u8]], code: u8) -> Result<Handle> {

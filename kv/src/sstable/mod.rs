@@ -185,12 +185,16 @@ impl Block {
 
     /// A data block's compressed form for the cache, if it is much smaller.
     fn packed(&self) -> Option<Self> {
-        let bytes = crate::sstable::compression::pack(self.contents())?;
-        Some(Block {
+        crate::sstable::compression::pack(self.contents()).map(Block::of_packed)
+    }
+
+    /// A data block by its compressed form.
+    fn of_packed(bytes: Vec<u8>) -> Self {
+        Block {
             bytes,
             start: 0,
             layout: Layout::Packed,
-        })
+        }
     }
 
     /// True where this is a data block's compressed form.

@@ -51,6 +51,13 @@ pub struct TableProperties {
 }
 
 impl TableProperties {
+    /// True where most entries lead to blob files. The blocks of such a table are cached compressed:
+    /// unpacking one is cheap beside the read of a value, and whole tables then fit where a part of
+    /// them would.
+    pub(super) fn is_mostly_references(&self) -> bool {
+        self.blob_references > self.entries / 2
+    }
+
     /// Names and places of the numbers: the one list for both directions.
     fn numbers(&mut self) -> [(&'static str, &mut u64); 10] {
         [

@@ -18,7 +18,7 @@ use super::footer::{
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
 use super::{BLOCK_TRAILER, Block, BlockCrc, KeptBlock, filter};
-use crate::cache::{BlockCache, BlockKind, BlockRef, CacheKey, Reservation};
+use crate::cache::{BlockCache, BlockKind, BlockRef, CacheKey, Reservation, WarmRank};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -354,7 +354,7 @@ impl Table {
     #[inline]
     pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
         let key = self.cache_key(place.start);
-        let kind = match self.packs() {
+        let kind = match self.properties.is_mostly_references() {
             true => BlockKind::Packed,
             false => BlockKind::Data,
         };
@@ -374,23 +374,21 @@ impl Table {
         Some(found)
     }
 
-    /// True where the table mostly refers to blob files. Its data blocks are cached compressed: unpacking
-    /// one is cheap beside the read of a value, and whole tables then fit where a part of them would.
-    #[inline]
-    fn packs(&self) -> bool {
-        self.properties.blob_references > self.properties.entries / 2
-    }
-
-    /// Puts a data block into the cache, compressed if the table's are and it gets much smaller by it.
+    /// Puts a data block into the cache, compressed if the table's blocks are cached so.
     pub(super) fn cache_block(&self, offset: u64, block: Block, cost: usize) -> BlockRef {
         let key = self.cache_key(offset);
-        match self.packs().then(|| block.packed()).flatten() {
+        match self.packed(&block) {
             Some(packed) => {
                 self.cache.insert(key, packed, cost);
                 block.into()
             }
             None => self.cache.insert(key, block, cost),
         }
+    }
+
+    fn packed(&self, block: &Block) -> Option<Block> {
+        let packs = self.properties.is_mostly_references();
+        packs.then(|| block.packed()).flatten()
     }
 
     /// Takes a data block's bytes as the file has them at `place`, and caches the block.
@@ -407,10 +405,54 @@ impl Table {
     }
 
     /// Puts a block into the cache that was kept when the table was written.
-    pub(crate) fn warm_block(&self, block: KeptBlock) -> Result<()> {
-        let parsed = self.as_data_block(block.contents, block.offset)?;
-        self.cache_block(block.offset, parsed, 0);
+    pub(crate) fn warm_block(&self, block: KeptBlock, rank: WarmRank) -> Result<()> {
+        let KeptBlock {
+            offset,
+            bytes,
+            is_packed,
+        } = block;
+        let block = match is_packed {
+            true => Block::of_packed(bytes),
+            false => {
+                let parsed = self.as_data_block(bytes, offset)?;
+                self.packed(&parsed).unwrap_or(parsed)
+            }
+        };
+        self.cache.insert_warm(self.cache_key(offset), block, rank);
         Ok(())
+    }
+
+    /// Lets the cached blocks of a table that was replaced be the next to go.
+    pub(crate) fn cool(&self) {
+        let cached;
+        let index = match &self.pinned_index {
+            Some(index) => index,
+            None => {
+                cached = self.cache.peek(self.cache_key(self.footer.index.offset));
+                match &cached {
+                    Some(index) => index,
+                    None => return,
+                }
+            }
+        };
+        let (bytes, layout) = index.as_index();
+        for at in 0..layout.count() {
+            let place = layout.block(bytes, at);
+            if !self.is_partitioned() {
+                self.cache.cool(self.cache_key(place.start));
+                continue;
+            }
+            let key = self.cache_key(place.start);
+            let Some(partition) = self.cache.peek(key) else {
+                continue;
+            };
+            let (bytes, layout) = partition.as_index();
+            for at in 0..layout.count() {
+                let place = layout.block(bytes, at);
+                self.cache.cool(self.cache_key(place.start));
+            }
+            self.cache.cool(key);
+        }
     }
 
     /// False where the filter says that no key with this hash is in the table.

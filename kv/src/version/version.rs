@@ -93,6 +93,11 @@ impl SstFile {
         Ok(self.table.get_or_init(|| table))
     }
 
+    /// The table, if somebody has opened it.
+    pub(crate) fn opened(&self) -> Option<&Arc<Table>> {
+        self.table.get()
+    }
+
     /// The file is removed when the last version with it is gone. Call only after the manifest
     /// no longer names it, durably.
     pub(crate) fn mark_obsolete(&self) {

@@ -204,7 +204,7 @@ impl Engine {
             self.tell_blob_file(meta.number, meta.file_size);
         }
         self.tickers.blob_collection_write_bytes.add(bytes);
-        self.warm(cf, &[], &heirs.numbers(), Vec::new());
+        self.warm_blobs(cf, &heirs.numbers());
         Ok(bytes)
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use super::values::{Found, Values};
 use crate::blob::reference::BlobReference;
 use crate::compaction::{
-    self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter,
+    self, Along, CompactionContext, Retention, Separation, TableOutputs, VersionFilter, Warm,
 };
 use crate::error::{Error, Result};
 use crate::iter::{InternalIterator, MergingIterator};
@@ -81,7 +81,7 @@ pub(super) fn merge(
         dir: target.dir,
         table_options,
         part: (None, None),
-        all_warm: false,
+        warm: Warm::Cached,
         created: target.created,
         target_file_size: options.target_file_size_base,
         expected_size: options.target_file_size_base.min(space),
