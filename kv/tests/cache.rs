@@ -212,15 +212,27 @@ fn statistics_say_what_each_get_took() {
     assert_eq!(perf.reads[3], 300, "each value once");
     assert_eq!(perf.cache_hits[3], 300, "and then from the cache");
     assert_eq!(perf.total_reads(), taken[1] + 2 * taken[2]);
+    // The table refers to blob files: its blocks are cached packed, and each value once asked for its file's index.
+    let (hits, misses) = (after.cache.hits, after.cache.misses);
+    assert_eq!((hits[4] + misses[4], hits[0] + misses[0]), (600, 0));
+    assert_eq!((hits[5], misses[5]), (300, 0));
+    assert_eq!((perf.cache_hits[4], perf.cache_hits[5]), (hits[4], 300));
     let text = after.to_string();
     assert!(text.contains("cache_value_hits 300"), "{text}");
+    assert!(
+        text.contains(&format!("cache_packed_hits {}", hits[4])),
+        "{text}"
+    );
+    assert!(text.contains("cache_blob_index_hits 300"), "{text}");
     assert!(text.contains("gets_with_one_read "), "{text}");
     let metrics = db.metrics_text();
     assert!(
         metrics.contains("lavakv_gets_from_cache_total"),
         "{metrics}"
     );
-    assert!(metrics.contains("kind=\"value\""), "{metrics}");
+    for kind in ["value", "packed", "blob_index"] {
+        assert!(metrics.contains(&format!("kind=\"{kind}\"")), "{metrics}");
+    }
 }
 
 #[test]
@@ -243,6 +255,161 @@ fn large_values_in_a_small_cache_leave_one_read_for_a_get() {
     assert!(reads[2] <= keys / 100, "{reads:?}");
 }
 
+/// Lookups by what they took: memtable, cache, one read, two, more.
+fn lookups(db: &Db) -> [u64; 5] {
+    let tickers = db.stats().tickers;
+    [
+        tickers.memtable_hits,
+        tickers.gets_from_cache,
+        tickers.gets_with_one_read,
+        tickers.gets_with_two_reads,
+        tickers.gets_with_more_reads,
+    ]
+}
+
+/// Looks up several keys at once; returns what they took.
+fn multi_get(db: &Db, numbers: &[u64], len: usize) -> [u64; 5] {
+    let before = lookups(db);
+    let keys: Vec<Vec<u8>> = numbers.iter().map(|&number| key(number)).collect();
+    let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
+    for (&number, found) in numbers.iter().zip(found) {
+        let there = number < 400 || number >= 1000;
+        assert_eq!(found, there.then(|| value(number, len)), "key {number}");
+    }
+    let after = lookups(db);
+    std::array::from_fn(|at| after[at] - before[at])
+}
+
+#[test]
+fn each_key_of_a_multi_get_counts_as_a_get() {
+    let (fs, db) = open(Options {
+        block_size: 64 << 10,
+        ..options()
+    });
+    put(&db, 1000..1300, 100);
+    flush(&db);
+    // The flush leaves the blocks that refer to blob files in the cache.
+    put(&db, 0..300, 2000);
+    flush(&db);
+    put(&db, 300..400, 2000);
+    let before = (fs.counters().read_ios, db.stats().tickers.keys_read);
+    // A data block is read for the first that needs it; values that are neighbours are one read.
+    assert_eq!(multi_get(&db, &[1020, 1010, 1250], 100), [0, 2, 1, 0, 0]);
+    assert_eq!(
+        multi_get(&db, &[10, 11, 12, 100, 200], 2000),
+        [0, 2, 3, 0, 0]
+    );
+    assert_eq!(
+        multi_get(&db, &[10, 11, 12, 100, 200], 2000),
+        [0, 5, 0, 0, 0]
+    );
+    assert_eq!(
+        multi_get(&db, &[52, 51, 50, 310, 11], 2000),
+        [1, 3, 1, 0, 0]
+    );
+    assert_eq!(multi_get(&db, &[999, 150, 320, 170], 2000), [1, 1, 2, 0, 0]);
+    let after = (fs.counters().read_ios, db.stats().tickers.keys_read);
+    assert_eq!(after.1 - before.1, 22);
+    assert_eq!(
+        after.0 - before.0,
+        1 + 3 + 1 + 2,
+        "as many as the lookups took in all"
+    );
+}
+
+#[test]
+fn a_multi_get_of_one_key_counts_as_its_get_would() {
+    // Files are cold: tables and blob files are opened by what is looked up.
+    let taken = [false, true].map(|batched| {
+        let fs = mount(sim_device(512 << 20, 512));
+        let some = || Options {
+            target_file_size_base: 16 << 10,
+            blob_file_size: 64 << 10,
+            block_size: 1024,
+            ..options()
+        };
+        let db = Db::open(fs.clone(), Path::new("/db"), some()).unwrap();
+        put(&db, 0..400, 700);
+        db.compact_range(None, None).unwrap();
+        db.close().unwrap();
+        drop(db);
+        let db = Db::open(fs.clone(), Path::new("/db"), some()).unwrap();
+        for round in 0..2 {
+            for number in (0..400).step_by(3 - round) {
+                let number = number * 7919 % 400;
+                match batched {
+                    true => drop(multi_get(&db, &[number], 700)),
+                    false => drop(reads_of(&fs, &db, number, 700)),
+                }
+            }
+        }
+        lookups(&db)
+    });
+    assert_eq!(taken[0], taken[1]);
+    let [_, cache, one, two, more] = taken[0];
+    assert!(cache > 0 && one > 0 && two > 0 && more > 0, "{taken:?}");
+}
+
+#[test]
+fn indexes_of_blob_files_stay_within_the_budget() {
+    let capacity = 32 << 10;
+    let keys = 40_000;
+    let (fs, db) = open(Options {
+        block_cache_size: capacity,
+        cache_index_and_filter_blocks: true,
+        ..options()
+    });
+    put(&db, 0..keys, 600);
+    db.compact_range(None, None).unwrap();
+    db.wait_for_background_work().unwrap();
+    let within = || {
+        let cache = db.stats().cache;
+        assert!(cache.charged + cache.reserved <= capacity, "{cache:?}");
+        assert!(cache.blob_index_reserved <= capacity / 4 * 3, "{cache:?}");
+        cache
+    };
+    let before = within();
+    for number in 0..2000 {
+        reads_of(&fs, &db, number * 7919 % keys, 600);
+        if number % 100 == 0 {
+            within();
+        }
+    }
+    let cache = within();
+    let asked = |kind: usize| {
+        let (hits, misses) = (cache.hits[kind], cache.misses[kind]);
+        (hits - before.hits[kind], misses - before.misses[kind])
+    };
+    let (hits, misses) = asked(5);
+    assert_eq!(
+        hits + misses,
+        asked(3).1,
+        "each value that is not cached asks once"
+    );
+    assert!(
+        hits > 200 && misses > 200,
+        "{hits} hits, {misses} misses: {cache:?}"
+    );
+    assert!(cache.read_bytes[5] > before.read_bytes[5]);
+    assert!(
+        cache.blob_index_reserved > capacity / 2,
+        "it is used: {cache:?}"
+    );
+    // Files are closed and opened while others read them.
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (fs, db) = (&fs, &db);
+            scope.spawn(move || {
+                for number in 0..500 {
+                    reads_of(fs, db, (number * 31 + thread * 9973) * 7919 % keys, 600);
+                }
+            });
+        }
+    });
+    within();
+}
+
 #[test]
 fn gets_of_separated_values_take_one_read_after_flushes_and_compactions_alike() {
     let (fs, db) = open(Options {
@@ -252,9 +419,9 @@ fn gets_of_separated_values_take_one_read_after_flushes_and_compactions_alike() 
     });
     let keys = 8000;
     let reads = |what: &str| {
-        let before = db.stats().cache.misses[0];
+        let before = db.stats().cache.misses[4];
         let reads = reads_of_all(&fs, &db, keys, 600);
-        let misses = db.stats().cache.misses[0] - before;
+        let misses = db.stats().cache.misses[4] - before;
         assert!(misses <= keys / 200, "{misses} blocks missed after {what}");
         assert!(reads >= keys / 2, "{reads} reads: values are not cached");
     };

@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use crate::blob::BlobFileReader;
 use crate::blob::reference::BlobReference;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
@@ -176,7 +175,7 @@ impl Engine {
         live: &LiveBlob<Arc<BlobFile>>,
         report: &mut GarbageReport,
     ) -> Result<()> {
-        let reader: &Arc<BlobFileReader> = live.file.reader(self)?;
+        let reader = live.file.reader(self)?;
         let name = FileName::Blob(number).to_string();
         let mut used = BlobUse::default();
         let mut records = reader.iter();

@@ -17,7 +17,7 @@ use super::footer::{
 use super::iter::{BlobFileIterator, StoredValue};
 use super::properties::BlobFileProperties;
 use super::record::{CODEC_RAW, CODEC_ZSTD, HEAD_MAX, Record, RecordHead};
-use crate::cache::BlockKind;
+use crate::cache::{BlockCache, BlockKind, Reservation};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::compression::{Dictionary, decompress, decompress_with};
@@ -39,6 +39,8 @@ pub struct BlobFileReader {
     properties: BlobFileProperties,
     index: Arc<BlobIndex>,
     dictionary: Option<Dictionary>,
+    /// Charges its memory to a cache.
+    charge: Option<Reservation>,
 }
 
 impl std::fmt::Debug for BlobFileReader {
@@ -55,6 +57,24 @@ impl BlobFileReader {
     /// [`Error::Corrupt`] where the file is no whole blob file or not of this number,
     /// [`Error::Unsupported`] where it is of a newer format.
     pub fn open(file: FileRef, number: u64) -> Result<Arc<Self>> {
+        Self::read(file, number).map(Arc::new)
+    }
+
+    /// As [`BlobFileReader::open`], with its memory charged to `cache` for as long as it is open.
+    pub(crate) fn open_charged(
+        file: FileRef,
+        number: u64,
+        cache: &Arc<BlockCache>,
+    ) -> Result<Arc<Self>> {
+        let bytes = perf::bytes_so_far();
+        let mut reader = Self::read(file, number)?;
+        let bytes = perf::bytes_so_far().wrapping_sub(bytes) as usize;
+        cache.count_read(BlockKind::BlobIndex, bytes);
+        reader.charge = Some(cache.reserve_evictable(reader.memory()));
+        Ok(Arc::new(reader))
+    }
+
+    fn read(file: FileRef, number: u64) -> Result<Self> {
         let name = file_name(number);
         // A finished file was synced with its size; a file of an uncertain size is none.
         let size = file.size().lower();
@@ -79,14 +99,15 @@ impl BlobFileReader {
         }
         tail.seed = footer.header.seed;
         let (properties, index, dictionary) = read_sections(&tail, &footer)?;
-        Ok(Arc::new(BlobFileReader {
+        Ok(BlobFileReader {
             file,
             name,
             footer,
             properties,
             index: Arc::new(index),
             dictionary,
-        }))
+            charge: None,
+        })
     }
 
     /// The file's number.

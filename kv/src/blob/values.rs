@@ -11,7 +11,7 @@ use lavafs::ReadRequest;
 
 use crate::blob::reference::BlobReference;
 use crate::blob::{BlobFileReader, RecordLocation};
-use crate::cache::{BlockKind, CacheKey, ValueRef};
+use crate::cache::{BlockCache, BlockKind, CacheKey, ValueRef};
 use crate::compaction::no_such_file;
 use crate::db::engine::Engine;
 use crate::error::{Error, Result};
@@ -44,28 +44,28 @@ pub(crate) struct SeparatedValue {
 }
 
 /// A value to read, and where it is.
-struct Located<'a> {
+struct Located {
     /// Its place among those that the caller wants.
     at: usize,
-    reader: &'a Arc<BlobFileReader>,
+    reader: Arc<BlobFileReader>,
     location: RecordLocation,
 }
 
-impl Located<'_> {
+impl Located {
     fn end(&self) -> u64 {
         self.location.offset + self.location.len
     }
 
     /// True where `next` can be read together with this one, which begins a read at `start`.
-    fn joins(&self, next: &Located<'_>) -> bool {
-        Arc::ptr_eq(self.reader, next.reader)
+    fn joins(&self, next: &Located) -> bool {
+        Arc::ptr_eq(&self.reader, &next.reader)
             && next.location.offset >= self.end()
             && next.location.offset - self.end() <= GAP_MAX
     }
 }
 
 impl BlobOpener for Engine {
-    fn open_blob(&self, meta: &BlobMeta) -> Result<OpenBlob> {
+    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>> {
         let path = self.dir.join(FileName::Blob(meta.number).to_string());
         let file = self.fs.open(&path)?;
         let size = file.size().lower();
@@ -73,13 +73,13 @@ impl BlobOpener for Engine {
             let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
             return Err(Error::corrupt(path.display().to_string(), size, detail));
         }
-        let reader = BlobFileReader::open(file, meta.number)?;
+        let reader = BlobFileReader::open_charged(file, meta.number, &self.cache)?;
         self.tickers.blob_index_loads.add(1);
-        let charge = self.cache.reserve(reader.memory());
-        Ok(OpenBlob {
-            reader,
-            _charge: charge,
-        })
+        Ok(reader)
+    }
+
+    fn cache(&self) -> &BlockCache {
+        &self.cache
     }
 }
 
@@ -95,7 +95,7 @@ impl Engine {
             return Ok(value);
         }
         let file = file_of(version, wanted)?;
-        let reader = file.reader(self)?;
+        let reader = self.looked_up(file)?;
         let location = reader.locate(&wanted.key);
         let location = location.ok_or_else(|| missing(wanted, file))?;
         let record = reader.read_record(location)?;
@@ -104,6 +104,19 @@ impl Engine {
         let value = checked(wanted, file, found)?;
         let cost = location.len as usize;
         Ok(self.cache.insert_value(cache_key, &wanted.key, value, cost))
+    }
+
+    /// A blob file that a value is read from, open.
+    fn looked_up(&self, file: &Arc<BlobFile>) -> Result<OpenBlob> {
+        let open = file.open_reader();
+        self.cache.count(BlockKind::BlobIndex, open.is_some());
+        match open {
+            Some(open) => {
+                perf::hit(BlockKind::BlobIndex);
+                Ok(open)
+            }
+            None => file.reader(self),
+        }
     }
 
     /// A value that is in the cache and what its reference says.
@@ -117,13 +130,16 @@ impl Engine {
     }
 
     /// The values of entries of `version`, in their order. Those that had to be read are kept in the cache if
-    /// `fill_cache` is set.
+    /// `fill_cache` is set. Adds to `requests` of each entry those that were made of the filesystem for it; one for
+    /// several values counts for the first of them.
     pub(crate) fn separated_values(
         &self,
         version: &Version,
         wanted: &[SeparatedValue],
         fill_cache: bool,
+        requests: &mut [u64],
     ) -> Result<Vec<Vec<u8>>> {
+        assert_eq!(requests.len(), wanted.len());
         let mut values = vec![Vec::new(); wanted.len()];
         let mut located = Vec::with_capacity(wanted.len());
         for (at, one) in wanted.iter().enumerate() {
@@ -133,7 +149,9 @@ impl Engine {
                 continue;
             }
             let file = file_of(version, one)?;
-            let reader = file.reader(self)?;
+            let so_far = perf::reads_so_far();
+            let reader = Arc::clone(&*self.looked_up(file)?);
+            requests[at] += perf::reads_so_far().wrapping_sub(so_far);
             let location = reader.locate(&one.key);
             let location = location.ok_or_else(|| missing(one, file))?;
             located.push(Located {
@@ -143,9 +161,11 @@ impl Engine {
             });
         }
         located.sort_by_key(|one| (one.reader.number(), one.location.offset));
-        let groups: Vec<&[Located<'_>]> = join(&located);
+        let groups: Vec<&[Located]> = join(&located);
         let mut buffers = self.read_groups(&groups)?;
         for (group, buffer) in groups.iter().zip(&mut buffers) {
+            let first = group.iter().map(|one| one.at).min();
+            requests[first.expect("groups are not empty")] += 1;
             for one in *group {
                 let record = match group.len() {
                     1 => std::mem::take(buffer),
@@ -191,12 +211,12 @@ impl Engine {
                 self.newly_scattered.lock().extend(new);
             }
         }
-        self.separated_values(version, wanted, false)
+        self.separated_values(version, wanted, false, &mut vec![0; wanted.len()])
     }
 
     /// Reads each group's bytes, all in one submission.
-    fn read_groups(&self, groups: &[&[Located<'_>]]) -> Result<Vec<Vec<u8>>> {
-        let length = |group: &&[Located<'_>]| {
+    fn read_groups(&self, groups: &[&[Located]]) -> Result<Vec<Vec<u8>>> {
+        let length = |group: &&[Located]| {
             let last = group.last().expect("groups are not empty");
             (last.end() - group[0].location.offset) as usize
         };
@@ -224,7 +244,7 @@ impl Engine {
 }
 
 /// Cuts values in the order of their places into reads.
-fn join<'a, 'b>(located: &'a [Located<'b>]) -> Vec<&'a [Located<'b>]> {
+fn join(located: &[Located]) -> Vec<&[Located]> {
     let mut groups = Vec::new();
     let mut start = 0;
     for at in 1..=located.len() {

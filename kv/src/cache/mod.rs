@@ -5,10 +5,11 @@
 //! and what has to go is decided under the lock of a shard ([`shard`]), beside a read of the device; none is held
 //! while something is read or freed.
 //!
-//! Memory that is kept beside the cache, the indexes and filters of open tables and the indexes of
-//! blob files, is charged to the same budget ([`BlockCache::reserve`]): it takes what it needs, and
-//! entries get what it leaves, at least a quarter of the budget. Of that, index and filter blocks that are
-//! cached come first, and data blocks and values share the rest by what each would gain ([`split`]).
+//! Memory that is kept beside the cache, as that of memtables and what open tables pin, is charged to the same budget
+//! ([`BlockCache::reserve`]): it takes what it needs. Of what it leaves, at least a quarter of the budget, the
+//! indexes of open blob files have up to three quarters ([`beside`]) and entries the rest. Of that, index and filter
+//! blocks that are cached come first, and data blocks and values share what they leave by what each would gain
+//! ([`split`]).
 //!
 //! A separated value is kept by the record's internal key, not by its place: it is the same value whichever blob
 //! file a garbage collection or a compaction has moved it to, so a value stays valid for as long as
@@ -16,20 +17,27 @@
 //!
 //! What is held ([`CacheRef`]) cannot go, and stays charged. It may outlive the cache.
 
+mod beside;
+mod figures;
 mod ghost;
 mod shard;
 mod slot;
 mod split;
-#[cfg(test)]
+mod sync;
+#[cfg(all(test, not(lava_loom)))]
 mod tests;
 
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use self::beside::Beside;
+pub(crate) use self::beside::Evictable;
+pub(crate) use self::figures::KINDS;
+pub use self::figures::{BlockKind, CacheStats};
 use self::ghost::GHOST_BYTES;
 use self::shard::{Offer, Shard};
 use self::slot::{Held, Slot, TableOwner};
@@ -76,29 +84,6 @@ impl CacheKey {
     }
 }
 
-/// What kind of thing is looked up or kept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BlockKind {
-    /// Keys and values.
-    Data = 0,
-    /// Where the data blocks are.
-    Index = 1,
-    /// A Bloom filter.
-    Filter = 2,
-    /// A separated value.
-    Value = 3,
-}
-
-impl BlockKind {
-    /// Every kind, in the order of [`CacheStats`], with its name in statistics.
-    pub const NAMES: [(BlockKind, &'static str); 4] = [
-        (BlockKind::Data, "data"),
-        (BlockKind::Index, "index"),
-        (BlockKind::Filter, "filter"),
-        (BlockKind::Value, "value"),
-    ];
-}
-
 /// As what a block enters that was written anew and not asked for yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WarmRank {
@@ -106,55 +91,6 @@ pub(crate) enum WarmRank {
     New,
     /// In the place of what was cached before.
     Heir,
-}
-
-/// What a cache did so far and what it holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct CacheStats {
-    /// Lookups that found something, by [`BlockKind`].
-    pub hits: [u64; 4],
-    /// Lookups that did not.
-    pub misses: [u64; 4],
-    /// Entries put in.
-    pub inserts: u64,
-    /// Entries that had to go.
-    pub evictions: u64,
-    /// Bytes read from the device for what was put in, by [`BlockKind`].
-    pub read_bytes: [u64; 4],
-    /// Bytes charged now: entries, and the cache's own tables.
-    pub charged: usize,
-    /// Of them for index and filter blocks.
-    pub index_charged: usize,
-    /// Of them for data blocks.
-    pub data_charged: usize,
-    /// Of them for separated values.
-    pub value_charged: usize,
-    /// Bytes that values may have now, where data blocks want all they can get.
-    pub value_target: usize,
-    /// Data blocks and values put in that had gone so short a time before that a little more of the
-    /// budget would have kept them.
-    pub ghost_hits: [u64; 2],
-    /// Bytes reserved now beside the entries.
-    pub reserved: usize,
-    /// Entries held now.
-    pub blocks: usize,
-}
-
-impl CacheStats {
-    /// The sizes with their names.
-    pub fn sizes(&self) -> [(&'static str, u64); 9] {
-        [
-            ("charged_bytes", self.charged as u64),
-            ("reserved_bytes", self.reserved as u64),
-            ("index_and_filter_bytes", self.index_charged as u64),
-            ("data_bytes", self.data_charged as u64),
-            ("value_bytes", self.value_charged as u64),
-            ("value_target_bytes", self.value_target as u64),
-            ("entries", self.blocks as u64),
-            ("data_ghost_hits", self.ghost_hits[0]),
-            ("value_ghost_hits", self.ghost_hits[1]),
-        ]
-    }
 }
 
 /// What is cached.
@@ -253,9 +189,9 @@ impl Deref for ValueRef {
 #[derive(Default)]
 #[repr(align(128))]
 struct Lookups {
-    hits: [AtomicU64; 4],
-    misses: [AtomicU64; 4],
-    read_bytes: [AtomicU64; 4],
+    hits: [AtomicU64; KINDS],
+    misses: [AtomicU64; KINDS],
+    read_bytes: [AtomicU64; KINDS],
 }
 
 struct LockedShard {
@@ -271,7 +207,7 @@ pub struct BlockCache {
     /// Bytes of a shard's tables.
     overhead: usize,
     split: Split,
-    reserved: AtomicUsize,
+    beside: Beside,
     next_id: AtomicU64,
     lookups: [Lookups; SETS],
 }
@@ -281,11 +217,12 @@ pub struct BlockCache {
 pub struct Reservation {
     cache: Arc<BlockCache>,
     bytes: usize,
+    is_evictable: bool,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.cache.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.cache.beside.remove(self.bytes, self.is_evictable);
     }
 }
 
@@ -308,7 +245,7 @@ impl BlockCache {
             capacity,
             overhead: slots * SLOT_BYTES,
             split: Split::new(),
-            reserved: AtomicUsize::new(0),
+            beside: Beside::default(),
             next_id: AtomicU64::new(1),
             lookups: Default::default(),
         })
@@ -319,30 +256,57 @@ impl BlockCache {
         self.capacity
     }
 
-    /// Charges `bytes` of memory that the caller keeps beside the cache. Entries give way to it with the
-    /// next inserts, down to a quarter of the budget. What is reserved beyond the rest is memory
-    /// over the budget; [`CacheStats::reserved`] tells.
+    /// Charges `bytes` of memory that the caller keeps beside the cache. Open blob files give way to it at once and
+    /// entries with the next inserts, down to a quarter of the budget for both. What is reserved beyond the
+    /// rest is memory over the budget; [`CacheStats::reserved`] tells.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
-        self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        let reservation = self.reservation(bytes, false);
+        self.shrink_beside();
+        reservation
+    }
+
+    /// Charges `bytes` of memory that can be given up: what has them is to be told of to [`BlockCache::keep`] then.
+    pub(crate) fn reserve_evictable(self: &Arc<Self>, bytes: usize) -> Reservation {
+        self.reservation(bytes, true)
+    }
+
+    fn reservation(self: &Arc<Self>, bytes: usize, is_evictable: bool) -> Reservation {
+        self.beside.add(bytes, is_evictable);
         Reservation {
             cache: Arc::clone(self),
             bytes,
+            is_evictable,
+        }
+    }
+
+    /// Keeps memory of [`BlockCache::reserve_evictable`] until others need the room more: it may be asked to go
+    /// before this returns.
+    pub(crate) fn keep<T: Evictable + 'static>(&self, thing: &Arc<T>) {
+        let weak: Weak<T> = Arc::downgrade(thing);
+        self.beside.keep(weak);
+        self.shrink_beside();
+        self.make_room();
+    }
+
+    fn shrink_beside(&self) {
+        // Without a budget there is none to be held: what is beside the cache stays, as what tables pin.
+        if self.capacity > 0 {
+            self.beside.shrink(self.beside.room(self.capacity).0);
         }
     }
 
     /// Bytes that the entries of a shard may have now.
     fn room(&self) -> usize {
-        let reserved = self.reserved.load(Ordering::Relaxed);
-        let left = self.capacity - reserved.min(self.capacity / 4 * 3);
+        let (_, left) = self.beside.room(self.capacity);
         (left / self.shards.len().max(1)).saturating_sub(self.overhead)
     }
 
     /// Lets entries go until all shards are within the budget that reservations leave.
     pub fn make_room(&self) {
-        let room = self.room();
         for LockedShard { table, lock } in &self.shards {
             let mut evicted = Vec::new();
             let mut shard = lock.lock();
+            let room = self.room();
             shard.shrink(table, room, &self.split, &mut evicted);
             // Entries are freed after the lock is.
             drop(shard);
@@ -370,10 +334,20 @@ impl BlockCache {
         Some(CacheRef(Place::Cached(held)))
     }
 
-    fn count(&self, kind: BlockKind, hit: bool) {
+    /// Counts a lookup. The cache's own are counted; this is for what is kept beside it.
+    #[inline]
+    pub(crate) fn count(&self, kind: BlockKind, hit: bool) {
         let set = &self.lookups[set_of_thread()];
         let counters = if hit { &set.hits } else { &set.misses };
         counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts bytes read from the device. As for [`BlockCache::count`].
+    pub(crate) fn count_read(&self, kind: BlockKind, bytes: usize) {
+        if bytes > 0 {
+            let set = &self.lookups[set_of_thread()];
+            set.read_bytes[kind as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 
     /// The block, if it is here.
@@ -441,16 +415,14 @@ impl BlockCache {
 
     fn offer_ranked(&self, key: CacheKey, item: Item, cost: usize, rank: WarmRank) -> CacheRef {
         let tag = key.tag();
-        if cost > 0 {
-            let set = &self.lookups[set_of_thread()];
-            set.read_bytes[item.kind() as usize].fetch_add(cost as u64, Ordering::Relaxed);
-        }
+        self.count_read(item.kind(), cost);
         let Some(LockedShard { table, lock }) = self.shard(tag) else {
             return CacheRef::owned(item);
         };
         let mut evicted = Vec::new();
-        let room = self.room();
         let mut shard = lock.lock();
+        // Read under the lock: who reserves memory and then makes room finds the shard within it after all.
+        let room = self.room();
         if let Some(present) = table.find(&key, tag, true) {
             let same = match (&present.entry().item, &item) {
                 (Item::Block(_), Item::Block(_)) => true,
@@ -479,12 +451,14 @@ impl BlockCache {
 
     /// Figures, summed over the shards one after another.
     pub fn stats(&self) -> CacheStats {
+        let (reserved, blob_index_reserved) = self.beside.charged();
         let mut stats = CacheStats {
-            reserved: self.reserved.load(Ordering::Relaxed),
+            reserved,
+            blob_index_reserved,
             ..CacheStats::default()
         };
         for set in &self.lookups {
-            for kind in 0..4 {
+            for kind in 0..KINDS {
                 stats.hits[kind] += set.hits[kind].load(Ordering::Relaxed);
                 stats.misses[kind] += set.misses[kind].load(Ordering::Relaxed);
                 stats.read_bytes[kind] += set.read_bytes[kind].load(Ordering::Relaxed);

@@ -44,8 +44,8 @@ pub(super) enum PoolKind {
 impl PoolKind {
     pub(super) fn of(kind: BlockKind) -> Self {
         match kind {
-            BlockKind::Data => PoolKind::Data,
-            BlockKind::Index | BlockKind::Filter => PoolKind::Index,
+            BlockKind::Data | BlockKind::Packed => PoolKind::Data,
+            BlockKind::Index | BlockKind::Filter | BlockKind::BlobIndex => PoolKind::Index,
             BlockKind::Value => PoolKind::Values,
         }
     }

@@ -43,8 +43,9 @@
 )]
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::Ordering;
 
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Watch, fence};
 use super::{CacheKey, Item};
 
 const STATE_SHIFT: u32 = 62;
@@ -91,6 +92,7 @@ pub(super) struct Entry {
     pub(super) item: Item,
     /// The table that has the slot.
     table: NonNull<Table>,
+    watch: Watch,
 }
 
 pub(super) struct Slot {
@@ -101,6 +103,7 @@ pub(super) struct Slot {
     passed: AtomicU32,
 }
 
+#[cfg(not(lava_loom))]
 const _: () = assert!(size_of::<Slot>() == 32, "two slots to a cache line");
 
 impl Slot {
@@ -141,6 +144,7 @@ pub(super) struct Table {
     slots: Box<[Slot]>,
     /// The cache, and each INVISIBLE entry.
     owners: AtomicUsize,
+    watch: Watch,
 }
 
 /// What the writer found when the clock came to a slot.
@@ -169,6 +173,7 @@ impl TableOwner {
         let table = Box::new(Table {
             slots: (0..slots).map(|_| Slot::empty()).collect(),
             owners: AtomicUsize::new(1),
+            watch: Watch::new(),
         });
         TableOwner(NonNull::from(Box::leak(table)))
     }
@@ -176,7 +181,9 @@ impl TableOwner {
     #[inline]
     fn slots(&self) -> &[Slot] {
         // SAFETY: the table lives at least until this owner is dropped.
-        unsafe { &self.0.as_ref().slots }
+        let table = unsafe { self.0.as_ref() };
+        table.watch.read();
+        &table.slots
     }
 
     pub(super) fn len(&self) -> usize {
@@ -229,6 +236,7 @@ impl TableOwner {
             charge,
             item,
             table: self.0,
+            watch: Watch::new(),
         })));
         slot.entry.store(entry.as_ptr(), Ordering::Relaxed);
         slot.tag.store(tag, Ordering::Relaxed);
@@ -364,7 +372,9 @@ impl Held {
     #[inline]
     pub(super) fn entry(&self) -> &Entry {
         // SAFETY: the entry is not freed while it is held.
-        unsafe { self.entry.as_ref() }
+        let entry = unsafe { self.entry.as_ref() };
+        entry.watch.read();
+        entry
     }
 
     #[inline]
@@ -408,3 +418,7 @@ impl Drop for Held {
         }
     }
 }
+
+#[cfg(all(test, lava_loom))]
+#[path = "slot_loom.rs"]
+mod loom;

@@ -1,4 +1,9 @@
 //! Tests of the cache: its budget, who stays, the split, and threads that read, put in and evict at once.
+//!
+//! Miri runs those that say what threads do:
+//! `MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p lavakv --lib -- cache::tests::threads the_last_holder same_hash`.
+
+use std::sync::atomic::AtomicBool;
 
 use super::*;
 
@@ -79,6 +84,85 @@ fn entries_give_way_to_reserved_memory_down_to_a_quarter() {
     let _all = cache.reserve(6 << 20);
     cache.make_room();
     assert!(cache.stats().charged <= 2 << 20);
+}
+
+/// What an open blob file is to the cache.
+struct File {
+    used: AtomicBool,
+    memory: Mutex<Option<Reservation>>,
+}
+
+const FILE_BYTES: usize = 100 << 10;
+
+impl File {
+    fn open(cache: &Arc<BlockCache>, used: bool) -> Arc<Self> {
+        let file = Arc::new(File {
+            used: AtomicBool::new(used),
+            memory: Mutex::new(Some(cache.reserve_evictable(FILE_BYTES))),
+        });
+        cache.keep(&file);
+        file
+    }
+
+    fn is_open(&self) -> bool {
+        self.memory.lock().is_some()
+    }
+}
+
+impl Evictable for File {
+    fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    fn evict(&self) -> usize {
+        self.memory.lock().take().map_or(0, |_freed| FILE_BYTES)
+    }
+}
+
+#[test]
+fn open_files_give_way_to_each_other_at_three_quarters_of_the_budget() {
+    let capacity = 8 << 20;
+    let cache = BlockCache::new(capacity);
+    for offset in 0..4000 {
+        read(&cache, offset);
+    }
+    let hot = File::open(&cache, true);
+    let mut files = Vec::new();
+    for number in 0..300 {
+        files.push(File::open(&cache, number % 2 == 0));
+        hot.used.store(true, Ordering::Relaxed);
+        read(&cache, 10_000 + number);
+        let stats = cache.stats();
+        assert!(stats.reserved <= capacity / 4 * 3, "{stats:?}");
+        assert!(stats.charged + stats.reserved <= capacity, "{stats:?}");
+    }
+    assert!(hot.is_open(), "it was always in use");
+    let open = files.iter().filter(|file| file.is_open()).count();
+    assert!((50..=60).contains(&open), "{open} files are open");
+    let unused = files.iter().skip(1).step_by(2);
+    let recent = unused
+        .clone()
+        .skip(145)
+        .filter(|file| file.is_open())
+        .count();
+    assert!(recent >= 4, "those opened last stay: {recent}");
+    // Memory that is reserved for good goes first; some of both kinds stays all the same.
+    let fixed = cache.reserve(7 << 20);
+    for number in 0..1000 {
+        read(&cache, 20_000 + number);
+    }
+    let stats = cache.stats();
+    let left = capacity / 4;
+    let evictable = stats.blob_index_reserved;
+    assert!(
+        evictable <= left / 4 * 3 && evictable > left / 2,
+        "{stats:?}"
+    );
+    assert!(stats.charged + evictable <= left, "{stats:?}");
+    assert!(stats.charged > left / 8, "{stats:?}");
+    drop((fixed, hot, files));
+    let stats = cache.stats();
+    assert_eq!((stats.reserved, stats.blob_index_reserved), (0, 0));
 }
 
 #[test]

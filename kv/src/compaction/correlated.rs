@@ -107,7 +107,7 @@ pub(crate) fn take_along(
     chosen
         .map(|number| {
             let file = &version.blobs.files()[&number].file;
-            Ok((number, Arc::clone(file.reader(opener)?)))
+            Ok((number, Arc::clone(&*file.reader(opener)?)))
         })
         .collect()
 }

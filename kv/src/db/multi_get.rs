@@ -6,6 +6,10 @@
 //! there is settled in its first round but for false positives of filters, so most calls submit
 //! once, whatever the number of levels. Values in blob files are read after the rounds, in one
 //! submission more.
+//!
+//! In the statistics each key is a Get of its own, which took the requests of the filesystem that were made for
+//! it. One that several keys needed counts for the first of them, as if they had been looked up one after
+//! another: the sum over the keys is what the call made.
 
 use std::sync::Arc;
 
@@ -18,6 +22,7 @@ use crate::error::Result;
 use crate::key::{LookupKey, ValueKind};
 use crate::options::ReadOptions;
 use crate::sstable::{BlockPlace, Table, filter_hash};
+use crate::stats::perf;
 use crate::version::Run;
 use crate::write::batch::CfId;
 
@@ -35,6 +40,8 @@ struct Pending {
     hash: u64,
     /// The first run, counted from the newest, that was not asked yet.
     next_run: usize,
+    /// Requests of the filesystem that were made for it.
+    requests: u64,
 }
 
 /// A key of a round, and the block where its table would have it.
@@ -71,6 +78,7 @@ impl Engine {
                     hash: filter_hash(key),
                     lookup,
                     next_run: 0,
+                    requests: 0,
                 }),
             }
         }
@@ -89,13 +97,14 @@ impl Engine {
         results: &mut [Option<Vec<u8>>],
     ) -> Result<()> {
         let levels = &view.version.levels;
-        let mut separated_at = Vec::new();
-        let mut wanted = Vec::new();
+        // The keys with values in blob files, their entries, and the requests made for them.
+        let (mut separated_at, mut wanted, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+        let mut settled = Vec::with_capacity(pending.len());
         let runs: Vec<&Run> = levels.iter().flat_map(|level| &level.runs).collect();
         while !pending.is_empty() {
             let mut candidates = Vec::with_capacity(pending.len());
             for key in pending.drain(..) {
-                candidates.extend(self.next_candidate(&runs, key)?);
+                candidates.extend(self.next_candidate(&runs, key, &mut settled)?);
             }
             self.load_blocks(&mut candidates)?;
             for candidate in candidates {
@@ -110,30 +119,41 @@ impl Engine {
                     Some(hit) if hit.kind == ValueKind::BlobReference => {
                         wanted.push(separated(key.lookup.user_key(), &hit)?);
                         separated_at.push(key.at);
+                        requests.push(key.requests);
                     }
                     Some(hit) => {
                         results[key.at] = (!hit.kind.is_delete()).then(|| hit.value.to_vec());
+                        settled.push(key.requests);
                     }
                     None => pending.push(key),
                 }
             }
         }
-        if wanted.is_empty() {
-            return Ok(());
+        if !wanted.is_empty() {
+            let fill_cache = options.fill_cache;
+            let values =
+                self.separated_values(&view.version, &wanted, fill_cache, &mut requests)?;
+            for (at, value) in separated_at.into_iter().zip(values) {
+                results[at] = Some(value);
+            }
+            settled.extend(requests);
         }
-        let values = self.separated_values(&view.version, &wanted, options.fill_cache)?;
-        for (at, value) in separated_at.into_iter().zip(values) {
-            results[at] = Some(value);
+        for requests in settled {
+            self.count_requests_of_get(requests);
         }
         Ok(())
     }
 
-    /// The next table that may hold `key`, if there is one, and the block.
+    /// The next table that may hold `key`, if there is one, and the block; else the key is settled, and the
+    /// requests made for it are added to `settled`.
     fn next_candidate<'a>(
         &self,
         runs: &[&'a Run],
         mut key: Pending,
+        settled: &mut Vec<u64>,
     ) -> Result<Option<Candidate<'a>>> {
+        let so_far = perf::reads_so_far();
+        let made = || perf::reads_so_far().wrapping_sub(so_far);
         while let Some(run) = runs.get(key.next_run) {
             key.next_run += 1;
             let Some(file) = run.file_for(key.lookup.user_key()) else {
@@ -141,6 +161,7 @@ impl Engine {
             };
             let table = file.table(self)?;
             if let Some(place) = table.locate(&key.lookup, key.hash)? {
+                key.requests += made();
                 return Ok(Some(Candidate {
                     key,
                     table,
@@ -149,6 +170,7 @@ impl Engine {
                 }));
             }
         }
+        settled.push(key.requests + made());
         Ok(None)
     }
 
@@ -196,6 +218,8 @@ impl Engine {
         drop(requests);
         for ((group, (_, bytes)), len) in groups.iter_mut().zip(stored).zip(lengths) {
             let block = group[0].table.admit_block(&bytes[..len], &group[0].place)?;
+            let first = group.iter_mut().min_by_key(|one| one.key.at);
+            first.expect("groups are not empty").key.requests += 1;
             for one in group.iter_mut() {
                 one.block = Some(block.clone());
             }

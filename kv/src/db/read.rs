@@ -78,17 +78,22 @@ impl Engine {
             Some(found) => found,
             None => {
                 let found = self.get_in_version(&view.version, &lookup)?;
-                match perf::reads_so_far().wrapping_sub(reads) {
-                    0 => self.tickers.gets_from_cache.add(1),
-                    1 => self.tickers.gets_with_one_read.add(1),
-                    2 => self.tickers.gets_with_two_reads.add(1),
-                    _ => self.tickers.gets_with_more_reads.add(1),
-                }
+                self.count_requests_of_get(perf::reads_so_far().wrapping_sub(reads));
                 found
             }
         };
         self.count_read(found.as_deref());
         Ok(found)
+    }
+
+    /// Counts a lookup beyond the memtables by the requests of the filesystem that were made for it.
+    pub(crate) fn count_requests_of_get(&self, requests: u64) {
+        match requests {
+            0 => self.tickers.gets_from_cache.add(1),
+            1 => self.tickers.gets_with_one_read.add(1),
+            2 => self.tickers.gets_with_two_reads.add(1),
+            _ => self.tickers.gets_with_more_reads.add(1),
+        }
     }
 
     pub(crate) fn count_read(&self, found: Option<&[u8]>) {

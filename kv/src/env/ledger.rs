@@ -1,9 +1,9 @@
 //! `MemoryLedger`: one limit for the memory of all databases of an `Env`.
 //!
 //! It counts memtables, blocks in the cache, index and filter blocks that open tables keep beside
-//! it, the buffers of background I/O, and what the databases' filesystems read ahead and write behind with. The block cache
+//! it, indexes of open blob files, the buffers of background I/O, and what the databases' filesystems read ahead and write behind with. The block cache
 //! is the one that gives way: everything else is reserved in its budget ([`BlockCache::reserve`]),
-//! and blocks get what is left, but at least a quarter of the limit.
+//! and indexes of blob files and blocks get what is left, but at least a quarter of the limit.
 //!
 //! Memtables may take half of the limit, active ones half of that: the other half is there for
 //! those that are being flushed, so that writers go on meanwhile. Where active memtables grow beyond their
@@ -70,7 +70,7 @@ pub struct MemoryUsage {
     pub memtables: usize,
     /// Blocks in the cache.
     pub cache: usize,
-    /// Index and filter blocks that open tables keep beside the cache.
+    /// Index and filter blocks that open tables keep beside the cache, and indexes of open blob files.
     pub pinned: usize,
     /// Buffers of flushes and compactions in flight, and of scans of separated values.
     pub io: usize,

@@ -151,7 +151,9 @@ pub struct Options {
     /// Filters of small runs get more bits per key and those of large ones fewer, so that the same
     /// memory saves more reads (Monkey, SIGMOD 2017); otherwise all get the same. Default true.
     pub filters_by_level: bool,
-    /// Bytes of the block cache made when `block_cache` names none. Default 32 MiB.
+    /// Bytes of the block cache made when `block_cache` names none. Indexes of blob files are within them: files that
+    /// were not read for longest are closed where they do not fit. With 0 nothing is cached, and files stay open.
+    /// Default 32 MiB.
     pub block_cache_size: usize,
     /// Keep index and filter blocks in the block cache, where they can be evicted, instead of with
     /// their open tables, where they are only charged to it (and take at most three quarters of it

@@ -213,7 +213,8 @@ impl Block {
     /// What kind of block this is.
     pub fn kind(&self) -> BlockKind {
         match self.layout {
-            Layout::Data(_) | Layout::Packed => BlockKind::Data,
+            Layout::Data(_) => BlockKind::Data,
+            Layout::Packed => BlockKind::Packed,
             Layout::Index(_) => BlockKind::Index,
             Layout::Filter(_) => BlockKind::Filter,
         }
@@ -254,7 +255,7 @@ impl Block {
     }
 
     /// A block of a kind and size, without meaningful contents.
-    #[cfg(test)]
+    #[cfg(all(test, not(lava_loom)))]
     pub(crate) fn for_cache_tests(kind: BlockKind, len: usize) -> Self {
         let data = {
             let mut builder = block::BlockBuilder::new(16, false);
@@ -262,7 +263,7 @@ impl Block {
             Block::data(builder.finish().concat()).expect("as built")
         };
         match kind {
-            BlockKind::Data | BlockKind::Value => data,
+            BlockKind::Data | BlockKind::Value | BlockKind::Packed | BlockKind::BlobIndex => data,
             BlockKind::Index => {
                 let mut builder = index::IndexBuilder::default();
                 builder.add(&[0; 8], None, 1);

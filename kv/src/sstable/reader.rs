@@ -354,7 +354,11 @@ impl Table {
     #[inline]
     pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
         let key = self.cache_key(place.start);
-        unpacked(self.cached(key, BlockKind::Data)?)
+        let kind = match self.properties.is_mostly_references() {
+            true => BlockKind::Packed,
+            false => BlockKind::Data,
+        };
+        unpacked(self.cached(key, kind)?)
     }
 
     /// As [`Table::cached_block`], without a trace in the cache.

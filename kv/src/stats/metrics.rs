@@ -78,14 +78,14 @@ tickers! {
     bytes_read,
     /// Lookups answered by a memtable.
     memtable_hits,
-    /// Single lookups beyond the memtables that made no request of the filesystem: tables, blob files and cache
+    /// Lookups beyond the memtables, each key of a MultiGet one, that made no request of the filesystem: tables, blob files and cache
     /// had it all in memory.
     gets_from_cache,
-    /// Single lookups that made one request of the filesystem.
+    /// Lookups that made one request of the filesystem.
     gets_with_one_read,
-    /// Single lookups that made two.
+    /// Lookups that made two.
     gets_with_two_reads,
-    /// Single lookups that made more, of which most open a file.
+    /// Lookups that made more, of which most open a file.
     gets_with_more_reads,
     /// Blob files opened, whose index then is in memory.
     blob_index_loads,

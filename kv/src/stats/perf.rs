@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 
-use crate::cache::BlockKind;
+use crate::cache::{BlockKind, KINDS};
 
 /// What a request of the filesystem was for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,9 +32,10 @@ impl ReadFor {
 /// What the calling thread has read so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PerfContext {
-    /// Found in the cache, by [`BlockKind`].
-    pub cache_hits: [u64; 4],
-    /// Requests of the filesystem, by [`BlockKind`]: for values, neighbours read at once are one.
+    /// Found in the cache, or an index of a blob file in memory, by [`BlockKind`].
+    pub cache_hits: [u64; KINDS],
+    /// Requests of the filesystem, by [`BlockKind`] of what they are for: data blocks, also those that are cached
+    /// packed, index and filter blocks, and values, of which neighbours read at once are one.
     pub reads: [u64; 4],
     /// Requests of the filesystem to open blob files, whose index then is in memory.
     pub blob_index_reads: u64,
@@ -75,20 +76,23 @@ impl PerfContext {
 }
 
 struct Counts {
-    hits: [Cell<u64>; 4],
+    hits: [Cell<u64>; KINDS],
     reads: [Cell<u64>; 6],
     /// Sum of `reads`, never reset: for differences.
     total: Cell<u64>,
     bytes: Cell<u64>,
+    /// As `bytes`, never reset.
+    total_bytes: Cell<u64>,
 }
 
 thread_local! {
     static PERF: Counts = const {
         Counts {
-            hits: [const { Cell::new(0) }; 4],
+            hits: [const { Cell::new(0) }; KINDS],
             reads: [const { Cell::new(0) }; 6],
             total: Cell::new(0),
             bytes: Cell::new(0),
+            total_bytes: Cell::new(0),
         }
     };
 }
@@ -109,6 +113,7 @@ pub(crate) fn read(what: ReadFor, bytes: usize) {
         bump(&perf.reads[what.slot()], 1);
         bump(&perf.total, 1);
         bump(&perf.bytes, bytes as u64);
+        bump(&perf.total_bytes, bytes as u64);
     });
 }
 
@@ -116,4 +121,9 @@ pub(crate) fn read(what: ReadFor, bytes: usize) {
 #[inline]
 pub(crate) fn reads_so_far() -> u64 {
     PERF.with(|perf| perf.total.get())
+}
+
+/// Bytes that the calling thread ever asked for, as [`reads_so_far`].
+pub(crate) fn bytes_so_far() -> u64 {
+    PERF.with(|perf| perf.total_bytes.get())
 }

@@ -1,13 +1,17 @@
 //! `BlobFile`: the handle of a blob file, shared by the versions that have it.
 //!
 //! It opens the file on first use, and removes it when the manifest needs it no more, durably, and the last
-//! version with it is gone.
+//! version with it is gone. Where the cache's budget is short it closes the file and opens it again for the next
+//! reader; whoever reads it meanwhile keeps it open.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+
+use arc_swap::{ArcSwapOption, Guard};
 
 use crate::blob::BlobFileReader;
-use crate::cache::Reservation;
+use crate::cache::{BlockCache, Evictable};
 use crate::error::Result;
 use crate::file_names::{FileName, FileNumber};
 
@@ -35,22 +39,40 @@ pub(crate) struct BlobMeta {
 pub(crate) struct BlobFile {
     pub(crate) meta: BlobMeta,
     /// Opened on first use; a failed open is tried again by the next reader.
-    reader: OnceLock<OpenBlob>,
+    reader: ArcSwapOption<BlobFileReader>,
+    /// A reader was asked for since the cache last wanted to know.
+    used: AtomicBool,
     obsolete: AtomicBool,
     /// A scan found that its values' neighbours lie in many other files.
     scattered: AtomicBool,
     remover: Arc<ObsoleteFiles>,
 }
 
-/// An open blob file. Its index is in memory, charged to the cache's budget: blocks give way to it.
-pub(crate) struct OpenBlob {
-    pub(crate) reader: Arc<BlobFileReader>,
-    pub(crate) _charge: Reservation,
+/// An open blob file, which stays so until this is dropped. Its index is in memory, charged to the cache's budget.
+pub(crate) struct OpenBlob(Guard<Option<Arc<BlobFileReader>>>);
+
+impl OpenBlob {
+    fn new(open: Guard<Option<Arc<BlobFileReader>>>) -> Option<Self> {
+        open.is_some().then_some(OpenBlob(open))
+    }
+}
+
+impl Deref for OpenBlob {
+    type Target = Arc<BlobFileReader>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<BlobFileReader> {
+        self.0.as_ref().expect("made of open files only")
+    }
 }
 
 /// Opens blob files for a version's readers.
 pub(crate) trait BlobOpener: Send + Sync {
-    fn open_blob(&self, meta: &BlobMeta) -> Result<OpenBlob>;
+    /// Opens the file and charges its memory to the cache, as what can be given up.
+    fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>>;
+
+    /// The cache whose budget open files are charged to.
+    fn cache(&self) -> &BlockCache;
 }
 
 impl std::fmt::Debug for BlobFile {
@@ -67,20 +89,40 @@ impl BlobFile {
     pub(crate) fn new(meta: BlobMeta, remover: Arc<ObsoleteFiles>) -> Arc<Self> {
         Arc::new(BlobFile {
             meta,
-            reader: OnceLock::new(),
+            reader: ArcSwapOption::empty(),
+            used: AtomicBool::new(false),
             obsolete: AtomicBool::new(false),
             scattered: AtomicBool::new(false),
             remover,
         })
     }
 
-    /// The open file.
-    pub(crate) fn reader(&self, opener: &dyn BlobOpener) -> Result<&Arc<BlobFileReader>> {
-        if let Some(open) = self.reader.get() {
-            return Ok(&open.reader);
+    /// The file, if it is open.
+    #[inline]
+    pub(crate) fn open_reader(&self) -> Option<OpenBlob> {
+        let open = OpenBlob::new(self.reader.load())?;
+        // Written only where it changes something: all readers share it.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
         }
-        let open = opener.open_blob(&self.meta)?;
-        Ok(&self.reader.get_or_init(|| open).reader)
+        Some(open)
+    }
+
+    /// The file, opened if it is not.
+    pub(crate) fn reader(self: &Arc<Self>, opener: &dyn BlobOpener) -> Result<OpenBlob> {
+        if let Some(open) = self.open_reader() {
+            return Ok(open);
+        }
+        let opened = Some(opener.open_blob(&self.meta)?);
+        let before = self
+            .reader
+            .compare_and_swap(&None::<Arc<BlobFileReader>>, opened.clone());
+        // Another thread may have been quicker.
+        if let Some(open) = OpenBlob::new(before) {
+            return Ok(open);
+        }
+        opener.cache().keep(self);
+        Ok(OpenBlob(Guard::from_inner(opened)))
     }
 
     /// Asks compactions to put its values in order with their neighbours; true where nobody has yet.
@@ -101,11 +143,22 @@ impl BlobFile {
     }
 }
 
+impl Evictable for BlobFile {
+    fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    fn evict(&self) -> usize {
+        let open = self.reader.swap(None);
+        open.map_or(0, |reader| reader.memory())
+    }
+}
+
 impl Drop for BlobFile {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
             // The handle goes first: space of an open file does not return.
-            drop(self.reader.take());
+            self.reader.store(None);
             let name = FileName::Blob(self.meta.number);
             self.remover.let_go(name, self.meta.file_size);
         }

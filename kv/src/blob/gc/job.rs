@@ -117,7 +117,7 @@ impl Engine {
         let inputs = pick.inputs.iter().map(|number| {
             let live = version.blobs.files().get(number);
             let live = live.expect("the pick is of this version");
-            live.file.reader(self).cloned()
+            Ok(Arc::clone(&*live.file.reader(self)?))
         });
         inputs.collect()
     }

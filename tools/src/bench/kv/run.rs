@@ -282,7 +282,7 @@ fn measure(
     Ok(measured)
 }
 
-/// Where single lookups found what they asked for, so far.
+/// Where lookups found what they asked for, so far.
 fn gets(db: &Db) -> [(&'static str, u64); 5] {
     let tickers = db.stats().tickers;
     [
