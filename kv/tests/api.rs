@@ -276,7 +276,16 @@ fn a_read_only_view_keeps_values_whose_blob_files_the_owner_has_replaced() {
             put(&db, &number.to_be_bytes(), &value(number, 0));
         }
         db.flush().unwrap();
-        let view = Db::open_read_only(fs.clone(), Path::new(AT), separated()).unwrap();
+        // A cache that has no room for the indexes of the blob files.
+        let view = Db::open_read_only(
+            fs.clone(),
+            Path::new(AT),
+            Options {
+                block_cache_size: 4 << 10,
+                ..separated()
+            },
+        )
+        .unwrap();
         for number in 0..1000_u32 {
             put(&db, &number.to_be_bytes(), &value(number, 1));
         }

@@ -60,17 +60,22 @@ impl BlobFileReader {
         Self::read(file, number).map(Arc::new)
     }
 
-    /// As [`BlobFileReader::open`], with its memory charged to `cache` for as long as it is open.
+    /// As [`BlobFileReader::open`], with its memory charged to `cache` for as long as it is open, as what
+    /// can be given up if `may_close`.
     pub(crate) fn open_charged(
         file: FileRef,
         number: u64,
         cache: &Arc<BlockCache>,
+        may_close: bool,
     ) -> Result<Arc<Self>> {
         let bytes = perf::bytes_so_far();
         let mut reader = Self::read(file, number)?;
         let bytes = perf::bytes_so_far().wrapping_sub(bytes) as usize;
         cache.count_read(BlockKind::BlobIndex, bytes);
-        reader.charge = Some(cache.reserve_evictable(reader.memory()));
+        reader.charge = Some(match may_close {
+            true => cache.reserve_evictable(reader.memory()),
+            false => cache.reserve(reader.memory()),
+        });
         Ok(Arc::new(reader))
     }
 

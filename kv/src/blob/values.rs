@@ -73,13 +73,13 @@ impl BlobOpener for Engine {
             let detail = format!("{size} bytes, but the manifest says {}", meta.file_size);
             return Err(Error::corrupt(path.display().to_string(), size, detail));
         }
-        let reader = BlobFileReader::open_charged(file, meta.number, &self.cache)?;
+        let reader = BlobFileReader::open_charged(file, meta.number, &self.cache, !self.read_only)?;
         self.tickers.blob_index_loads.add(1);
         Ok(reader)
     }
 
-    fn cache(&self) -> &BlockCache {
-        &self.cache
+    fn closed_by(&self) -> Option<&BlockCache> {
+        (!self.read_only).then_some(&*self.cache)
     }
 }
 

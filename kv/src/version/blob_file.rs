@@ -68,11 +68,12 @@ impl Deref for OpenBlob {
 
 /// Opens blob files for a version's readers.
 pub(crate) trait BlobOpener: Send + Sync {
-    /// Opens the file and charges its memory to the cache, as what can be given up.
+    /// Opens the file and charges its memory to the cache.
     fn open_blob(&self, meta: &BlobMeta) -> Result<Arc<BlobFileReader>>;
 
-    /// The cache whose budget open files are charged to.
-    fn cache(&self) -> &BlockCache;
+    /// The cache that may close open files for its budget. `None` where they have to stay open, as those of a
+    /// read-only view do: their owner may have removed their names.
+    fn closed_by(&self) -> Option<&BlockCache>;
 }
 
 impl std::fmt::Debug for BlobFile {
@@ -121,7 +122,9 @@ impl BlobFile {
         if let Some(open) = OpenBlob::new(before) {
             return Ok(open);
         }
-        opener.cache().keep(self);
+        if let Some(cache) = opener.closed_by() {
+            cache.keep(self);
+        }
         Ok(OpenBlob(Guard::from_inner(opened)))
     }
 
