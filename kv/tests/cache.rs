@@ -274,7 +274,7 @@ fn multi_get(db: &Db, numbers: &[u64], len: usize) -> [u64; 5] {
     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
     for (&number, found) in numbers.iter().zip(found) {
-        let there = number < 400 || number >= 1000;
+        let there = !(400..1000).contains(&number);
         assert_eq!(found, there.then(|| value(number, len)), "key {number}");
     }
     let after = lookups(db);

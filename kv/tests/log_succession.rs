@@ -23,6 +23,9 @@ use lavafs::device::{
 use lavafs::{FileSystemRef, LavaFs, MountOptions};
 use lavakv::{Db, Env, Options, ReadOptions, WalRecoveryMode, WriteBatch, WriteOptions};
 
+/// What becomes of a file's bytes.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 const AT: &str = "/db";
 
 /// A device that counts what one thread does to it.
@@ -373,7 +376,7 @@ fn an_empty_spare_log_is_nothing_to_whoever_opens() {
     db.verify().unwrap();
     let before = logs(&dir.path().join("db"));
     assert_eq!(before.len(), 2, "{before:?}");
-    let torn: [&dyn Fn(&mut Vec<u8>); 4] = [
+    let torn: [Damage<'_>; 4] = [
         &|_| {},
         &Vec::clear,
         &|bytes| bytes.truncate(20),

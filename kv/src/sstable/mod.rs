@@ -25,6 +25,7 @@
 
 mod block;
 mod builder;
+mod cached;
 pub(crate) mod compression;
 mod filter;
 mod footer;

@@ -17,8 +17,8 @@ use super::footer::{
 };
 use super::iter::{TableIterator, TableReadOptions};
 use super::properties::TableProperties;
-use super::{BLOCK_TRAILER, Block, BlockCrc, KeptBlock, filter};
-use crate::cache::{BlockCache, BlockKind, BlockRef, CacheKey, Reservation, WarmRank};
+use super::{BLOCK_TRAILER, Block, BlockCrc, filter};
+use crate::cache::{BlockCache, BlockKind, BlockRef, CacheKey, Reservation};
 use crate::error::{Error, Result};
 use crate::iter::InternalIterator;
 use crate::key::{LookupKey, SeqNo, TRAILER_LEN, ValueKind, compare_internal, user_key};
@@ -50,16 +50,16 @@ pub struct OpenOptions {
 pub struct Table {
     file: FileRef,
     /// For messages.
-    name: String,
+    pub(super) name: String,
     number: u64,
     /// The table's number in the cache.
     id: u64,
-    cache: Arc<BlockCache>,
-    footer: Footer,
-    properties: TableProperties,
+    pub(super) cache: Arc<BlockCache>,
+    pub(super) footer: Footer,
+    pub(super) properties: TableProperties,
     filter: Option<Handle>,
     dictionary: Option<Dictionary>,
-    pinned_index: Option<BlockRef>,
+    pub(super) pinned_index: Option<BlockRef>,
     pinned_filter: Option<BlockRef>,
     /// Charges what is pinned to the cache.
     _charge: Option<Reservation>,
@@ -350,111 +350,6 @@ impl Table {
         }))
     }
 
-    /// The data block at `place`, if it is in the cache.
-    #[inline]
-    pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
-        let key = self.cache_key(place.start);
-        let kind = match self.properties.is_mostly_references() {
-            true => BlockKind::Packed,
-            false => BlockKind::Data,
-        };
-        unpacked(self.cached(key, kind)?)
-    }
-
-    /// As [`Table::cached_block`], without a trace in the cache.
-    pub(super) fn peek_block(&self, place: &BlockPlace) -> Option<BlockRef> {
-        unpacked(self.cache.peek(self.cache_key(place.start))?)
-    }
-
-    /// Something of this table that is in the cache.
-    #[inline]
-    fn cached(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
-        let found = self.cache.get(key, kind)?;
-        perf::hit(kind);
-        Some(found)
-    }
-
-    /// Puts a data block into the cache, compressed if the table's blocks are cached so.
-    pub(super) fn cache_block(&self, offset: u64, block: Block, cost: usize) -> BlockRef {
-        let key = self.cache_key(offset);
-        match self.packed(&block) {
-            Some(packed) => {
-                self.cache.insert(key, packed, cost);
-                block.into()
-            }
-            None => self.cache.insert(key, block, cost),
-        }
-    }
-
-    fn packed(&self, block: &Block) -> Option<Block> {
-        let packs = self.properties.is_mostly_references();
-        packs.then(|| block.packed()).flatten()
-    }
-
-    /// Takes a data block's bytes as the file has them at `place`, and caches the block.
-    pub(crate) fn admit_block(&self, stored: &[u8], place: &BlockPlace) -> Result<BlockRef> {
-        let wanted = place.end - place.start;
-        if (stored.len() as u64) < wanted {
-            let detail = format!("file ends after {} of {wanted} bytes", stored.len());
-            return Err(Error::corrupt(&self.name, place.start, detail));
-        }
-        perf::read(ReadFor::Block(BlockKind::Data), stored.len());
-        let contents = self.unseal_slice(stored, place.start)?;
-        let block = self.as_data_block(contents, place.start)?;
-        Ok(self.cache_block(place.start, block, stored.len()))
-    }
-
-    /// Puts a block into the cache that was kept when the table was written.
-    pub(crate) fn warm_block(&self, block: KeptBlock, rank: WarmRank) -> Result<()> {
-        let KeptBlock {
-            offset,
-            bytes,
-            is_packed,
-        } = block;
-        let block = match is_packed {
-            true => Block::of_packed(bytes),
-            false => {
-                let parsed = self.as_data_block(bytes, offset)?;
-                self.packed(&parsed).unwrap_or(parsed)
-            }
-        };
-        self.cache.insert_warm(self.cache_key(offset), block, rank);
-        Ok(())
-    }
-
-    /// Lets the cached blocks of a table that was replaced be the next to go.
-    pub(crate) fn cool(&self) {
-        let cached;
-        let index = match &self.pinned_index {
-            Some(index) => index,
-            None => {
-                cached = self.cache.peek(self.cache_key(self.footer.index.offset));
-                match &cached {
-                    Some(index) => index,
-                    None => return,
-                }
-            }
-        };
-        let (bytes, layout) = index.as_index();
-        for at in 0..layout.count() {
-            let place = layout.block(bytes, at);
-            if !self.is_partitioned() {
-                self.cache.cool(self.cache_key(place.start));
-                continue;
-            }
-            let key = self.cache_key(place.start);
-            let Some(partition) = self.cache.peek(key) else {
-                continue;
-            };
-            let (bytes, layout) = partition.as_index();
-            for at in 0..layout.count() {
-                let place = layout.block(bytes, at);
-                self.cache.cool(self.cache_key(place.start));
-            }
-            self.cache.cool(key);
-        }
-    }
-
     /// False where the filter says that no key with this hash is in the table.
     pub fn may_contain(&self, hash: u64) -> Result<bool> {
         if let Some(filter) = &self.pinned_filter {
@@ -680,14 +575,6 @@ impl Table {
             _ => Err("block compressed with a dictionary that the table has not"),
         };
         raw.map_err(|detail| Error::corrupt(&self.name, offset, detail))
-    }
-}
-
-/// The data block itself, where what is cached is its compressed form.
-fn unpacked(block: BlockRef) -> Option<BlockRef> {
-    match block.is_packed() {
-        true => block.unpacked().map(BlockRef::from),
-        false => Some(block),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The process's allocator under a memory limit.
+//! The process's allocator under a memory limit, and what the limit leaves it.
 //!
 //! glibc's allocator keeps freed memory in one arena for each thread, and takes large buffers from the arenas too
 //! once it has seen one freed. A process that keeps to a limit cannot have that: few arenas, buffers
@@ -21,6 +21,21 @@ pub(super) fn prepare() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_MIN);
         libc::mallopt(libc::M_TRIM_THRESHOLD, MAPPED_MIN);
     }
+}
+
+/// What a limit of a process leaves when its code is resident: the engine's ledger does not know of that. At least
+/// half of the limit.
+pub(super) fn left_beside_code(limit: u64) -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(3)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let code = pages * u64::try_from(page).unwrap_or(0);
+    (limit - code.min(limit / 2)) as usize
 }
 
 /// Gives freed memory back to the system.

@@ -71,8 +71,8 @@ pub struct KvBench {
     /// 1: blocks are cached as they are flushed; 0: they are not
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     prepopulate_block_cache: u8,
-    /// Bytes of memory for memtables, blocks, indexes, filters and background buffers together; the
-    /// block cache is then what the others leave. 0: no common limit
+    /// Bytes of memory for memtables, blocks, indexes, filters, background buffers and the program's code
+    /// together; the block cache is then what the others leave. 0: no common limit
     #[arg(long, default_value = "0", value_parser = parse_size)]
     memory_limit: u64,
     /// Bytes of a memtable
@@ -272,7 +272,7 @@ impl KvBench {
             level0_file_num_compaction_trigger: self.policy.level0_file_num_compaction_trigger,
             env: (self.memory_limit > 0).then(|| {
                 Env::with_options(EnvOptions {
-                    memory_limit: self.memory_limit as usize,
+                    memory_limit: allocator::left_beside_code(self.memory_limit),
                     trim_allocator: Some(allocator::trim),
                     ..EnvOptions::default()
                 })

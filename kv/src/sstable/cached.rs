@@ -1,0 +1,116 @@
+//! A table's blocks in the cache: looked up, put in, warmed when the table is new and cooled when it is replaced.
+//!
+//! Data blocks of a table that mostly refers to blob files are cached compressed
+//! ([`super::TableProperties::is_mostly_references`]), all others as they are.
+
+use super::reader::{BlockPlace, Table};
+use super::{Block, KeptBlock};
+use crate::cache::{BlockKind, BlockRef, CacheKey, WarmRank};
+use crate::error::{Error, Result};
+use crate::stats::perf::{self, ReadFor};
+
+impl Table {
+    /// The data block at `place`, if it is in the cache.
+    #[inline]
+    pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
+        let key = self.cache_key(place.start);
+        let kind = match self.properties.is_mostly_references() {
+            true => BlockKind::Packed,
+            false => BlockKind::Data,
+        };
+        unpacked(self.cached(key, kind)?)
+    }
+
+    /// As [`Table::cached_block`], without a trace in the cache.
+    pub(super) fn peek_block(&self, place: &BlockPlace) -> Option<BlockRef> {
+        unpacked(self.cache.peek(self.cache_key(place.start))?)
+    }
+
+    /// Something of this table that is in the cache.
+    #[inline]
+    pub(super) fn cached(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
+        let found = self.cache.get(key, kind)?;
+        perf::hit(kind);
+        Some(found)
+    }
+
+    /// Puts a data block into the cache, compressed if the table's blocks are cached so.
+    pub(super) fn cache_block(&self, offset: u64, block: Block, cost: usize) -> BlockRef {
+        let key = self.cache_key(offset);
+        match self.packed(&block) {
+            Some(packed) => {
+                self.cache.insert(key, packed, cost);
+                block.into()
+            }
+            None => self.cache.insert(key, block, cost),
+        }
+    }
+
+    fn packed(&self, block: &Block) -> Option<Block> {
+        let packs = self.properties.is_mostly_references();
+        packs.then(|| block.packed()).flatten()
+    }
+
+    /// Takes a data block's bytes as the file has them at `place`, and caches the block.
+    pub(crate) fn admit_block(&self, stored: &[u8], place: &BlockPlace) -> Result<BlockRef> {
+        let wanted = place.end - place.start;
+        if (stored.len() as u64) < wanted {
+            let detail = format!("file ends after {} of {wanted} bytes", stored.len());
+            return Err(Error::corrupt(&self.name, place.start, detail));
+        }
+        perf::read(ReadFor::Block(BlockKind::Data), stored.len());
+        let contents = self.unseal_slice(stored, place.start)?;
+        let block = self.as_data_block(contents, place.start)?;
+        Ok(self.cache_block(place.start, block, stored.len()))
+    }
+
+    /// Puts a block into the cache that was kept when the table was written.
+    pub(crate) fn warm_block(&self, block: KeptBlock, rank: WarmRank) -> Result<()> {
+        let KeptBlock {
+            offset,
+            bytes,
+            is_packed,
+        } = block;
+        let block = match is_packed {
+            true => Block::of_packed(bytes),
+            false => {
+                let parsed = self.as_data_block(bytes, offset)?;
+                self.packed(&parsed).unwrap_or(parsed)
+            }
+        };
+        self.cache.insert_warm(self.cache_key(offset), block, rank);
+        Ok(())
+    }
+
+    /// Lets the cached blocks of a table that was replaced be the next to go.
+    pub(crate) fn cool(&self) {
+        let pinned = self.pinned_index.clone();
+        let index = self.cache_key(self.footer.index.offset);
+        let Some(index) = pinned.or_else(|| self.cache.peek(index)) else {
+            return;
+        };
+        for key in self.keys_of(&index) {
+            if self.is_partitioned()
+                && let Some(partition) = self.cache.peek(key)
+            {
+                self.keys_of(&partition)
+                    .for_each(|block| self.cache.cool(block));
+            }
+            self.cache.cool(key);
+        }
+    }
+
+    /// What the cache knows the blocks by that an index block leads to.
+    fn keys_of(&self, index: &Block) -> impl Iterator<Item = CacheKey> {
+        let (bytes, layout) = index.as_index();
+        (0..layout.count()).map(move |at| self.cache_key(layout.block(bytes, at).start))
+    }
+}
+
+/// The data block itself, where what is cached is its compressed form.
+fn unpacked(block: BlockRef) -> Option<BlockRef> {
+    match block.is_packed() {
+        true => block.unpacked().map(BlockRef::from),
+        false => Some(block),
+    }
+}
