@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 550;
 
 /// Files that are longer, how long they may be, and why.
-const LONG: [(&str, usize, &str); 6] = [
+const LONG: [(&str, usize, &str); 7] = [
     (
         "fs/tests/conformance/mod.rs",
         600,
@@ -21,7 +21,7 @@ const LONG: [(&str, usize, &str); 6] = [
     ),
     (
         "kv/src/sstable/reader.rs",
-        660,
+        610,
         "one table, opened and read",
     ),
     (
@@ -34,7 +34,12 @@ const LONG: [(&str, usize, &str); 6] = [
         580,
         "one list of what collections promise",
     ),
-    ("kv/tests/durability.rs", 660, "one list of what survives"),
+    ("kv/tests/durability.rs", 690, "one list of what survives"),
+    (
+        "kv/tests/api.rs",
+        660,
+        "one list of what the handle promises",
+    ),
 ];
 
 /// The only files with unsafe code.
