@@ -237,9 +237,17 @@ impl Default for Options {
 }
 
 /// Choices for one write.
+///
+/// What a write without `sync` survives is less than in RocksDB on a kernel's filesystem: part of the log is in
+/// this process's memory. When the process is killed, or the machine stops, the latest such writes are lost, of
+/// all families alike, and never one that is older than one that stays. Of a killed process that is what LavaFS
+/// buffers (up to 256 KiB, and [`write_behind`](lavafs::MountOptions::write_behind) bytes that are on
+/// their way) and what waits while one log follows another (up to 1/16 of
+/// [`write_buffer_size`](Options::write_buffer_size), 4 MiB at most). [`crate::Db::sync_wal`] makes all
+/// writes until then durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct WriteOptions {
-    /// Return when the write is durable. Default false.
+    /// Return when the write, and with it every earlier one that is logged, is durable. Default false.
     pub sync: bool,
     /// Do not log the write: it is durable when a flush has stored it. Default false.
     pub disable_wal: bool,
