@@ -375,7 +375,7 @@ impl BlockCache {
     }
 
     /// Keeps a block that was read with `cost` bytes of the device, as far as it fits, and returns the
-    /// one to use: that of another thread if one was quicker.
+    /// one to use: that of another thread if one was quicker and keeps it in the same form.
     pub fn insert(&self, key: CacheKey, block: Block, cost: usize) -> BlockRef {
         BlockRef(self.offer(key, Item::Block(block), cost))
     }
@@ -425,7 +425,8 @@ impl BlockCache {
         let room = self.room();
         if let Some(present) = table.find(&key, tag, true) {
             let same = match (&present.entry().item, &item) {
-                (Item::Block(_), Item::Block(_)) => true,
+                // One may be the compressed form of the other, which the caller has no use for.
+                (Item::Block(a), Item::Block(b)) => a.kind() == b.kind(),
                 (Item::Value { key: a, .. }, Item::Value { key: b, .. }) => a == b,
                 _ => false,
             };

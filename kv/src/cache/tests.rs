@@ -321,6 +321,22 @@ fn values_with_the_same_hash_are_not_taken_for_each_other() {
 }
 
 /// Threads that read, put in, hold and clone, in a table so small that every slot is used again and again.
+/// A reader missed a block, and while it read, a compaction warmed the cache with the compressed form: the reader
+/// got that back for its own, and panicked.
+#[test]
+fn a_block_is_not_exchanged_for_its_compressed_form() {
+    let cache = BlockCache::new(1 << 20);
+    cache.insert_warm(key(0), block(BlockKind::Packed), WarmRank::Heir);
+    let own = cache.insert(key(0), block(BlockKind::Data), BLOCK);
+    assert_eq!(own.kind(), BlockKind::Data);
+    let there = cache.get(key(0), BlockKind::Data).unwrap();
+    assert_eq!(
+        there.kind(),
+        BlockKind::Packed,
+        "the one that came first stays"
+    );
+}
+
 #[test]
 fn threads_find_what_they_ask_for_or_nothing() {
     let rounds = if cfg!(miri) { 60 } else { 30_000 };

@@ -264,7 +264,8 @@ impl Block {
             Block::data(builder.finish().concat()).expect("as built")
         };
         match kind {
-            BlockKind::Data | BlockKind::Value | BlockKind::Packed | BlockKind::BlobIndex => data,
+            BlockKind::Data | BlockKind::Value | BlockKind::BlobIndex => data,
+            BlockKind::Packed => Block::of_packed(data.bytes),
             BlockKind::Index => {
                 let mut builder = index::IndexBuilder::default();
                 builder.add(&[0; 8], None, 1);
