@@ -281,6 +281,7 @@ fn wait_for_idleness(engine: &Arc<Engine>) {
 impl Engine {
     /// Collects every blob file with garbage worth it, now and on the caller's thread.
     pub(crate) fn collect_all(self: &Arc<Self>) -> Result<()> {
+        let _job = self.caller_job()?;
         let all = Effort {
             tolerated: 0.0,
             threads: 1,
