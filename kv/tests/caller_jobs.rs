@@ -146,3 +146,24 @@ fn a_close_waits_for_a_new_column_family() {
         db.create_cf("new").map(drop)
     });
 }
+
+/// The caller was unwound, and its inputs were listed as being collected for ever: who asked for a collection next never
+/// came back.
+#[test]
+fn a_panic_in_a_collection_that_was_asked_for_poisons_the_database() {
+    let fs = WatchFs::new(mount(sim_device(64 << 20, 512)), Box::new(|_, _| {}));
+    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options()).unwrap();
+    put(&db, 0..KEYS, 0);
+    put(&db, 0..KEYS / 2, 1);
+    db.compact_range(None, None).unwrap();
+    fs.before_next("create", ".blob", || panic!("on purpose"));
+    let poisoned = db.collect_blob_garbage().unwrap_err();
+    assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+    for again in [db.collect_blob_garbage(), db.compact_range(None, None)] {
+        assert!(matches!(again, Err(Error::Poisoned { .. })), "{again:?}");
+    }
+    drop(db);
+    let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
+    db.collect_blob_garbage().unwrap();
+    db.verify_garbage().unwrap();
+}
