@@ -14,16 +14,20 @@ impl Table {
     #[inline]
     pub(crate) fn cached_block(&self, place: &BlockPlace) -> Option<BlockRef> {
         let key = self.cache_key(place.start);
-        let kind = match self.properties.is_mostly_references() {
-            true => BlockKind::Packed,
-            false => BlockKind::Data,
-        };
-        unpacked(self.cached(key, kind)?)
+        unpacked(self.cached(key, self.data_kind())?)
     }
 
     /// As [`Table::cached_block`], without a trace in the cache.
     pub(super) fn peek_block(&self, place: &BlockPlace) -> Option<BlockRef> {
-        unpacked(self.cache.peek(self.cache_key(place.start))?)
+        let key = self.cache_key(place.start);
+        unpacked(self.cache.peek(key, self.data_kind())?)
+    }
+
+    fn data_kind(&self) -> BlockKind {
+        match self.properties.is_mostly_references() {
+            true => BlockKind::Packed,
+            false => BlockKind::Data,
+        }
     }
 
     /// Something of this table that is in the cache.
@@ -86,12 +90,12 @@ impl Table {
     pub(crate) fn cool(&self) {
         let pinned = self.pinned_index.clone();
         let index = self.cache_key(self.footer.index.offset);
-        let Some(index) = pinned.or_else(|| self.cache.peek(index)) else {
+        let Some(index) = pinned.or_else(|| self.cache.peek(index, BlockKind::Index)) else {
             return;
         };
         for key in self.keys_of(&index) {
             if self.is_partitioned()
-                && let Some(partition) = self.cache.peek(key)
+                && let Some(partition) = self.cache.peek(key, BlockKind::Index)
             {
                 self.keys_of(&partition)
                     .for_each(|block| self.cache.cool(block));

@@ -1,0 +1,79 @@
+//! Tests of what a table has in the cache.
+
+use super::super::footer::{FOOTER_LEN, Footer, Handle, SECTION_PROPERTIES, decode_sections};
+use super::*;
+
+fn contents(bytes: &[u8], place: Handle) -> &[u8] {
+    let end = (place.offset + place.len) as usize;
+    &bytes[place.offset as usize..end - BLOCK_TRAILER]
+}
+
+/// Gives a block of a file of [`MemFile`]'s generation a right checksum.
+fn reseal(bytes: &mut [u8], place: Handle) {
+    let end = (place.offset + place.len) as usize;
+    let mut crc = BlockCrc::new(77, place.offset);
+    crc.update(&bytes[place.offset as usize..end - BLOCK_TRAILER]);
+    let crc = crc.finish(bytes[end - BLOCK_TRAILER]);
+    bytes[end - 4..end].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// A partition of the index said that it was a data block itself. A reader had just put it into the cache as a
+/// partition, took it from there for data and panicked.
+#[test]
+fn a_partition_that_is_said_to_be_data_is_corruption_and_no_panic() {
+    let model = model(300);
+    let (file, _) = build(
+        &model,
+        TableOptions {
+            block_size: 1000,
+            index_partition_threshold: 1,
+            index_partition_size: 1,
+            ..TableOptions::default()
+        },
+    );
+    let mut bytes = file.bytes.lock().clone();
+    let body_end = (bytes.len() - FOOTER_LEN) as u64;
+    let footer = bytes.last_chunk().unwrap();
+    let footer = Footer::decode(footer, "table", bytes.len() as u64).unwrap();
+    let top = contents(&bytes, footer.index).to_vec();
+    let top = Block::partition(top, footer.index.offset).unwrap();
+    let (index, layout) = top.as_index();
+    assert!(layout.count() > 5);
+    let first = layout.block(index, 0);
+    let place = Handle {
+        offset: first.start,
+        len: first.end - first.start,
+    };
+    // The partition's only block begins where it begins (its first word) and ends where it ends (the second behind
+    // the header of sixteen bytes).
+    for (at, word) in [(0, first.start), (8 + 16 + 8, first.end)] {
+        let at = first.start as usize + at;
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    reseal(&mut bytes, place);
+    // The data is said to end behind it.
+    let sections = decode_sections(contents(&bytes, footer.meta), body_end).unwrap();
+    let properties = sections.iter().find(|(id, ..)| *id == SECTION_PROPERTIES);
+    let properties = properties.unwrap().2;
+    let name = b"data_bytes";
+    let at = contents(&bytes, properties)
+        .windows(name.len())
+        .position(|window| window == name)
+        .unwrap();
+    let at = properties.offset as usize + at + name.len() + 1;
+    bytes[at..at + 8].copy_from_slice(&first.end.to_le_bytes());
+    reseal(&mut bytes, properties);
+
+    for pin in [false, true] {
+        let table = open(bytes.clone(), 1 << 20, pin).unwrap();
+        let key = model.keys().next().unwrap().user_key().to_vec();
+        for _ in 0..2 {
+            let error = get(&table, &key, MAX_SEQ).unwrap_err();
+            assert!(error.is_corrupt(), "{error}");
+            let mut walk = table.iter(TableReadOptions::default());
+            walk.seek_to_first();
+            assert!(!walk.valid() && walk.status().unwrap_err().is_corrupt());
+        }
+        table.cool();
+    }
+}
