@@ -3,6 +3,7 @@
 //! Data blocks of a table that mostly refers to blob files are cached compressed
 //! ([`super::TableProperties::is_mostly_references`]), all others as they are.
 
+use super::compression::decompress;
 use super::reader::{BlockPlace, Table};
 use super::{Block, KeptBlock};
 use crate::cache::{BlockKind, BlockRef, CacheKey, WarmRank};
@@ -68,16 +69,21 @@ impl Table {
         Ok(self.cache_block(place.start, block, stored.len()))
     }
 
-    /// Puts a block into the cache that was kept when the table was written.
+    /// Puts a block into the cache that was kept when the table was written. Its builder knew the entries so far, so
+    /// it may have the form of another table's.
     pub(crate) fn warm_block(&self, block: KeptBlock, rank: WarmRank) -> Result<()> {
         let KeptBlock {
             offset,
             bytes,
             is_packed,
         } = block;
-        let block = match is_packed {
-            true => Block::of_packed(bytes),
-            false => {
+        let block = match (is_packed, self.properties.is_mostly_references()) {
+            (true, true) => Block::of_packed(bytes),
+            (true, false) => {
+                let corrupt = |detail| Error::corrupt(&self.name, offset, detail);
+                self.as_data_block(decompress(&bytes).map_err(corrupt)?, offset)?
+            }
+            (false, _) => {
                 let parsed = self.as_data_block(bytes, offset)?;
                 self.packed(&parsed).unwrap_or(parsed)
             }

@@ -1,7 +1,9 @@
-//! Tests of what a table has in the cache.
+//! Tests of what a table has in the cache: which form its blocks have there.
 
 use super::super::footer::{FOOTER_LEN, Footer, Handle, SECTION_PROPERTIES, decode_sections};
 use super::*;
+use crate::blob::reference::BlobReference;
+use crate::cache::WarmRank;
 
 fn contents(bytes: &[u8], place: Handle) -> &[u8] {
     let end = (place.offset + place.len) as usize;
@@ -75,5 +77,71 @@ fn a_partition_that_is_said_to_be_data_is_corruption_and_no_panic() {
             assert!(!walk.valid() && walk.status().unwrap_err().is_corrupt());
         }
         table.cool();
+    }
+}
+
+/// A table of `references` references and `values` values, all of its blocks kept for the cache.
+fn kept(references: u64, values: u64) -> (Vec<u8>, Vec<KeptBlock>) {
+    let file = Arc::new(MemFile::default());
+    let options = TableOptions {
+        compression: Compression::Zstd { level: 1 },
+        keep_bytes: 1 << 20,
+        ..TableOptions::default()
+    };
+    let mut builder = TableBuilder::new(Arc::clone(&file) as FileRef, options);
+    let mut reference = Vec::new();
+    BlobReference {
+        file: 9,
+        value_len: 1000,
+    }
+    .encode_into(&mut reference);
+    for number in 0..references + values {
+        let key = format!("key/{number:08}");
+        let (kind, value) = match number < references {
+            true => (ValueKind::BlobReference, reference.clone()),
+            false => (ValueKind::Value, vec![b'v'; 20]),
+        };
+        let key = InternalKey::new(key.as_bytes(), number, kind);
+        builder.add_warm(key.as_bytes(), &value, true).unwrap();
+    }
+    let kept = builder.finish().unwrap().kept;
+    let bytes = file.bytes.lock().clone();
+    (bytes, kept)
+}
+
+/// Whether a table mostly refers to blob files is known at its end alone. Blocks from the beginning of one that
+/// does not came into the cache compressed, and every read of theirs unpacked them anew.
+#[test]
+fn warmed_blocks_have_the_form_of_their_table_whatever_its_first_entries_are() {
+    for (references, values, kind) in [
+        (2000, 4000, BlockKind::Data),
+        (4000, 2000, BlockKind::Packed),
+        (0, 4000, BlockKind::Data),
+    ] {
+        let (bytes, blocks) = kept(references, values);
+        assert_eq!(
+            blocks.iter().any(|block| block.is_packed),
+            references > 0,
+            "as the builder saw it"
+        );
+        let table = open(bytes, 8 << 20, false).unwrap();
+        let offsets: Vec<u64> = blocks.iter().map(|block| block.offset).collect();
+        assert!(offsets.len() > 10);
+        for block in blocks {
+            table.warm_block(block, WarmRank::Heir).unwrap();
+        }
+        for offset in offsets {
+            let cached = table
+                .cache
+                .peek(table.cache_key(offset), BlockKind::Data)
+                .unwrap();
+            assert_eq!(cached.kind(), kind, "{references} references, {offset}");
+        }
+        for number in [0, references + values - 1] {
+            let key = format!("key/{number:08}");
+            assert!(get(&table, key.as_bytes(), MAX_SEQ).unwrap().is_some());
+        }
+        let stats = table.cache.stats();
+        assert_eq!(stats.hits[kind as usize], 2, "{stats:?}");
     }
 }
