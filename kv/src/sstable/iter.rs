@@ -100,11 +100,7 @@ impl TableIterator {
         self.cursor.valid = false;
         self.failure = None;
         if self.index.is_none() && self.top.is_none() {
-            let index = match self.options.bypass_cache {
-                true => self.table.read_index().map(BlockRef::from),
-                false => self.table.index(),
-            };
-            match index {
+            match self.table.index_for(&self.options) {
                 Ok(index) if self.table.is_partitioned() => self.top = Some((index, usize::MAX)),
                 Ok(index) => self.index = Some(index),
                 Err(failure) => {
@@ -137,7 +133,7 @@ impl TableIterator {
         // Numbers of blocks are those of the partition.
         self.block = None;
         let place = layout.block(bytes, part);
-        match self.table.partition(place, self.options.bypass_cache) {
+        match self.table.partition(place, &self.options) {
             Ok(partition) => {
                 *current = part;
                 self.index = Some(partition);

@@ -296,7 +296,7 @@ impl Table {
 
     /// The data block in which `target` may be, by the partition of the index at `place`.
     fn locate_in_partition(&self, place: BlockPlace, target: &[u8]) -> Result<Option<BlockPlace>> {
-        let partition = self.partition(place, false)?;
+        let partition = self.partition(place, &TableReadOptions::default())?;
         let (bytes, layout) = partition.as_index();
         let at = layout.find(bytes, target);
         Ok((at < layout.count()).then(|| layout.block(bytes, at)))
@@ -307,23 +307,21 @@ impl Table {
         self.footer.features & FEATURE_PARTITIONED_INDEX != 0
     }
 
-    /// A partition of the index, from the cache unless that is bypassed.
-    pub(super) fn partition(&self, place: BlockPlace, bypass_cache: bool) -> Result<BlockRef> {
-        let key = self.cache_key(place.start);
-        if !bypass_cache && let Some(partition) = self.cached(key, BlockKind::Index) {
-            return Ok(partition);
-        }
+    /// A partition of the index, as a walk with `options` reads it.
+    pub(super) fn partition(
+        &self,
+        place: BlockPlace,
+        options: &TableReadOptions,
+    ) -> Result<BlockRef> {
         let handle = Handle {
             offset: place.start,
             len: place.end - place.start,
         };
-        let contents = self.read_block(handle, BlockKind::Index)?;
-        let read = Block::partition(contents, self.properties.data_bytes);
-        let partition = read.map_err(|bad| self.bad_block(place.start, bad))?;
-        match bypass_cache {
-            true => Ok(partition.into()),
-            false => Ok(self.cache.insert(key, partition, handle.len as usize)),
-        }
+        self.index_block(handle, options, || {
+            let contents = self.read_block(handle, BlockKind::Index)?;
+            let read = Block::partition(contents, self.properties.data_bytes);
+            read.map_err(|bad| self.bad_block(place.start, bad))
+        })
     }
 
     /// Looks for a key in the block that [`Table::locate`] told, which is at `place`.
@@ -473,16 +471,39 @@ impl Table {
 
     /// The index block, from the cache if it may be.
     pub(super) fn index(&self) -> Result<BlockRef> {
-        if let Some(index) = &self.pinned_index {
-            return Ok(index.clone());
+        self.index_for(&TableReadOptions::default())
+    }
+
+    /// The index block, as a walk with `options` reads it.
+    pub(super) fn index_for(&self, options: &TableReadOptions) -> Result<BlockRef> {
+        match &self.pinned_index {
+            Some(index) if !options.bypass_cache => Ok(index.clone()),
+            _ => self.index_block(self.footer.index, options, || self.read_index()),
         }
-        let handle = self.footer.index;
+    }
+
+    /// A block of the index. Unlike data blocks it is kept in the cache whatever a reader says of these: the next
+    /// reader of the table needs it. Background work, which looks silently, leaves the cache alone.
+    fn index_block(
+        &self,
+        handle: Handle,
+        options: &TableReadOptions,
+        read: impl FnOnce() -> Result<Block>,
+    ) -> Result<BlockRef> {
         let key = self.cache_key(handle.offset);
-        if let Some(index) = self.cached(key, BlockKind::Index) {
-            return Ok(index);
+        let cached = match (options.bypass_cache, options.silent) {
+            (true, _) => None,
+            (false, true) => self.cache.peek(key, BlockKind::Index),
+            (false, false) => self.cached(key, BlockKind::Index),
+        };
+        if let Some(block) = cached {
+            return Ok(block);
         }
-        let index = self.read_index()?;
-        Ok(self.cache.insert(key, index, handle.len as usize))
+        let block = read()?;
+        match options.bypass_cache || options.silent {
+            true => Ok(block.into()),
+            false => Ok(self.cache.insert(key, block, handle.len as usize)),
+        }
     }
 
     #[inline]
@@ -503,7 +524,7 @@ impl Table {
         Block::data(contents).map_err(|bad| self.bad_block(offset, bad))
     }
 
-    pub(super) fn read_index(&self) -> Result<Block> {
+    fn read_index(&self) -> Result<Block> {
         let handle = self.footer.index;
         let contents = self.read_block(handle, BlockKind::Index)?;
         let index = match self.is_partitioned() {

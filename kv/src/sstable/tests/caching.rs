@@ -145,3 +145,41 @@ fn warmed_blocks_have_the_form_of_their_table_whatever_its_first_entries_are() {
         assert_eq!(stats.hits[kind as usize], 2, "{stats:?}");
     }
 }
+
+#[test]
+fn a_silent_walk_leaves_no_trace_of_the_index_either() {
+    for threshold in [0, 1] {
+        let options = TableOptions {
+            block_size: 500,
+            index_partition_threshold: threshold,
+            index_partition_size: 300,
+            ..TableOptions::default()
+        };
+        let (file, _) = build(&model(500), options);
+        let table = open(file.bytes.lock().clone(), 8 << 20, false).unwrap();
+        let silent = TableReadOptions {
+            silent: true,
+            fill_cache: false,
+            ..TableReadOptions::default()
+        };
+        let walk = |options| {
+            let mut walk = table.iter(options);
+            let mut entries = 0;
+            walk.seek_to_first();
+            while walk.valid() {
+                entries += 1;
+                walk.next();
+            }
+            walk.status().unwrap();
+            entries
+        };
+        let empty = table.cache.stats();
+        let entries = walk(silent);
+        assert_eq!(table.cache.stats(), empty);
+        assert_eq!(walk(TableReadOptions::default()), entries);
+        let full = table.cache.stats();
+        assert!(full.index_charged > 0);
+        assert_eq!(walk(silent), entries);
+        assert_eq!(table.cache.stats(), full);
+    }
+}

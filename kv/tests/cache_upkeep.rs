@@ -1,0 +1,80 @@
+//! What jobs leave in the cache.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::path::Path;
+
+use common::{mount, sim_device, tiny};
+use lavakv::{Compression, Db, Options, ReadOptions, WriteOptions};
+
+fn options() -> Options {
+    Options {
+        min_blob_size: 500,
+        blob_compression: Compression::None,
+        blob_file_size: 1 << 20,
+        write_buffer_size: 4 << 20,
+        target_file_size_base: 256 << 10,
+        block_cache_size: 8 << 20,
+        enable_blob_garbage_collection: false,
+        blob_correlated_compaction_bytes: 0,
+        disable_auto_compactions: true,
+        ..tiny()
+    }
+}
+
+fn open(options: Options) -> Db {
+    let fs = mount(sim_device(512 << 20, 512));
+    Db::open(fs, Path::new("/db"), options).unwrap()
+}
+
+fn key(number: u64) -> Vec<u8> {
+    format!("key{number:08}").into_bytes()
+}
+
+/// Writes values of this length and flushes them.
+fn put(db: &Db, numbers: std::ops::Range<u64>, len: usize) {
+    for number in numbers {
+        let value = vec![number as u8; len];
+        db.put(&key(number), &value, &WriteOptions::default())
+            .unwrap();
+    }
+    db.flush().unwrap();
+    db.wait_for_background_work().unwrap();
+}
+
+fn read(db: &Db, number: u64) {
+    let found = db.get(&key(number), &ReadOptions::default()).unwrap();
+    assert_eq!(found.unwrap()[0], number as u8);
+}
+
+/// A collection's look at every table counted as lookups of readers, and what it found in the cache as read again.
+#[test]
+fn jobs_leave_no_trace_in_the_cache() {
+    for cache_index_and_filter_blocks in [false, true] {
+        let db = open(Options {
+            cache_index_and_filter_blocks,
+            ..options()
+        });
+        put(&db, 0..1000, 1000);
+        put(&db, 0..300, 1000);
+        for number in 0..1000 {
+            read(&db, number);
+        }
+        let lookups = || {
+            let cache = db.stats().cache;
+            (cache.hits, cache.misses)
+        };
+        let before = lookups();
+        db.compact_range(None, None).unwrap();
+        assert_eq!(lookups(), before, "a compaction");
+        db.collect_blob_garbage().unwrap();
+        assert_eq!(db.stats().tickers.blob_collections, 1);
+        assert_eq!(lookups(), before, "a collection");
+    }
+}
