@@ -1,4 +1,4 @@
-//! What jobs leave in the cache.
+//! What jobs and tables that are gone leave in the cache.
 
 #![allow(
     clippy::allow_attributes,
@@ -77,4 +77,28 @@ fn jobs_leave_no_trace_in_the_cache() {
         assert_eq!(db.stats().tickers.blob_collections, 1);
         assert_eq!(lookups(), before, "a collection");
     }
+}
+
+/// Index and filter blocks of tables that compactions had replaced stayed in the cache, before all data.
+#[test]
+fn tables_that_are_gone_leave_the_cache_to_data() {
+    let db = open(Options {
+        cache_index_and_filter_blocks: true,
+        block_cache_size: 1 << 20,
+        bloom_bits_per_key: 20.0,
+        block_size: 512,
+        ..options()
+    });
+    let mut charged = Vec::new();
+    for _ in 0..12 {
+        put(&db, 0..3000, 100);
+        db.compact_range(None, None).unwrap();
+        for number in (0..3000).step_by(10) {
+            read(&db, number);
+        }
+        let cache = db.stats().cache;
+        charged.push(cache.index_charged);
+    }
+    assert!(charged[0] > 10 << 10, "{charged:?}");
+    assert!(charged[11] <= charged[0] * 2, "{charged:?}");
 }

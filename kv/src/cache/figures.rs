@@ -49,7 +49,7 @@ pub struct CacheStats {
     pub misses: [u64; KINDS],
     /// Entries put in.
     pub inserts: u64,
-    /// Entries that had to go.
+    /// Entries that had to go, or that nobody could ask for any more.
     pub evictions: u64,
     /// Bytes read from the device for what was put in, by [`BlockKind`].
     pub read_bytes: [u64; KINDS],

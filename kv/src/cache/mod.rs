@@ -399,6 +399,16 @@ impl BlockCache {
         }
     }
 
+    /// Lets the block, if it is here, go at once, unless somebody holds it: nobody will ask for it any more.
+    pub(crate) fn discard(&self, key: CacheKey) {
+        let tag = key.tag();
+        if let Some(LockedShard { table, lock }) = self.shard(tag) {
+            let entry = lock.lock().discard(table, &key, tag);
+            // Freed after the lock is.
+            drop(entry);
+        }
+    }
+
     /// Keeps a value that was read with `cost` bytes of the device, if it is worth it.
     pub(crate) fn insert_value(
         &self,

@@ -346,6 +346,34 @@ fn a_value_is_not_exchanged_for_one_of_another_length() {
     assert_eq!(*cache.insert_value(key, b"key", vec![3; 10], 10), [1; 10]);
 }
 
+#[test]
+fn what_is_discarded_is_gone_and_its_room_free_unless_it_is_held() {
+    let cache = BlockCache::new(1 << 20);
+    let empty = cache.stats().charged;
+    for offset in 0..30 {
+        cache.insert(key(offset), block(BlockKind::Index), BLOCK);
+        read(&cache, 1000 + offset);
+    }
+    let held = cache.get(key(7), BlockKind::Index).unwrap();
+    for offset in 0..30 {
+        cache.discard(key(offset));
+        cache.discard(key(1000 + offset));
+        cache.discard(key(2000 + offset));
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.blocks, stats.data_charged), (1, 0), "{stats:?}");
+    assert_eq!(stats.inserts - stats.evictions, 1);
+    assert_eq!(held.kind(), BlockKind::Index);
+    drop(held);
+    cache.discard(key(7));
+    assert_eq!(cache.stats().charged, empty);
+    // Its queues and slots are as good as new.
+    for offset in 0..20_000 {
+        read(&cache, offset % 500);
+        assert!(offset % 1000 > 0 || cache.stats().charged <= 1 << 20);
+    }
+}
+
 /// Threads that read, put in, hold and clone, in a table so small that every slot is used again and again.
 #[test]
 fn threads_find_what_they_ask_for_or_nothing() {

@@ -1,7 +1,11 @@
-//! A table's blocks in the cache: looked up, put in, warmed when the table is new and cooled when it is replaced.
+//! A table's blocks in the cache: looked up, put in, warmed when the table is new, cooled when it is replaced, and
+//! those that the cache would keep for long let go when it is closed.
 //!
 //! Data blocks of a table that mostly refers to blob files are cached compressed
 //! ([`super::TableProperties::is_mostly_references`]), all others as they are.
+//!
+//! Nobody else has the table's number in the cache, so whatever a closed table leaves there is garbage. Data blocks
+//! give way to others that are read. Index and filter blocks do not, as they go before data: they are taken out.
 
 use super::compression::decompress;
 use super::reader::{BlockPlace, Table};
@@ -92,28 +96,50 @@ impl Table {
         Ok(())
     }
 
-    /// Lets the cached blocks of a table that was replaced be the next to go.
+    /// Lets the cached data blocks of a table that was replaced be the next to go.
     pub(crate) fn cool(&self) {
-        let pinned = self.pinned_index.clone();
-        let index = self.cache_key(self.footer.index.offset);
-        let Some(index) = pinned.or_else(|| self.cache.peek(index, BlockKind::Index)) else {
+        let Some(index) = self.index_at_hand() else {
             return;
         };
         for key in self.keys_of(&index) {
-            if self.is_partitioned()
-                && let Some(partition) = self.cache.peek(key, BlockKind::Index)
-            {
-                self.keys_of(&partition)
-                    .for_each(|block| self.cache.cool(block));
+            if !self.is_partitioned() {
+                self.cache.cool(key);
+            } else if let Some(partition) = self.cache.peek(key, BlockKind::Index) {
+                let blocks = self.keys_of(&partition);
+                blocks.for_each(|block| self.cache.cool(block));
             }
-            self.cache.cool(key);
         }
+    }
+
+    /// The index block, if it is in memory; no trace is left in the cache.
+    fn index_at_hand(&self) -> Option<BlockRef> {
+        let pinned = self.pinned_index.clone();
+        let key = self.cache_key(self.footer.index.offset);
+        pinned.or_else(|| self.cache.peek(key, BlockKind::Index))
     }
 
     /// What the cache knows the blocks by that an index block leads to.
     fn keys_of(&self, index: &Block) -> impl Iterator<Item = CacheKey> {
         let (bytes, layout) = index.as_index();
         (0..layout.count()).map(move |at| self.cache_key(layout.block(bytes, at).start))
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if self.is_partitioned()
+            && let Some(index) = self.index_at_hand()
+        {
+            let partitions: Vec<_> = self.keys_of(&index).collect();
+            drop(index);
+            partitions
+                .into_iter()
+                .for_each(|partition| self.cache.discard(partition));
+        }
+        let filter = self.filter.map(|filter| filter.offset);
+        for offset in filter.into_iter().chain([self.footer.index.offset]) {
+            self.cache.discard(self.cache_key(offset));
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Table {
     pub(super) cache: Arc<BlockCache>,
     pub(super) footer: Footer,
     pub(super) properties: TableProperties,
-    filter: Option<Handle>,
+    pub(super) filter: Option<Handle>,
     dictionary: Option<Dictionary>,
     pub(super) pinned_index: Option<BlockRef>,
     pinned_filter: Option<BlockRef>,

@@ -1,4 +1,4 @@
-//! Tests of what a table has in the cache: which form its blocks have there.
+//! Tests of what a table has in the cache: which form its blocks have there, and what it leaves behind.
 
 use super::super::footer::{FOOTER_LEN, Footer, Handle, SECTION_PROPERTIES, decode_sections};
 use super::*;
@@ -143,6 +143,38 @@ fn warmed_blocks_have_the_form_of_their_table_whatever_its_first_entries_are() {
         }
         let stats = table.cache.stats();
         assert_eq!(stats.hits[kind as usize], 2, "{stats:?}");
+    }
+}
+
+/// Index and filter blocks go before data, and nothing made those of tables that were gone go: they took three
+/// quarters of the cache after some compactions.
+#[test]
+fn a_closed_table_leaves_no_index_and_no_filter_in_the_cache() {
+    for threshold in [0, 1] {
+        let options = TableOptions {
+            block_size: 500,
+            index_partition_threshold: threshold,
+            index_partition_size: 300,
+            ..TableOptions::default()
+        };
+        let model = model(500);
+        let (file, _) = build(&model, options);
+        let table = open(file.bytes.lock().clone(), 8 << 20, false).unwrap();
+        let cache = Arc::clone(&table.cache);
+        for key in model.keys() {
+            get(&table, key.user_key(), MAX_SEQ).unwrap();
+        }
+        let before = cache.stats();
+        assert!(before.index_charged > 0 && before.data_charged > 0);
+        // The last to have the table stands in a block of its index.
+        let mut walk = table.iter(TableReadOptions::default());
+        walk.seek_to_first();
+        drop(table);
+        assert_eq!(cache.stats().index_charged, before.index_charged);
+        drop(walk);
+        let after = cache.stats();
+        assert_eq!(after.index_charged, 0, "{after:?}");
+        assert_eq!(after.data_charged, before.data_charged);
     }
 }
 
