@@ -1,4 +1,4 @@
-//! What jobs and tables that are gone leave in the cache.
+//! What jobs, scans and tables that are gone leave in the cache.
 
 #![allow(
     clippy::allow_attributes,
@@ -101,4 +101,31 @@ fn tables_that_are_gone_leave_the_cache_to_data() {
     }
     assert!(charged[0] > 10 << 10, "{charged:?}");
     assert!(charged[11] <= charged[0] * 2, "{charged:?}");
+}
+
+/// A value that an iterator read alone was kept whatever it had been told.
+#[test]
+fn a_scan_that_is_not_to_fill_the_cache_keeps_no_value() {
+    for fill_cache in [false, true] {
+        for lazy_values in [false, true] {
+            let db = open(options());
+            put(&db, 0..500, 1000);
+            db.compact_range(None, None).unwrap();
+            let before = db.stats().cache;
+            let mut iter = db
+                .iter(&ReadOptions {
+                    fill_cache,
+                    lazy_values,
+                    ..ReadOptions::default()
+                })
+                .unwrap();
+            for number in 0..500 {
+                iter.seek(&key(number));
+                assert_eq!(iter.load_value().unwrap()[0], number as u8);
+            }
+            let after = db.stats().cache;
+            let keeps_values = after.value_charged > before.value_charged;
+            assert_eq!(keeps_values, fill_cache, "{after:?}");
+        }
+    }
 }

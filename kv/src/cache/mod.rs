@@ -173,6 +173,13 @@ impl Deref for BlockRef {
 #[derive(Clone, Debug)]
 pub(crate) struct ValueRef(CacheRef);
 
+impl From<Vec<u8>> for ValueRef {
+    fn from(value: Vec<u8>) -> Self {
+        let key = Box::default();
+        ValueRef(CacheRef::owned(Item::Value { key, value }))
+    }
+}
+
 impl Deref for ValueRef {
     type Target = [u8];
 
