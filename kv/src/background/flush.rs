@@ -3,7 +3,8 @@
 //! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
-//! manifest holds the table, the logs below the next memtable's hold nothing of this family.
+//! manifest holds the table, the logs below the next memtable's hold nothing of this family. They are durable
+//! before: other families have parts of the same batches, in memory alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -193,6 +194,11 @@ impl Engine {
         let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
+        // A batch goes to several families: none may have its part for good before the log has the whole.
+        if let Err(error) = self.end_previous() {
+            outputs.discard(&self.fs, &self.dir);
+            return Err(error);
+        }
         let flushed = mems.len();
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         let installed = self.change_cf(

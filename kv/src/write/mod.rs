@@ -403,6 +403,13 @@ impl Engine {
         if cf.view().mem.table.is_empty() {
             return Ok(());
         }
+        if log
+            .as_ref()
+            .is_some_and(|wal| wal.failed() && wal.held_bytes() > 0)
+        {
+            // What it holds is in the memtable, and goes to a log before the next memtable's.
+            self.switch_log(log)?;
+        }
         let number = self.switch_log(log)?;
         let mem = self.new_mem(number);
         let mut state = self.state.lock();
