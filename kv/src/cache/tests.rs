@@ -374,7 +374,7 @@ fn what_is_discarded_is_gone_and_its_room_free_unless_it_is_held() {
     }
 }
 
-/// Threads that read, put in, hold and clone, in a table so small that every slot is used again and again.
+/// Threads that read, put in, hold, clone and discard, in a table so small that every slot is used again and again.
 #[test]
 fn threads_find_what_they_ask_for_or_nothing() {
     let rounds = if cfg!(miri) { 60 } else { 30_000 };
@@ -403,6 +403,10 @@ fn threads_find_what_they_ask_for_or_nothing() {
                     assert!(value.iter().all(|&byte| byte == number as u8));
                     if state & 7 == 0 {
                         held.push(value.clone());
+                    }
+                    if state & 0x70 == 0 {
+                        drop(value);
+                        cache.discard(key);
                     }
                     if held.len() > 6 {
                         held.clear();

@@ -488,8 +488,8 @@ impl Db {
         self.engine().verify_garbage()
     }
 
-    /// Makes everything written durable, ends background work and unlocks the directory. Other
-    /// clones then fail with [`Error::Busy`]. A second close does nothing.
+    /// Makes everything written durable, ends background work, and what other threads have under way that changes files,
+    /// and unlocks the directory. Other clones then fail with [`Error::Busy`]. A second close does nothing.
     ///
     /// # Errors
     /// What could not be made durable; the database is closed all the same.
