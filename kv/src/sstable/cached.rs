@@ -8,6 +8,8 @@
 //! give way to others that are read. Index and filter blocks do not, as they go before data: they are taken out.
 
 use super::compression::decompress;
+use super::footer::Handle;
+use super::iter::TableReadOptions;
 use super::reader::{BlockPlace, Table};
 use super::{Block, KeptBlock};
 use crate::cache::{BlockKind, BlockRef, CacheKey, WarmRank};
@@ -41,6 +43,60 @@ impl Table {
         let found = self.cache.get(key, kind)?;
         perf::hit(kind);
         Some(found)
+    }
+
+    /// The index block, from the cache if it may be.
+    pub(super) fn index(&self) -> Result<BlockRef> {
+        self.index_for(&TableReadOptions::default())
+    }
+
+    /// The index block, as a walk with `options` reads it.
+    pub(super) fn index_for(&self, options: &TableReadOptions) -> Result<BlockRef> {
+        match &self.pinned_index {
+            Some(index) if !options.bypass_cache => Ok(index.clone()),
+            _ => self.index_block(self.footer.index, options, || self.read_index()),
+        }
+    }
+
+    /// A block of the index. Unlike data blocks it is kept in the cache whatever a reader says of these: the next
+    /// reader of the table needs it. Background work, which looks silently, leaves the cache alone.
+    fn index_block(
+        &self,
+        handle: Handle,
+        options: &TableReadOptions,
+        read: impl FnOnce() -> Result<Block>,
+    ) -> Result<BlockRef> {
+        let key = self.cache_key(handle.offset);
+        let cached = match (options.bypass_cache, options.silent) {
+            (true, _) => None,
+            (false, true) => self.cache.peek(key, BlockKind::Index),
+            (false, false) => self.cached(key, BlockKind::Index),
+        };
+        if let Some(block) = cached {
+            return Ok(block);
+        }
+        let block = read()?;
+        match options.bypass_cache || options.silent {
+            true => Ok(block.into()),
+            false => Ok(self.cache.insert(key, block, handle.len as usize)),
+        }
+    }
+
+    /// A partition of the index, as a walk with `options` reads it.
+    pub(super) fn partition(
+        &self,
+        place: BlockPlace,
+        options: &TableReadOptions,
+    ) -> Result<BlockRef> {
+        let handle = Handle {
+            offset: place.start,
+            len: place.end - place.start,
+        };
+        self.index_block(handle, options, || {
+            let contents = self.read_block(handle, BlockKind::Index)?;
+            let read = Block::partition(contents, self.properties.data_bytes);
+            read.map_err(|bad| self.bad_block(place.start, bad))
+        })
     }
 
     /// Puts a data block into the cache, compressed if the table's blocks are cached so.

@@ -307,23 +307,6 @@ impl Table {
         self.footer.features & FEATURE_PARTITIONED_INDEX != 0
     }
 
-    /// A partition of the index, as a walk with `options` reads it.
-    pub(super) fn partition(
-        &self,
-        place: BlockPlace,
-        options: &TableReadOptions,
-    ) -> Result<BlockRef> {
-        let handle = Handle {
-            offset: place.start,
-            len: place.end - place.start,
-        };
-        self.index_block(handle, options, || {
-            let contents = self.read_block(handle, BlockKind::Index)?;
-            let read = Block::partition(contents, self.properties.data_bytes);
-            read.map_err(|bad| self.bad_block(place.start, bad))
-        })
-    }
-
     /// Looks for a key in the block that [`Table::locate`] told, which is at `place`.
     #[inline]
     pub(crate) fn find_in(
@@ -469,43 +452,6 @@ impl Table {
         &self.name
     }
 
-    /// The index block, from the cache if it may be.
-    pub(super) fn index(&self) -> Result<BlockRef> {
-        self.index_for(&TableReadOptions::default())
-    }
-
-    /// The index block, as a walk with `options` reads it.
-    pub(super) fn index_for(&self, options: &TableReadOptions) -> Result<BlockRef> {
-        match &self.pinned_index {
-            Some(index) if !options.bypass_cache => Ok(index.clone()),
-            _ => self.index_block(self.footer.index, options, || self.read_index()),
-        }
-    }
-
-    /// A block of the index. Unlike data blocks it is kept in the cache whatever a reader says of these: the next
-    /// reader of the table needs it. Background work, which looks silently, leaves the cache alone.
-    fn index_block(
-        &self,
-        handle: Handle,
-        options: &TableReadOptions,
-        read: impl FnOnce() -> Result<Block>,
-    ) -> Result<BlockRef> {
-        let key = self.cache_key(handle.offset);
-        let cached = match (options.bypass_cache, options.silent) {
-            (true, _) => None,
-            (false, true) => self.cache.peek(key, BlockKind::Index),
-            (false, false) => self.cached(key, BlockKind::Index),
-        };
-        if let Some(block) = cached {
-            return Ok(block);
-        }
-        let block = read()?;
-        match options.bypass_cache || options.silent {
-            true => Ok(block.into()),
-            false => Ok(self.cache.insert(key, block, handle.len as usize)),
-        }
-    }
-
     #[inline]
     fn data_block(&self, place: Range<u64>) -> Result<BlockRef> {
         if let Some(block) = self.cached_block(&place) {
@@ -524,7 +470,7 @@ impl Table {
         Block::data(contents).map_err(|bad| self.bad_block(offset, bad))
     }
 
-    fn read_index(&self) -> Result<Block> {
+    pub(super) fn read_index(&self) -> Result<Block> {
         let handle = self.footer.index;
         let contents = self.read_block(handle, BlockKind::Index)?;
         let index = match self.is_partitioned() {
