@@ -509,6 +509,8 @@ fn a_spare_that_cannot_be_made_is_no_error_and_is_tried_again() {
         db.sync_wal().unwrap();
         assert_has(&db, count);
         db.verify().unwrap();
+        // A log stays whose memtable was not flushed.
+        db.wait_for_background_work().unwrap();
         db.close().unwrap();
         drop(db);
         assert_eq!(logs(&dir.path().join("db")).len(), 1);

@@ -224,6 +224,10 @@ impl Engine {
             |view| {
                 let left = view.imms.len() - flushed;
                 view.imms.truncate(left);
+                // Who waits for the flush finds it counted.
+                self.tickers.flushes.add(1);
+                self.tickers.flush_bytes.add(bytes);
+                self.tickers.blob_write_bytes.add(blob_bytes);
             },
         );
         if installed.is_err() && self.cf(id).is_err() {
@@ -236,9 +240,6 @@ impl Engine {
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }
-        self.tickers.flushes.add(1);
-        self.tickers.flush_bytes.add(bytes);
-        self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(outputs.tables)
     }
 }
