@@ -194,6 +194,31 @@ fn reads_are_forgotten_of_what_nobody_holds_alone() {
 }
 
 #[test]
+fn what_a_writer_takes_out_is_a_readers_before_or_never() {
+    explore(|| {
+        let shared = Shared::new(1);
+        let at = shared.put(A, TAG);
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || drop(shared.find(A, TAG)))
+        };
+        let writer = shared.lock.lock().expect("no model panics");
+        let removed = shared.table.remove(&key(A), TAG);
+        drop(writer);
+        let went = removed.is_some();
+        if let Some((slot, entry)) = removed {
+            assert_eq!(slot, at);
+            entry.watch.read();
+            drop(entry);
+            assert_eq!(shared.put(B, TAG), at);
+        }
+        reader.join().expect("no reader panics");
+        assert!(shared.find(if went { B } else { A }, TAG).is_some());
+        shared.assert_free(at);
+    });
+}
+
+#[test]
 fn an_entry_past_another_is_found_while_that_one_goes_and_a_third_comes() {
     explore(|| {
         let shared = Shared::new(4);
