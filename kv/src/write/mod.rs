@@ -207,19 +207,19 @@ impl Engine {
             .filter(|(_, options)| !options.disable_wal)
             .map(|(batch, _)| batch)
             .collect();
+        let synced = writes
+            .iter()
+            .any(|(_, options)| options.sync && !options.disable_wal);
         if !logged.is_empty() {
             let wal = log.as_mut().ok_or_else(closing)?;
             self.tickers
                 .wal_bytes
                 .add(logged.iter().map(|batch| batch.data_size() as u64).sum());
-            if let Err(error) = self.append_group(wal, &logged) {
+            if let Err(error) = self.append_group(wal, &logged, synced) {
                 return Err(self.log_failed(log, error));
             }
         }
-        if writes
-            .iter()
-            .any(|(_, options)| options.sync && !options.disable_wal)
-        {
+        if synced {
             self.sync_log(log)?;
         }
         Ok(())

@@ -221,18 +221,21 @@ impl Engine {
         Ok(true)
     }
 
-    /// Appends a group to the log, or holds it.
+    /// Appends a group to the log, or holds it. One that is `synced` next is never held: what is held was
+    /// acknowledged, and were it kept where the sync fails, a group that its writers were told has failed would go
+    /// to a log after all, and the next one with the same sequence numbers after it.
     pub(crate) fn append_group(
         self: &Arc<Self>,
         wal: &mut WalWriter,
         batches: &[&WriteBatch],
+        synced: bool,
     ) -> Result<()> {
         wal.skip_waiting_before(batches);
         if wal.must_wait() || wal.held_bytes() > 0 {
             let bytes: usize = batches.iter().map(|batch| batch.data_size()).sum();
             let most = (self.options.write_buffer_size / HELD_PART).min(HELD_BYTES_MAX);
             let is_much = wal.held_bytes() + bytes > most;
-            if !self.catch_up(wal, is_much)? {
+            if !self.catch_up(wal, synced || is_much)? {
                 wal.hold(batches);
                 return Ok(());
             }

@@ -1,0 +1,393 @@
+//! What the log thread, which ends one log and makes the next, leaves to everybody else when it is slow, fails or
+//! panics; and what changes of the structure leave to a close that comes in between.
+//!
+//! Power cuts are those of a simulated device below; faults and pauses are put in above the
+//! filesystem, at one chosen step of one chosen thread.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use common::{WatchFs, copy_dir, host, mount, sim_device, tiny};
+use lavafs::FileSystemRef;
+use lavafs::device::SimDevice;
+use lavakv::{
+    CfId, Db, Env, EventListener, FileEvent, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use parking_lot::Mutex;
+
+const AT: &str = "/db";
+
+const UNSYNCED: WriteOptions = WriteOptions {
+    sync: false,
+    disable_wal: false,
+};
+
+fn options() -> Options {
+    Options {
+        write_buffer_size: 64 << 10,
+        disable_auto_compactions: true,
+        env: Some(Env::new(1, 1)),
+        ..tiny()
+    }
+}
+
+fn key(number: u32) -> [u8; 4] {
+    number.to_be_bytes()
+}
+
+fn runs_on(thread: &str) -> bool {
+    std::thread::current().name() == Some(thread)
+}
+
+/// Every log of the directory, ascending.
+fn logs(fs: &FileSystemRef) -> Vec<PathBuf> {
+    let entries = fs.list(Path::new(AT)).unwrap();
+    let paths = entries.iter().map(|entry| Path::new(AT).join(&entry.name));
+    let mut logs: Vec<PathBuf> = paths.filter(|path| is_log(path)).collect();
+    logs.sort();
+    logs
+}
+
+fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "wal")
+}
+
+/// The logs that were put to use, but for the first one of an opening.
+#[derive(Default, Debug)]
+struct Used(Mutex<Vec<PathBuf>>);
+
+impl EventListener for Used {
+    fn on_file_created(&self, file: &FileEvent) {
+        self.0.lock().push(file.path.clone());
+    }
+}
+
+/// A database whose writes go to two families, each batch to both; only the first one's memtable fills.
+struct World {
+    fs: Arc<WatchFs>,
+    seen: FileSystemRef,
+    db: Db,
+    second: CfId,
+    count: u32,
+}
+
+/// The log thread, which waits at a step.
+struct Held {
+    stuck: mpsc::Receiver<()>,
+    /// Dropped before the database, which waits for the log thread.
+    release: Option<mpsc::Sender<()>>,
+}
+
+impl Held {
+    fn wait(&self) {
+        self.stuck.recv_timeout(Duration::from_secs(30)).unwrap();
+    }
+
+    fn release(&mut self) {
+        self.release = None;
+    }
+}
+
+impl World {
+    fn on(inner: FileSystemRef) -> World {
+        World::with(inner, options())
+    }
+
+    fn with(inner: FileSystemRef, options: Options) -> World {
+        let fs = WatchFs::new(inner, Box::new(|_, _| {}));
+        let seen: FileSystemRef = fs.clone();
+        let db = Db::open(seen.clone(), Path::new(AT), options).unwrap();
+        let second = db.create_cf("second").unwrap();
+        World {
+            fs,
+            seen,
+            db,
+            second,
+            count: 0,
+        }
+    }
+
+    fn batch(&self, number: u32) -> WriteBatch {
+        let mut batch = WriteBatch::new();
+        batch.put(&key(number), &[7; 500]);
+        batch.put_cf(self.second, &key(number), b"");
+        batch
+    }
+
+    fn write(&mut self, write: &WriteOptions) {
+        self.db.write(self.batch(self.count), write).unwrap();
+        self.count += 1;
+    }
+
+    /// Writes until the next log is there.
+    fn write_until_spare(&mut self) {
+        while logs(&self.seen).len() < 2 {
+            self.write(&UNSYNCED);
+            self.db.wait_for_background_work().unwrap();
+            assert!(self.count < 10_000, "no spare log");
+        }
+    }
+
+    /// Writes until it is in use.
+    fn write_until_switch(&mut self) {
+        let before = self.db.tickers().spare_logs;
+        while self.db.tickers().spare_logs == before {
+            self.write(&UNSYNCED);
+            assert!(self.count < 10_000, "no switch");
+        }
+    }
+
+    /// Has the log thread wait before its next `op` on a log; then it panics, if it is told to.
+    fn hold(&self, op: &'static str, panics: bool) -> Held {
+        let (tell, stuck) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(Some(released));
+        self.fs.fail_where(move |now, path| {
+            if now == op && is_log(path) && runs_on("lavakv-log") {
+                let released = released.lock().take();
+                if let Some(released) = released {
+                    tell.send(()).unwrap();
+                    let _ = released.recv();
+                    assert!(!panics, "on purpose");
+                }
+            }
+            None
+        });
+        Held {
+            stuck,
+            release: Some(release),
+        }
+    }
+}
+
+/// Asserts that both families have the keys below `count`, and no other.
+fn assert_has(db: &Db, count: u32) {
+    for name in ["default", "second"] {
+        let cf = db.cf(name).unwrap();
+        assert_eq!(keys(db, cf), (0..count).collect::<Vec<_>>(), "of {name}");
+    }
+}
+
+fn keys(db: &Db, cf: CfId) -> Vec<u32> {
+    let mut iter = db.iter_cf(cf, &ReadOptions::default()).unwrap();
+    let mut keys = Vec::new();
+    iter.seek_to_first();
+    while iter.valid() {
+        keys.push(u32::from_be_bytes(iter.key().try_into().unwrap()));
+        iter.next();
+    }
+    iter.status().unwrap();
+    keys
+}
+
+fn open(fs: FileSystemRef) -> Db {
+    Db::open(fs, Path::new(AT), options()).unwrap()
+}
+
+fn crashed(device: &SimDevice, seed: u64) -> FileSystemRef {
+    mount(Arc::new(device.crash(seed)))
+}
+
+/// A synced write waits for the log before to be closed. If what was held before it then finds no
+/// space, it fails: it must not be among what is held any more, because the next write has its sequence number.
+#[test]
+fn a_synced_write_that_failed_behind_held_ones_is_in_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write_until_spare();
+    let mut held = world.hold("fsync", false);
+    world.write_until_switch();
+    held.wait();
+    world.write(&UNSYNCED);
+    world.fs.fill_for(Some(".wal"));
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| {
+            let batch = world.batch(u32::MAX);
+            world.db.write(batch, &WriteOptions::synced()).unwrap_err()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        held.release();
+        let refused = refused.join().unwrap();
+        assert!(refused.to_string().contains("no space"), "{refused}");
+    });
+    world.fs.fill_for(None);
+    world.write(&UNSYNCED);
+    world.write(&WriteOptions::synced());
+    assert_has(&world.db, world.count);
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    assert_has(&open(host(copy.path())), world.count);
+    world.db.close().unwrap();
+    drop(world.db);
+    assert_has(&open(host(dir.path())), world.count);
+}
+
+/// What was written, in order: whether it was acknowledged, and so whether as durable.
+#[derive(Default)]
+struct Written {
+    acknowledged: Vec<u32>,
+    /// How many of them were before a sync that succeeded.
+    durable: usize,
+    failed: Vec<u32>,
+}
+
+impl Written {
+    fn run(world: &World, writes: u32) -> Written {
+        let mut written = Written::default();
+        for number in 0..writes {
+            let sync = number % 7 == 6;
+            let write = WriteOptions { sync, ..UNSYNCED };
+            match world.db.write(world.batch(number), &write) {
+                Ok(()) => {
+                    written.acknowledged.push(number);
+                    if sync {
+                        written.durable = written.acknowledged.len();
+                    }
+                }
+                Err(_) => written.failed.push(number),
+            }
+            if number % 31 == 30 && world.db.sync_wal().is_ok() {
+                written.durable = written.acknowledged.len();
+            }
+            if number % 40 == 39 {
+                let _ = world.db.wait_for_background_work();
+            }
+        }
+        written
+    }
+
+    /// Asserts that a database reopened has the first of what was acknowledged, no fewer than were durable; of what
+    /// failed anything may be there.
+    fn check(&self, db: &Db, least: usize, place: &str) {
+        let found = keys(db, CfId::DEFAULT);
+        let second = keys(db, db.cf("second").unwrap());
+        assert_eq!(found, second, "{place}: half a batch");
+        let known: Vec<u32> = found
+            .into_iter()
+            .filter(|number| !self.failed.contains(number))
+            .collect();
+        assert!(
+            self.acknowledged.starts_with(&known),
+            "{place}: a write is lost but later ones are there"
+        );
+        assert!(
+            known.len() >= least,
+            "{place}: {} of {least} durable writes",
+            known.len()
+        );
+    }
+}
+
+/// Each step of the log thread fails once, with an error that stays and with one that passes. Writers are told or the
+/// database goes on; what was acknowledged is never lost.
+#[test]
+fn any_failed_step_of_the_log_thread_is_told_or_made_good() {
+    let mut told = 0;
+    for errno in [libc::EIO, libc::ENOSPC, libc::EAGAIN] {
+        for step in 0..11 {
+            let device = sim_device(64 << 20, 512);
+            let world = World::on(mount(device.clone()));
+            let place = Arc::new(Mutex::new(String::new()));
+            let (steps, failed_at) = (AtomicUsize::new(0), Arc::clone(&place));
+            world.fs.fail_where(move |op, path| {
+                let fails = runs_on("lavakv-log")
+                    && op != "space"
+                    && steps.fetch_add(1, Ordering::SeqCst) == step;
+                if fails {
+                    *failed_at.lock() = format!("{op} {} fails: {errno}", path.display());
+                }
+                fails.then_some(errno)
+            });
+            let written = Written::run(&world, 420);
+            let place = place.lock().clone();
+            assert!(!place.is_empty(), "no step {step}");
+            for seed in 0..4 {
+                let db = open(crashed(&device, seed));
+                written.check(&db, written.durable, &place);
+            }
+            told += usize::from(!written.failed.is_empty());
+            let closed = world.db.close();
+            println!(
+                "{place}: {} failed, closed {closed:?}",
+                written.failed.len()
+            );
+            drop(world.db);
+            let least = match closed {
+                Ok(()) => written.acknowledged.len(),
+                Err(_) => written.durable,
+            };
+            written.check(&open(crashed(&device, 0)), least, &place);
+            let db = open(world.seen);
+            written.check(&db, least, &place);
+            db.verify().unwrap();
+        }
+    }
+    assert!(told > 0, "no failure was told");
+}
+
+/// Whoever closes or drops the database waits for the log thread, wherever that is, and leaves no spare log.
+#[test]
+fn a_close_or_drop_waits_for_any_step_of_the_log_thread() {
+    for step in 0..14 {
+        for closes in [false, true] {
+            let device = sim_device(64 << 20, 512);
+            let used = Arc::new(Used::default());
+            let options = Options {
+                listeners: vec![used.clone()],
+                ..options()
+            };
+            let world = World::with(mount(device.clone()), options);
+            let (tell, stuck) = mpsc::channel();
+            let (release, released) = mpsc::channel::<()>();
+            let (steps, released) = (AtomicUsize::new(0), Mutex::new(released));
+            world.fs.fail_where(move |op, _| {
+                let counts = runs_on("lavakv-log") && op != "space";
+                if counts && steps.fetch_add(1, Ordering::SeqCst) == step {
+                    tell.send(()).unwrap();
+                    let _ = released.lock().recv();
+                }
+                None
+            });
+            let (db, second) = (world.db.clone(), world.second);
+            drop(world.db);
+            // It may have to wait for the step; nobody else has the database when it has ended.
+            let writer = std::thread::spawn(move || {
+                let mut count = 0;
+                while stuck.try_recv().is_err() {
+                    let mut batch = WriteBatch::new();
+                    batch.put(&key(count), &[7; 500]);
+                    batch.put_cf(second, &key(count), b"");
+                    db.write(batch, &UNSYNCED).unwrap();
+                    count += 1;
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                if closes {
+                    db.close().unwrap();
+                }
+                drop(db);
+                count
+            });
+            std::thread::sleep(Duration::from_millis(60));
+            drop(release);
+            let count = writer.join().unwrap();
+            let used = used.0.lock().clone();
+            for log in logs(&world.seen).iter().skip(1) {
+                assert!(used.contains(log), "{log:?} is left, a spare");
+            }
+            if closes {
+                assert_has(&open(crashed(&device, 7)), count);
+            }
+            assert_has(&open(world.seen), count);
+        }
+    }
+}
