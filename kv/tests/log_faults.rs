@@ -15,7 +15,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{WatchFs, copy_dir, host, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
@@ -230,6 +230,71 @@ fn a_synced_write_that_failed_behind_held_ones_is_in_no_log() {
     world.db.close().unwrap();
     drop(world.db);
     assert_has(&open(host(dir.path())), world.count);
+}
+
+/// A flush of one family makes its part of a batch durable. The others' part must be in a durable log by then.
+#[test]
+fn a_batch_of_two_families_is_whole_although_one_is_flushed_before_the_log_is_closed() {
+    let device = sim_device(64 << 20, 512);
+    let mut world = World::on(mount(device.clone()));
+    world.write_until_spare();
+    let mut held = world.hold("fdatasync", false);
+    world.write_until_switch();
+    held.wait();
+    let begin = Instant::now();
+    while world.db.tickers().flushes == 0 && begin.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for seed in 0..20 {
+        let db = open(crashed(&device, seed));
+        let second = db.cf("second").unwrap();
+        assert_eq!(keys(&db, CfId::DEFAULT), keys(&db, second));
+    }
+    held.release();
+    world.db.flush().unwrap();
+    assert_has(&open(crashed(&device, 0)), world.count);
+}
+
+/// A log that ran out of space gives what it held to the next one. A memtable that is sealed then has writes in
+/// both; the flush must not come before they are durable.
+#[test]
+fn a_batch_of_two_families_is_whole_although_its_log_had_failed_before_the_flush() {
+    let device = sim_device(64 << 20, 512);
+    let mut world = World::on(mount(device.clone()));
+    world.write_until_spare();
+    let mut held = world.hold("fsync", false);
+    world.write_until_switch();
+    held.wait();
+    world.write(&UNSYNCED);
+    world.fs.fill_for(Some(".wal"));
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| world.db.sync_wal().unwrap_err());
+        std::thread::sleep(Duration::from_millis(50));
+        held.release();
+        let refused = refused.join().unwrap();
+        assert!(refused.to_string().contains("no space"), "{refused}");
+    });
+    world.fs.fill_for(None);
+    world.db.wait_for_background_work().unwrap();
+    // The first family is sealed, the second one is about to be.
+    let (logs_made, flushes) = (AtomicUsize::new(0), world.db.tickers().flushes);
+    let (tell, told) = mpsc::channel();
+    let db = Mutex::new(Some(world.db.clone()));
+    world.fs.fail_where(move |op, path| {
+        if op == "create" && is_log(path) && logs_made.fetch_add(1, Ordering::SeqCst) == 1 {
+            let db = db.lock().take().unwrap();
+            let begin = Instant::now();
+            while db.tickers().flushes == flushes && begin.elapsed() < Duration::from_millis(500) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            tell.send(device.crash(7)).unwrap();
+        }
+        None
+    });
+    world.db.flush().unwrap();
+    let db = open(mount(Arc::new(told.try_recv().unwrap())));
+    let second = db.cf("second").unwrap();
+    assert_eq!(keys(&db, CfId::DEFAULT), keys(&db, second));
 }
 
 /// What was written, in order: whether it was acknowledged, and so whether as durable.

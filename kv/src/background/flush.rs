@@ -3,7 +3,8 @@
 //! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
-//! manifest holds the table, the logs below the next memtable's hold nothing of this family.
+//! manifest holds the table, the logs below the next memtable's hold nothing of this family. Before it does, they
+//! are durable: what other families have of the same batches is nowhere else.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -182,6 +183,16 @@ impl Engine {
         }
     }
 
+    /// Returns when all that was logged before the memtables were sealed is durable. A batch may be of several
+    /// families: were one flushed before the log of the others' part is closed, a crash would leave half of it.
+    fn await_logs_of_flush(self: &Arc<Self>) -> Result<()> {
+        let alone = self.state.lock().cfs.len() == 1;
+        match alone {
+            true => Ok(()),
+            false => self.end_previous(),
+        }
+    }
+
     /// Writes memtables into a table and installs it; returns what was made.
     fn flush_mems(
         self: &Arc<Self>,
@@ -193,6 +204,10 @@ impl Engine {
         let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
+        if let Err(error) = self.await_logs_of_flush() {
+            outputs.discard(&self.fs, &self.dir);
+            return Err(error);
+        }
         let flushed = mems.len();
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         let installed = self.change_cf(

@@ -403,6 +403,10 @@ impl Engine {
         if cf.view().mem.table.is_empty() {
             return Ok(());
         }
+        if log.as_ref().is_some_and(WalWriter::failed) {
+            // What it held goes on in the next log, which holds writes of this memtable then: it ends with it.
+            self.switch_log(log)?;
+        }
         let number = self.switch_log(log)?;
         let mem = self.new_mem(number);
         let mut state = self.state.lock();
