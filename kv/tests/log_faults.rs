@@ -21,7 +21,7 @@ use common::{WatchFs, copy_dir, host, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavafs::device::SimDevice;
 use lavakv::{
-    CfId, Db, Env, EventListener, FileEvent, Options, ReadOptions, WriteBatch, WriteOptions,
+    CfId, Db, Env, Error, EventListener, FileEvent, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use parking_lot::Mutex;
 
@@ -295,6 +295,36 @@ fn a_batch_of_two_families_is_whole_although_its_log_had_failed_before_the_flush
     let db = open(mount(Arc::new(told.try_recv().unwrap())));
     let second = db.cf("second").unwrap();
     assert_eq!(keys(&db, CfId::DEFAULT), keys(&db, second));
+}
+
+#[test]
+fn a_panic_of_the_log_thread_lets_no_sync_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write_until_spare();
+    let mut held = world.hold("fsync", true);
+    world.write_until_switch();
+    held.wait();
+    world.write(&UNSYNCED);
+    std::thread::scope(|scope| {
+        let sync = scope.spawn(|| world.db.sync_wal());
+        std::thread::sleep(Duration::from_millis(50));
+        held.release();
+        // What it waited for has not come to its end.
+        assert!(sync.join().unwrap().is_err());
+    });
+    let poisoned = loop {
+        match world.db.put(b"k", b"v", &UNSYNCED) {
+            Err(error @ Error::Poisoned { .. }) => break error,
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert!(poisoned.to_string().contains("on purpose"), "{poisoned}");
+    drop(world.db);
+    let db = open(host(dir.path()));
+    let kept = keys(&db, world.second).len() as u32;
+    assert_has(&db, kept);
+    assert!(kept >= world.count - 2, "more is lost than was held");
 }
 
 /// What was written, in order: whether it was acknowledged, and so whether as durable.

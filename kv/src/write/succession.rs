@@ -183,21 +183,24 @@ impl Engine {
     /// Returns when the log before the one in use is closed, durable to its last byte.
     pub(crate) fn end_previous(self: &Arc<Self>) -> Result<()> {
         let mut ending = self.succession.ending.lock();
-        match std::mem::take(&mut *ending) {
+        match &*ending {
             Ending::Ended => return Ok(()),
-            Ending::Due(wal) => {
-                if let Err(error) = wal.close() {
-                    *ending = Ending::Failed(error.clone());
-                    drop(ending);
-                    self.harden(error.clone());
-                    return Err(error);
-                }
-            }
-            Ending::Failed(error) => {
-                *ending = Ending::Failed(error.clone());
-                return Err(error);
-            }
+            Ending::Failed(error) => return Err(error.clone()),
+            Ending::Due(_) => {}
         }
+        // This is what whoever waits finds where closing panics: the log is not closed then.
+        let reason = Arc::from("closing a log panicked");
+        let panicked = Ending::Failed(Error::Poisoned { reason });
+        let Ending::Due(wal) = std::mem::replace(&mut *ending, panicked) else {
+            unreachable!("it is due")
+        };
+        if let Err(error) = wal.close() {
+            *ending = Ending::Failed(error.clone());
+            drop(ending);
+            self.harden(error.clone());
+            return Err(error);
+        }
+        *ending = Ending::Ended;
         self.state.lock().ending_log = None;
         Ok(())
     }
