@@ -13,7 +13,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -325,6 +325,39 @@ fn a_panic_of_the_log_thread_lets_no_sync_through() {
     let kept = keys(&db, world.second).len() as u32;
     assert_has(&db, kept);
     assert!(kept >= world.count - 2, "more is lost than was held");
+}
+
+/// The thread that resumes looks at the free space without the state's lock. What fails meanwhile stays.
+#[test]
+fn a_resume_clears_no_failure_of_the_log_that_came_while_it_looked_at_the_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write(&UNSYNCED);
+    let (tell, told) = mpsc::channel();
+    let failing = Mutex::new(Some((world.db.clone(), world.fs.clone())));
+    let broken = AtomicBool::new(false);
+    world.fs.fail_where(move |op, path| {
+        if op == "fdatasync" && is_log(path) && broken.load(Ordering::SeqCst) {
+            return Some(libc::EIO);
+        }
+        if op == "space" && runs_on("lavakv-resume") {
+            let failing = failing.lock().take();
+            if let Some((db, fs)) = failing {
+                broken.store(true, Ordering::SeqCst);
+                db.sync_wal().unwrap_err();
+                fs.fill_for(None);
+                tell.send(()).unwrap();
+            }
+        }
+        None
+    });
+    world.fs.fill_for(Some(".sst"));
+    world.db.flush().unwrap_err();
+    told.recv_timeout(Duration::from_secs(30)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let refused = world.db.put(b"k", b"v", &UNSYNCED).unwrap_err();
+    assert!(matches!(refused, Error::ReadOnly { .. }), "{refused}");
+    assert!(world.db.sync_wal().is_err());
 }
 
 /// What was written, in order: whether it was acknowledged, and so whether as durable.
