@@ -13,7 +13,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -358,6 +358,106 @@ fn a_resume_clears_no_failure_of_the_log_that_came_while_it_looked_at_the_space(
     let refused = world.db.put(b"k", b"v", &UNSYNCED).unwrap_err();
     assert!(matches!(refused, Error::ReadOnly { .. }), "{refused}");
     assert!(world.db.sync_wal().is_err());
+}
+
+/// Does `change` on a database that is closed by another thread while the change is being recorded.
+fn close_during(world: World, change: impl FnOnce(&Db) -> lavakv::Result<()>) {
+    let (done, closed) = mpsc::channel();
+    let closer = Mutex::new(Some((world.db.clone(), done)));
+    world.fs.fail_where(move |op, path| {
+        let of_manifest = path.to_str().unwrap().contains("MANIFEST");
+        if op == "append" && of_manifest && !runs_on("lavakv-flush") {
+            let closer = closer.lock().take();
+            if let Some((db, done)) = closer {
+                let other = db.clone();
+                std::thread::spawn(move || {
+                    other.close().unwrap();
+                    done.send(()).unwrap();
+                });
+                let begin = Instant::now();
+                while !db.cfs().is_empty() && begin.elapsed() < Duration::from_millis(300) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        None
+    });
+    match change(&world.db) {
+        Ok(()) | Err(Error::Busy { .. }) => {}
+        Err(other) => panic!("{other}"),
+    }
+    closed.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(world.db.cfs().is_empty());
+    let count = world.count;
+    drop(world.db);
+    let db = open(world.seen);
+    assert_has(&db, count);
+    db.verify().unwrap();
+}
+
+#[test]
+fn a_family_that_is_made_while_the_database_closes_harms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write_until_switch();
+    world.db.wait_for_background_work().unwrap();
+    close_during(world, |db| db.create_cf("third").map(|_| ()));
+    let stored = Options::load(&host(dir.path()), Path::new(AT));
+    stored.unwrap();
+}
+
+#[test]
+fn a_family_that_is_dropped_while_the_database_closes_harms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    let third = world.db.create_cf("third").unwrap();
+    world.write_until_switch();
+    world.db.wait_for_background_work().unwrap();
+    close_during(world, |db| db.drop_cf(third));
+}
+
+/// A compaction on a caller's thread ends as the database closes. The logs that no family needed, none being
+/// left in memory, were removed then, with what was not flushed.
+#[test]
+fn a_compaction_that_ends_while_the_database_closes_removes_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    for _ in 0..2 {
+        world.db.write(world.batch(0), &UNSYNCED).unwrap();
+        world.db.flush().unwrap();
+    }
+    world.count = 1;
+    // While the compaction is at work, one family is flushed: the other's writes are in an older log.
+    let compacting = Arc::new(AtomicU64::new(0));
+    let (begun, going_on) = (Arc::clone(&compacting), Mutex::new(None));
+    let (resume, resumed) = mpsc::channel::<()>();
+    *going_on.lock() = Some(resumed);
+    world.fs.fail_where(move |op, path| {
+        let is_table = path.extension().is_some_and(|kind| kind == "sst");
+        if op == "create" && is_table && runs_on("compacts") {
+            begun.store(1, Ordering::SeqCst);
+            let resumed = going_on.lock().take();
+            if let Some(resumed) = resumed {
+                let _ = resumed.recv();
+            }
+        }
+        None
+    });
+    let db = world.db.clone();
+    let compacts = std::thread::Builder::new().name("compacts".to_owned());
+    let thread = compacts
+        .spawn(move || db.compact_range_cf(CfId::DEFAULT, None, None))
+        .unwrap();
+    while compacting.load(Ordering::SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    world.write_until_switch();
+    world.write(&WriteOptions::synced());
+    world.db.wait_for_background_work().unwrap();
+    close_during(world, |_| {
+        drop(resume);
+        thread.join().unwrap()
+    });
 }
 
 /// What was written, in order: whether it was acknowledged, and so whether as durable.

@@ -198,6 +198,17 @@ pub(crate) struct State {
     pub(crate) space_stall: Stall,
 }
 
+impl State {
+    /// The column family, if it exists. None does once the database is closed.
+    pub(crate) fn cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
+        match self.cfs.get(&id) {
+            Some(cf) => Ok(Arc::clone(cf)),
+            None if self.closing => Err(closing()),
+            None => Err(no_such_cf(id)),
+        }
+    }
+}
+
 /// The shared state of one open database.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -311,12 +322,7 @@ impl Engine {
     }
 
     fn find_cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
-        self.state
-            .lock()
-            .cfs
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| no_such_cf(id))
+        self.state.lock().cf(id)
     }
 
     /// Fails where background work must not go on.

@@ -121,7 +121,7 @@ impl Engine {
         group: &mut Vec<(WriteBatch, WriteOptions)>,
         crew: &WriteCrew<'_>,
     ) -> Result<Vec<Result<()>>> {
-        let mems = self.mems_for(group);
+        let mems = self.mems_for(group)?;
         let mut results = Vec::with_capacity(group.len());
         let mut sequence = self.last_sequence() + 1;
         for (batch, _) in group.iter_mut() {
@@ -184,8 +184,11 @@ impl Engine {
     }
 
     /// The memtables that the group writes to.
-    fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> BTreeMap<CfId, Arc<Mem>> {
+    fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> Result<BTreeMap<CfId, Arc<Mem>>> {
         let state = self.state.lock();
+        if state.cfs.is_empty() {
+            return Err(closing());
+        }
         let mut mems = BTreeMap::new();
         for id in group.iter().flat_map(|(batch, _)| batch.cfs()) {
             if let std::collections::btree_map::Entry::Vacant(slot) = mems.entry(*id)
@@ -194,7 +197,7 @@ impl Engine {
                 slot.insert(Arc::clone(&cf.view().mem));
             }
         }
-        mems
+        Ok(mems)
     }
 
     fn append_to_log(
