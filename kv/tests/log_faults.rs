@@ -460,6 +460,30 @@ fn a_compaction_that_ends_while_the_database_closes_removes_no_log() {
     });
 }
 
+#[test]
+fn an_open_that_cannot_make_its_log_leaves_the_directory_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write_until_switch();
+    world.write(&WriteOptions::synced());
+    drop(world.db);
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(dir.path().join("db"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    world.fs.fail_creates(".wal", libc::ENOSPC, 3);
+    for _ in 0..3 {
+        Db::open(world.seen.clone(), Path::new(AT), options()).unwrap_err();
+        assert_eq!(names(), before);
+    }
+    assert_has(&open(world.seen), world.count);
+}
+
 /// What was written, in order: whether it was acknowledged, and so whether as durable.
 #[derive(Default)]
 struct Written {
