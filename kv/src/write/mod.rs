@@ -80,7 +80,8 @@ impl Engine {
                 }
                 WriteItem::Seal(cf) => {
                     self.commit(&mut log, &mut group, &mut results, crew);
-                    results.push(self.seal(&mut log, cf));
+                    let sealed = self.cf(cf).and_then(|cf| self.seal(&mut log, &cf));
+                    results.push(sealed);
                 }
                 WriteItem::SyncLog => {
                     self.commit(&mut log, &mut group, &mut results, crew);
@@ -322,7 +323,7 @@ impl Engine {
             }
             let reclaiming = is_reclaiming(&state);
             drop(state);
-            match self.seal(log, full.id) {
+            match self.seal(log, &full) {
                 // The next log did not fit; what gives space back may only take longer than usual.
                 Err(error) if error.is_no_space() && reclaiming => {
                     self.wait_for_change(&mut self.state.lock())?;
@@ -399,11 +400,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the memtable of `cf` immutable, begins a new log and queues a flush.
-    fn seal(self: &Arc<Self>, log: &mut Option<WalWriter>, cf: CfId) -> Result<()> {
+    /// Makes the memtable of `cf` immutable, begins a new log and queues a flush. Nothing is to be done for a family
+    /// that was dropped: that is no error of a write to another.
+    fn seal(self: &Arc<Self>, log: &mut Option<WalWriter>, cf: &Arc<ColumnFamily>) -> Result<()> {
         check_writable(&self.state.lock())?;
-        let cf = self.cf(cf)?;
-        if cf.view().mem.table.is_empty() {
+        if cf.dropped.load(Ordering::Acquire) || cf.view().mem.table.is_empty() {
             return Ok(());
         }
         if log.as_ref().is_some_and(WalWriter::failed) {
