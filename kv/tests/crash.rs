@@ -20,7 +20,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +39,8 @@ const SECOND: &str = "second";
 const LEVELS: usize = 5;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+/// A value's first byte, which tells its batch, and its length.
+type Short = (Option<u8>, usize);
 
 /// Options of one life of the database: flushes and compactions all the time.
 fn drawn(rng: &mut Rng) -> Options {
@@ -288,6 +290,23 @@ fn contents(db: &Db) -> [Map; 2] {
     maps
 }
 
+/// What tells two maps apart, as (key, first byte and length found, those expected).
+fn differences<'a>(
+    found: &'a Map,
+    expected: &'a Map,
+) -> Vec<(String, Option<Short>, Option<Short>)> {
+    let short = |value: Option<&Vec<u8>>| value.map(|value| (value.first().copied(), value.len()));
+    let keys: BTreeSet<&Vec<u8>> = found.keys().chain(expected.keys()).collect();
+    let differ = keys
+        .into_iter()
+        .filter(|key| found.get(*key) != expected.get(*key));
+    let tell = |key: &Vec<u8>| {
+        let name = String::from_utf8_lossy(key).into_owned();
+        (name, short(found.get(key)), short(expected.get(key)))
+    };
+    differ.map(tell).collect()
+}
+
 /// Opens what a crash at operation `at` left and checks it against the history.
 fn check_crashed(device: Arc<SimDevice>, history: &History, rng: &mut Rng, at: usize, place: &str) {
     let report = check(device.clone(), CheckMode::ReadOnly).unwrap();
@@ -334,10 +353,13 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, rng: &mut Rng, at: u
             "{place}: writer {number}: a write of another one came after {least} batches, {kept} are there"
         );
     }
-    assert!(
-        found == expected,
-        "{place}: not the first batches of each writer exactly"
-    );
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(
+            found == expected,
+            "{place}: not the first batches of each writer exactly: {:?}",
+            differences(found, expected)
+        );
+    }
     // It goes on from there.
     db.put(b"after", b"the crash", &WriteOptions::synced())
         .unwrap();

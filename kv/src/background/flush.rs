@@ -3,8 +3,8 @@
 //! Large values go to blob files ([`crate::compaction::Separation`]); one edit adds table and blob files.
 //! All memtables that wait are merged into one table, oldest included, so that level 0's runs
 //! are in the order of their writes. One flush at a time for each column family. After the
-//! manifest holds the table, the logs below the next memtable's hold nothing of this family. Before it does, they
-//! are durable: what other families have of the same batches is nowhere else.
+//! manifest holds the table, the logs below the next memtable's hold nothing of this family. They are durable
+//! before: other families have parts of the same batches, in memory alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -183,16 +183,6 @@ impl Engine {
         }
     }
 
-    /// Returns when all that was logged before the memtables were sealed is durable. A batch may be of several
-    /// families: were one flushed before the log of the others' part is closed, a crash would leave half of it.
-    fn await_logs_of_flush(self: &Arc<Self>) -> Result<()> {
-        let alone = self.state.lock().cfs.len() == 1;
-        match alone {
-            true => Ok(()),
-            false => self.end_previous(),
-        }
-    }
-
     /// Writes memtables into a table and installs it; returns what was made.
     fn flush_mems(
         self: &Arc<Self>,
@@ -204,7 +194,8 @@ impl Engine {
         let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
-        if let Err(error) = self.await_logs_of_flush() {
+        // A batch goes to several families: none may have its part for good before the log has the whole.
+        if let Err(error) = self.end_previous() {
             outputs.discard(&self.fs, &self.dir);
             return Err(error);
         }
@@ -233,6 +224,10 @@ impl Engine {
             |view| {
                 let left = view.imms.len() - flushed;
                 view.imms.truncate(left);
+                // Who waits for the flush finds it counted.
+                self.tickers.flushes.add(1);
+                self.tickers.flush_bytes.add(bytes);
+                self.tickers.blob_write_bytes.add(blob_bytes);
             },
         );
         if installed.is_err() && self.cf(id).is_err() {
@@ -245,9 +240,6 @@ impl Engine {
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }
-        self.tickers.flushes.add(1);
-        self.tickers.flush_bytes.add(bytes);
-        self.tickers.blob_write_bytes.add(blob_bytes);
         Ok(outputs.tables)
     }
 }

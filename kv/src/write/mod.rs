@@ -407,8 +407,11 @@ impl Engine {
         if cf.dropped.load(Ordering::Acquire) || cf.view().mem.table.is_empty() {
             return Ok(());
         }
-        if log.as_ref().is_some_and(WalWriter::failed) {
-            // What it held goes on in the next log, which holds writes of this memtable then: it ends with it.
+        if log
+            .as_ref()
+            .is_some_and(|wal| wal.failed() && wal.held_bytes() > 0)
+        {
+            // What it holds is in the memtable, and goes to a log before the next memtable's.
             self.switch_log(log)?;
         }
         let number = self.switch_log(log)?;

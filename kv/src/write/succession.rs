@@ -15,6 +15,10 @@
 //! torn closing group hides nothing, which recovery sees from the sequence numbers alike, and the
 //! write, synced or not, goes to the file at once.
 //!
+//! What a sealed memtable holds is in logs before the one in use. A flush waits for the close of these, or does
+//! it, before its table counts: a batch goes to several column families, and a crash must not leave the part of
+//! one of them.
+//!
 //! Crashes. While the spare is made: a file without header, or nothing. After: an empty log with the highest
 //! number of all logs; it holds no group, so it counts for nothing in recovery, repair and reading
 //! alone, and the open after it removes it. After the switch, before the close: the log before may end torn and no later log
@@ -23,8 +27,8 @@
 //! higher than that of the log in use, because a leader makes a log only with the spare's lock held. Closing
 //! the database removes it.
 //!
-//! Locks: `spare` and `ending` are held across I/O, by the log thread or by the leader; of others only `state`
-//! is taken with them, and never one with the other.
+//! Locks: `spare` and `ending` are held across I/O, by the log thread, the leader or a flush; of others only
+//! `state` is taken with them, and never one with the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
