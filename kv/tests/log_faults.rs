@@ -327,6 +327,28 @@ fn a_panic_of_the_log_thread_lets_no_sync_through() {
     assert!(kept >= world.count - 2, "more is lost than was held");
 }
 
+/// What fails first stays what callers are told, but a panic after it is worse: nothing is to be read any more.
+#[test]
+fn a_panic_after_another_failure_poisons_the_database_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::on(host(dir.path()));
+    world.write_until_spare();
+    world.fs.fail_creates(".sst", libc::EIO, 1);
+    let mut held = world.hold("fsync", true);
+    world.write_until_switch();
+    held.wait();
+    let begin = Instant::now();
+    world.db.wait_for_background_work().unwrap_err();
+    world.db.get(&key(0), &ReadOptions::default()).unwrap();
+    held.release();
+    while let Ok(value) = world.db.get(&key(0), &ReadOptions::default()) {
+        assert!(value.is_some());
+        assert!(begin.elapsed() < Duration::from_secs(30), "not poisoned");
+    }
+    let refused = world.db.put(b"k", b"v", &UNSYNCED).unwrap_err();
+    assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+}
+
 /// The thread that resumes looks at the free space without the state's lock. What fails meanwhile stays.
 #[test]
 fn a_resume_clears_no_failure_of_the_log_that_came_while_it_looked_at_the_space() {

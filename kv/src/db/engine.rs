@@ -337,12 +337,15 @@ impl Engine {
         }
     }
 
-    /// Records a failure of background work or of the log. The first hard one stays.
+    /// Records a failure of background work or of the log. The first hard one stays, but for a panic after it.
     pub(crate) fn fail(self: &Arc<Self>, error: Error) {
         let severity = error.severity();
         let mut state = self.state.lock();
         let transient = severity == Severity::Transient && state.retries < RETRIES_MAX;
-        if state.closing || state.error.as_ref().is_some_and(|known| !known.transient) {
+        let is_known = |known: &BackgroundError| {
+            !known.transient && (severity < Severity::Fatal || known.error.severity() == severity)
+        };
+        if state.closing || state.error.as_ref().is_some_and(is_known) {
             return;
         }
         tracing::error!(%error, transient, dir = %self.dir.display(), "background failure");
