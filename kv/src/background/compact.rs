@@ -282,6 +282,7 @@ impl Engine {
         cf: CfId,
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
+        let _job = self.caller_job()?;
         let levels = self.cf(cf)?.options.num_levels;
         self.state.lock().manual_compactions += 1;
         let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));

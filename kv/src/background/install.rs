@@ -216,6 +216,7 @@ impl Engine {
 
     /// Makes a column family. Durable on return.
     pub(crate) fn create_cf(self: &Arc<Self>, name: &str, options: Options) -> Result<CfId> {
+        let _job = self.caller_job()?;
         options.validate()?;
         if name.is_empty() || name.len() > 255 {
             return Err(Error::invalid_argument(
@@ -263,6 +264,7 @@ impl Engine {
             let what = "the default column family cannot be dropped";
             return Err(Error::invalid_argument(what));
         }
+        let _job = self.caller_job()?;
         let mut versions = self.versions.lock();
         {
             let state = self.state.lock();

@@ -163,6 +163,7 @@ impl Engine {
     ) -> Result<()> {
         let options = TableReadOptions {
             fill_cache: false,
+            silent: true,
             readahead_bytes: 256 << 10,
             ..TableReadOptions::default()
         };

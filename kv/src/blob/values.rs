@@ -84,11 +84,13 @@ impl BlobOpener for Engine {
 }
 
 impl Engine {
-    /// The value of one entry of `version`, from the cache or with one read.
+    /// The value of one entry of `version`, from the cache or with one read, after which it is kept in the cache if
+    /// `fill_cache` is set.
     pub(crate) fn separated_value(
         &self,
         version: &Version,
         wanted: &SeparatedValue,
+        fill_cache: bool,
     ) -> Result<ValueRef> {
         let cache_key = CacheKey::of_value(self.value_space, &wanted.key);
         if let Some(value) = self.cached_value(cache_key, wanted) {
@@ -102,6 +104,9 @@ impl Engine {
         let found = reader.decode_record(&wanted.key, location, record)?;
         self.tickers.blob_reads.add(1);
         let value = checked(wanted, file, found)?;
+        if !fill_cache {
+            return Ok(value.into());
+        }
         let cost = location.len as usize;
         Ok(self.cache.insert_value(cache_key, &wanted.key, value, cost))
     }

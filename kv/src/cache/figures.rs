@@ -30,6 +30,14 @@ impl BlockKind {
         (BlockKind::Packed, "packed"),
         (BlockKind::BlobIndex, "blob_index"),
     ];
+
+    /// True where a block of this kind is what is looked for as `wanted`: a data block may be cached as it is or
+    /// compressed.
+    #[inline]
+    pub(super) fn is_form_of(self, wanted: BlockKind) -> bool {
+        let is_data = |kind| matches!(kind, BlockKind::Data | BlockKind::Packed);
+        self == wanted || (is_data(self) && is_data(wanted))
+    }
 }
 
 /// What a cache did so far and what it holds.
@@ -41,7 +49,7 @@ pub struct CacheStats {
     pub misses: [u64; KINDS],
     /// Entries put in.
     pub inserts: u64,
-    /// Entries that had to go.
+    /// Entries that had to go, or that nobody could ask for any more.
     pub evictions: u64,
     /// Bytes read from the device for what was put in, by [`BlockKind`].
     pub read_bytes: [u64; KINDS],

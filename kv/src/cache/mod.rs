@@ -173,6 +173,13 @@ impl Deref for BlockRef {
 #[derive(Clone, Debug)]
 pub(crate) struct ValueRef(CacheRef);
 
+impl From<Vec<u8>> for ValueRef {
+    fn from(value: Vec<u8>) -> Self {
+        let key = Box::default();
+        ValueRef(CacheRef::owned(Item::Value { key, value }))
+    }
+}
+
 impl Deref for ValueRef {
     type Target = [u8];
 
@@ -350,17 +357,22 @@ impl BlockCache {
         }
     }
 
-    /// The block, if it is here.
+    /// The block, if it is here. A block of another kind is not taken for it: only a damaged file has two kinds at one
+    /// place.
     #[inline]
     pub fn get(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
-        let found = self.find(key, false);
+        let found = self
+            .find(key, false)
+            .filter(|found| found.item().kind().is_form_of(kind));
         self.count(kind, found.is_some());
         found.map(BlockRef)
     }
 
-    /// The block, if it is here, without a trace: it counts neither in the statistics nor for what is to stay.
-    pub(crate) fn peek(&self, key: CacheKey) -> Option<BlockRef> {
-        self.find(key, true).map(BlockRef)
+    /// As [`BlockCache::get`], without a trace: it counts neither in the statistics nor for what is to stay.
+    pub(crate) fn peek(&self, key: CacheKey, kind: BlockKind) -> Option<BlockRef> {
+        self.find(key, true)
+            .filter(|found| found.item().kind().is_form_of(kind))
+            .map(BlockRef)
     }
 
     /// The value whose record has this internal key, if it is here. `key` is [`CacheKey::of_value`].
@@ -391,6 +403,16 @@ impl BlockCache {
         if let Some(LockedShard { table, lock }) = self.shard(tag) {
             let _writer = lock.lock();
             table.forget_reads(&key, tag);
+        }
+    }
+
+    /// Lets the block, if it is here, go at once, unless somebody holds it: nobody will ask for it any more.
+    pub(crate) fn discard(&self, key: CacheKey) {
+        let tag = key.tag();
+        if let Some(LockedShard { table, lock }) = self.shard(tag) {
+            let entry = lock.lock().discard(table, &key, tag);
+            // Freed after the lock is.
+            drop(entry);
         }
     }
 
@@ -427,7 +449,10 @@ impl BlockCache {
             let same = match (&present.entry().item, &item) {
                 // One may be the compressed form of the other, which the caller has no use for.
                 (Item::Block(a), Item::Block(b)) => a.kind() == b.kind(),
-                (Item::Value { key: a, .. }, Item::Value { key: b, .. }) => a == b,
+                // The caller knows the length, and has asked in vain if that of what is here is another.
+                (Item::Value { key: a, value: old }, Item::Value { key: b, value: new }) => {
+                    a == b && old.len() == new.len()
+                }
                 _ => false,
             };
             return match same {

@@ -184,6 +184,29 @@ impl Shard {
         Ok(held)
     }
 
+    /// Takes the entry of `key` out, if it is here and nobody holds it. It is looked for in its queue, so this is for
+    /// entries of the index pool, of which there are few.
+    pub(super) fn discard(
+        &mut self,
+        table: &TableOwner,
+        key: &CacheKey,
+        tag: u64,
+    ) -> Option<Box<Entry>> {
+        let (at, entry) = table.remove(key, tag)?;
+        let pool = &mut self.pools[PoolKind::of(entry.item.kind()) as usize];
+        pool.charged -= entry.charge;
+        if let Some(place) = pool.main.iter().position(|&slot| slot == at) {
+            pool.main.remove(place);
+        } else {
+            let place = pool.small.iter().position(|&slot| slot == at);
+            pool.small.remove(place.expect("every entry is in a queue"));
+            pool.small_charged -= entry.charge;
+        }
+        self.entries -= 1;
+        self.evictions += 1;
+        Some(entry)
+    }
+
     /// Evicts until `charge` bytes more fit into `room`; false where they cannot.
     fn make_room(
         &mut self,

@@ -295,6 +295,28 @@ impl TableOwner {
         }
     }
 
+    /// Takes the entry of `key` out, if it is here and nobody holds it; returns its slot's number too. For the writer.
+    pub(super) fn remove(&self, key: &CacheKey, tag: u64) -> Option<(u32, Box<Entry>)> {
+        let held = self.find(key, tag, true)?;
+        let slots = self.slots();
+        let at = (held.slot.as_ptr().addr() - slots.as_ptr().addr()) / size_of::<Slot>();
+        drop(held);
+        // Only the writer takes an entry out, so the slot still has this one.
+        let meta = &slots[at].meta;
+        let before = meta.load(Ordering::Relaxed);
+        if holders(before) > 0 {
+            return None;
+        }
+        // Acquire: as in `visit`. Who takes it meanwhile holds it.
+        let taken = meta.compare_exchange(
+            before,
+            CONSTRUCTION << STATE_SHIFT,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
+        taken.ok().map(|_| (at as u32, self.take_out(at)))
+    }
+
     /// The charge of the entry in slot `at`. For the writer, who has put it there.
     pub(super) fn charge_of(&self, at: u32) -> usize {
         let entry = self.slots()[at as usize].entry.load(Ordering::Relaxed);

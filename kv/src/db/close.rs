@@ -10,7 +10,29 @@ use crate::write::WriteItem;
 use crate::write::batch::CfId;
 use crate::write::wal::WalWriter;
 
+/// A job on a thread of a caller that changes files: a compaction or collection that was asked for, a change of the
+/// column families. Whoever closes the database waits until this is dropped, as for background work; it is to end soon
+/// where [`Engine::keep_going`] fails.
+pub(crate) struct CallerJob<'a>(&'a Engine);
+
+impl Drop for CallerJob<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().caller_jobs -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
 impl Engine {
+    /// Begins a job on the caller's thread. The state's lock must not be held when it is dropped.
+    pub(crate) fn caller_job(&self) -> Result<CallerJob<'_>> {
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(closing());
+        }
+        state.caller_jobs += 1;
+        Ok(CallerJob(self))
+    }
+
     /// Seals every memtable and waits until what was in memory is in tables.
     pub(crate) fn flush_all(self: &Arc<Self>) -> Result<()> {
         let cfs: Vec<CfId> = self.state.lock().cfs.keys().copied().collect();
@@ -88,8 +110,11 @@ impl Engine {
         let mut state = self.state.lock();
         state.closing = true;
         self.changed.notify_all();
-        while state.tasks > 0 || state.resuming || state.collections.watching || state.watching_age
-        {
+        let at_work = |state: &State| {
+            let watched = state.resuming || state.collections.watching || state.watching_age;
+            state.tasks > 0 || state.caller_jobs > 0 || watched
+        };
+        while at_work(&state) {
             self.changed.wait(&mut state);
         }
         drop(state);

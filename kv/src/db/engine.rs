@@ -183,6 +183,8 @@ pub(crate) struct State {
     pub(crate) tasks: usize,
     pub(crate) compaction_tasks: usize,
     pub(crate) manual_compactions: usize,
+    /// Jobs that change files on threads of callers ([`crate::db::close::CallerJob`]).
+    pub(crate) caller_jobs: usize,
     pub(crate) collections: Collections,
     pub(crate) error: Option<BackgroundError>,
     pub(crate) resuming: bool,

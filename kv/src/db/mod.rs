@@ -315,7 +315,9 @@ impl Db {
     /// # Errors
     /// What the flush failed with.
     pub fn flush(&self) -> Result<()> {
-        self.engine().flush_all()
+        let engine = self.engine();
+        engine.refuse_when_closed()?;
+        engine.flush_all()
     }
 
     /// Flushes, and merges the tables that hold keys in `begin..=end` (`None`: unbounded) down to the
@@ -325,6 +327,7 @@ impl Db {
     /// What flush or compaction failed with.
     pub fn compact_range(&self, begin: Option<&[u8]>, end: Option<&[u8]>) -> Result<()> {
         let engine = self.engine();
+        let _job = engine.caller_job()?;
         engine.flush_all()?;
         let cfs: Vec<CfId> = engine.state.lock().cfs.keys().copied().collect();
         cfs.into_iter()
@@ -485,8 +488,8 @@ impl Db {
         self.engine().verify_garbage()
     }
 
-    /// Makes everything written durable, ends background work and unlocks the directory. Other
-    /// clones then fail with [`Error::Busy`]. A second close does nothing.
+    /// Makes everything written durable, ends background work, and what other threads have under way that changes files,
+    /// and unlocks the directory. Other clones then fail with [`Error::Busy`]. A second close does nothing.
     ///
     /// # Errors
     /// What could not be made durable; the database is closed all the same.

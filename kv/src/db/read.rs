@@ -131,7 +131,7 @@ impl Engine {
                 ValueKind::Value => Ok(Some(hit.value.into())),
                 ValueKind::BlobReference => {
                     let wanted = separated(lookup.user_key(), &hit)?;
-                    let value = self.separated_value(version, &wanted)?;
+                    let value = self.separated_value(version, &wanted, true)?;
                     Ok(Some(value.into()))
                 }
                 ValueKind::Delete | ValueKind::SingleDelete => Ok(None),
@@ -174,6 +174,7 @@ impl Engine {
             view,
             snapshot: options.snapshot.clone(),
             lazy_values: options.lazy_values,
+            fill_cache: options.fill_cache,
         };
         Ok(DbIterator::new(walk, origin))
     }

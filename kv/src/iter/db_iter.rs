@@ -36,6 +36,7 @@ pub(crate) struct Origin {
     pub(crate) view: Arc<View>,
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) lazy_values: bool,
+    pub(crate) fill_cache: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +57,8 @@ pub struct DbIterator {
     engine: Arc<Engine>,
     view: Arc<View>,
     lazy_values: bool,
+    /// Values that are read alone are kept in the cache.
+    fill_cache: bool,
     /// Entries from the one shown on, in the order of `direction`. Empty where the entry shown is
     /// the walk's.
     ahead: VecDeque<Ahead>,
@@ -86,6 +89,7 @@ impl DbIterator {
             engine: origin.engine,
             view: origin.view,
             lazy_values: origin.lazy_values,
+            fill_cache: origin.fill_cache,
             ahead: VecDeque::new(),
             direction: Direction::Forward,
             window: 1,
@@ -141,11 +145,11 @@ impl DbIterator {
     pub fn load_value(&mut self) -> Result<&[u8]> {
         if self.ahead.is_empty() && self.value.is_none() && self.is_separated() {
             let wanted = self.wanted()?;
-            self.value = Some(
-                self.engine
-                    .separated_value(&self.view.version, &wanted)?
-                    .to_vec(),
-            );
+            let version = &self.view.version;
+            let value = self
+                .engine
+                .separated_value(version, &wanted, self.fill_cache)?;
+            self.value = Some(value.to_vec());
         }
         Ok(self.value())
     }

@@ -274,8 +274,9 @@ pub struct ReadOptions {
     pub upper_bound: Option<Vec<u8>>,
     /// Iterators see only keys that begin so, within the bounds.
     pub prefix: Option<Vec<u8>>,
-    /// Keep blocks that an iterator read, and values that a multi-get read, in the cache. Default true.
-    /// Single lookups do so always; values that an iterator reads are not kept.
+    /// Keep blocks and single values that an iterator read (the first after a seek, and lazy ones), and values that a
+    /// multi-get read, in the cache. Default true. Single lookups do so always; values that an iterator reads ahead are
+    /// not kept.
     pub fill_cache: bool,
     /// Iterators read the values that are in blob files only when
     /// [`crate::DbIterator::load_value`] asks: for walks over keys. Default false.

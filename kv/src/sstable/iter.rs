@@ -48,7 +48,6 @@ impl Default for TableReadOptions {
 
 /// Walks a table, which it keeps open.
 pub struct TableIterator {
-    table: Arc<Table>,
     options: TableReadOptions,
     /// Read at the first seek. Of a partitioned index, the partition that the walk is in.
     index: Option<BlockRef>,
@@ -62,6 +61,8 @@ pub struct TableIterator {
     cursor: BlockCursor,
     ahead: Readahead,
     failure: Option<Error>,
+    /// Dropped last: who closes a table has to hold no block of it.
+    table: Arc<Table>,
 }
 
 /// A piece of the file read ahead, and how the walk has gone so far.
@@ -81,7 +82,6 @@ struct Readahead {
 impl TableIterator {
     pub(super) fn new(table: Arc<Table>, options: TableReadOptions) -> Self {
         TableIterator {
-            table,
             options,
             index: None,
             top: None,
@@ -91,6 +91,7 @@ impl TableIterator {
             cursor: BlockCursor::default(),
             ahead: Readahead::default(),
             failure: None,
+            table,
         }
     }
 
@@ -100,11 +101,7 @@ impl TableIterator {
         self.cursor.valid = false;
         self.failure = None;
         if self.index.is_none() && self.top.is_none() {
-            let index = match self.options.bypass_cache {
-                true => self.table.read_index().map(BlockRef::from),
-                false => self.table.index(),
-            };
-            match index {
+            match self.table.index_for(&self.options) {
                 Ok(index) if self.table.is_partitioned() => self.top = Some((index, usize::MAX)),
                 Ok(index) => self.index = Some(index),
                 Err(failure) => {
@@ -137,7 +134,7 @@ impl TableIterator {
         // Numbers of blocks are those of the partition.
         self.block = None;
         let place = layout.block(bytes, part);
-        match self.table.partition(place, self.options.bypass_cache) {
+        match self.table.partition(place, &self.options) {
             Ok(partition) => {
                 *current = part;
                 self.index = Some(partition);

@@ -57,7 +57,7 @@ pub struct Table {
     pub(super) cache: Arc<BlockCache>,
     pub(super) footer: Footer,
     pub(super) properties: TableProperties,
-    filter: Option<Handle>,
+    pub(super) filter: Option<Handle>,
     dictionary: Option<Dictionary>,
     pub(super) pinned_index: Option<BlockRef>,
     pinned_filter: Option<BlockRef>,
@@ -296,7 +296,7 @@ impl Table {
 
     /// The data block in which `target` may be, by the partition of the index at `place`.
     fn locate_in_partition(&self, place: BlockPlace, target: &[u8]) -> Result<Option<BlockPlace>> {
-        let partition = self.partition(place, false)?;
+        let partition = self.partition(place, &TableReadOptions::default())?;
         let (bytes, layout) = partition.as_index();
         let at = layout.find(bytes, target);
         Ok((at < layout.count()).then(|| layout.block(bytes, at)))
@@ -305,25 +305,6 @@ impl Table {
     /// True where the index block is that of partitions.
     pub(super) fn is_partitioned(&self) -> bool {
         self.footer.features & FEATURE_PARTITIONED_INDEX != 0
-    }
-
-    /// A partition of the index, from the cache unless that is bypassed.
-    pub(super) fn partition(&self, place: BlockPlace, bypass_cache: bool) -> Result<BlockRef> {
-        let key = self.cache_key(place.start);
-        if !bypass_cache && let Some(partition) = self.cached(key, BlockKind::Index) {
-            return Ok(partition);
-        }
-        let handle = Handle {
-            offset: place.start,
-            len: place.end - place.start,
-        };
-        let contents = self.read_block(handle, BlockKind::Index)?;
-        let read = Block::partition(contents, self.properties.data_bytes);
-        let partition = read.map_err(|bad| self.bad_block(place.start, bad))?;
-        match bypass_cache {
-            true => Ok(partition.into()),
-            false => Ok(self.cache.insert(key, partition, handle.len as usize)),
-        }
     }
 
     /// Looks for a key in the block that [`Table::locate`] told, which is at `place`.
@@ -469,20 +450,6 @@ impl Table {
 
     pub(super) fn name(&self) -> &str {
         &self.name
-    }
-
-    /// The index block, from the cache if it may be.
-    pub(super) fn index(&self) -> Result<BlockRef> {
-        if let Some(index) = &self.pinned_index {
-            return Ok(index.clone());
-        }
-        let handle = self.footer.index;
-        let key = self.cache_key(handle.offset);
-        if let Some(index) = self.cached(key, BlockKind::Index) {
-            return Ok(index);
-        }
-        let index = self.read_index()?;
-        Ok(self.cache.insert(key, index, handle.len as usize))
     }
 
     #[inline]

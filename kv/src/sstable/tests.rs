@@ -1,5 +1,7 @@
 //! Tests of whole tables, on a file in memory whose bytes can be damaged.
 
+mod caching;
+
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::IoSlice;

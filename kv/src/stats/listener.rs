@@ -1,7 +1,7 @@
 //! `EventListener`: what a database tells of its background work while it happens.
 //!
 //! Methods are called on the thread that does the work, without any lock of the database held: they may
-//! read and write, but must not wait for background work, which waits for them, and should be
+//! read and write, but must not wait for background work, which waits for them, nor close the database, and should be
 //! quick. A listener that panics on a background thread poisons the database.
 
 use std::path::PathBuf;

@@ -39,9 +39,10 @@ pub struct BlobUse {
 }
 
 impl BlobUse {
+    /// Stops at the top, where a damaged manifest alone can bring it: `subtract` then says that less was there.
     pub(crate) fn add(&mut self, other: BlobUse) {
-        self.references += other.references;
-        self.value_bytes += other.value_bytes;
+        self.references = self.references.saturating_add(other.references);
+        self.value_bytes = self.value_bytes.saturating_add(other.value_bytes);
     }
 
     /// False where `other` is more than this.

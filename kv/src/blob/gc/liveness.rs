@@ -1,7 +1,7 @@
 //! Which records are live: a walk over the tables of a version beside the walk over the records.
 //!
 //! Records are asked about in key order, and tables are in key order too, so that each table is read once
-//! from front to back, with its own readahead and past the cache, however many records there are. A
+//! from front to back, with its own readahead and without a trace in the cache, however many records there are. A
 //! record is live if a table has exactly its version of its key and that entry's number leads to the
 //! record's file.
 
@@ -58,6 +58,7 @@ impl<'a> Referrers<'a> {
             let opener = Arc::clone(engine) as Arc<dyn TableOpener>;
             let options = TableReadOptions {
                 fill_cache: false,
+                silent: true,
                 ..TableReadOptions::default()
             };
             let files = Arc::clone(&run.files);

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Candidate, Effort, GcPick, Limits, Standing, pick};
-use crate::background::scheduler::{next_compaction, spawn};
+use crate::background::scheduler::{guarded, next_compaction, spawn};
 use crate::db::engine::{ColumnFamily, Engine, State};
 use crate::env::Priority;
 use crate::error::{Error, Result};
@@ -281,6 +281,7 @@ fn wait_for_idleness(engine: &Arc<Engine>) {
 impl Engine {
     /// Collects every blob file with garbage worth it, now and on the caller's thread.
     pub(crate) fn collect_all(self: &Arc<Self>) -> Result<()> {
+        let _job = self.caller_job()?;
         let all = Effort {
             tolerated: 0.0,
             threads: 1,
@@ -300,7 +301,8 @@ impl Engine {
             };
             state.collections.begin(&due.pick);
             drop(state);
-            if let Err(error) = run(self, &due, disk) {
+            // On a thread of the caller's, but as far as everybody else goes in the background.
+            if let Err(error) = guarded(|| run(self, &due, disk)) {
                 self.fail(error.clone());
                 return Err(error);
             }

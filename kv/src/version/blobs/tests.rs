@@ -85,6 +85,18 @@ fn edits_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn counts_of_a_damaged_manifest_do_not_overflow() {
+    let mut set = BlobSet::default();
+    set.add_file(1, ()).unwrap();
+    let refs = vec![(1, used(u64::MAX, u64::MAX))];
+    set.refer(100, &refs, &none()).unwrap();
+    set.refer(101, &refs, &none()).unwrap();
+    assert_eq!(set.files()[&1].used, used(u64::MAX, u64::MAX));
+    set.forget(100, &refs).unwrap();
+    assert!(set.forget(101, &refs).is_err(), "more than there is");
+}
+
+#[test]
 fn what_is_not_shared_out_is_refused() {
     let mut set = BlobSet::default();
     let refs = vec![(1, used(3, 300))];

@@ -1,0 +1,169 @@
+//! Jobs on threads of callers (compactions and collections that were asked for, new column families) and a close on
+//! another thread.
+//!
+//! As far as everybody else goes, they are background work. Closing waited for background work alone. It took the versions away from under such a job, which panicked or failed
+//! with an error of another kind, and unlocked a directory in which the job went on making and removing files.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{WatchFs, mount, sim_device, tiny};
+use lavafs::FileSystemRef;
+use lavakv::{Db, Error, Options, ReadOptions, WriteOptions};
+use parking_lot::Mutex;
+
+const AT: &str = "/db";
+const KEYS: u64 = 300;
+
+fn options() -> Options {
+    Options {
+        min_blob_size: 100,
+        blob_file_size: 32 << 10,
+        enable_blob_garbage_collection: false,
+        blob_correlated_compaction_bytes: 0,
+        disable_auto_compactions: true,
+        write_buffer_size: 8 << 20,
+        ..tiny()
+    }
+}
+
+fn value(number: u64, round: u64) -> Vec<u8> {
+    format!("{number} {round} ").repeat(60).into_bytes()
+}
+
+fn put(db: &Db, numbers: impl Iterator<Item = u64>, round: u64) {
+    for number in numbers {
+        let value = value(number, round);
+        db.put(&number.to_be_bytes(), &value, &WriteOptions::default())
+            .unwrap();
+    }
+    db.flush().unwrap();
+}
+
+type Job = fn(&Db) -> lavakv::Result<()>;
+
+/// Does `job`, and before its first `op` on a file whose name ends in `suffix` has another thread close the database.
+/// `prepare` leaves something for the job to do.
+fn with_a_close_inside(op: &'static str, suffix: &'static str, prepare: Job, job: Job) {
+    let closed = Arc::new(AtomicBool::new(false));
+    let late = Arc::new(Mutex::new(Vec::new()));
+    let watcher = {
+        let (closed, late) = (Arc::clone(&closed), Arc::clone(&late));
+        move |op: &str, path: &Path| {
+            if closed.load(Ordering::SeqCst) {
+                late.lock().push(format!("{op} {}", path.display()));
+            }
+        }
+    };
+    let fs = WatchFs::new(mount(sim_device(64 << 20, 512)), Box::new(watcher));
+    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options()).unwrap();
+    // Tables that know blob files by the names of their ancestors, and garbage.
+    put(&db, 0..KEYS, 0);
+    db.compact_range(None, None).unwrap();
+    put(&db, (0..KEYS).step_by(3), 1);
+    db.compact_range(None, None).unwrap();
+    db.collect_blob_garbage().unwrap();
+    assert!(db.stats().blobs.ancestors > 0);
+    put(&db, (0..KEYS).step_by(5), 2);
+    prepare(&db).unwrap();
+    db.wait_for_background_work().unwrap();
+
+    let closer = Arc::new(Mutex::new(None));
+    let begin = {
+        let (db, closed, closer) = (db.clone(), Arc::clone(&closed), Arc::clone(&closer));
+        move || {
+            let flag = Arc::clone(&closed);
+            *closer.lock() = Some(std::thread::spawn(move || {
+                db.close().unwrap();
+                flag.store(true, Ordering::SeqCst);
+            }));
+            let patience = Instant::now() + Duration::from_millis(300);
+            while !closed.load(Ordering::SeqCst) && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    fs.before_next(op, suffix, begin);
+    match job(&db) {
+        Ok(()) | Err(Error::Busy { .. }) => {}
+        Err(other) => panic!("{other}"),
+    }
+    let closer = closer.lock().take().expect("the job came to the step");
+    closer.join().unwrap();
+    assert_eq!(
+        *late.lock(),
+        [] as [String; 0],
+        "changes of a closed database"
+    );
+    for again in [job(&db), db.flush()] {
+        assert!(matches!(again, Err(Error::Busy { .. })), "{again:?}");
+    }
+    drop(db);
+
+    let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
+    for number in 0..KEYS {
+        let round = match (number % 5, number % 3) {
+            (0, _) => 2,
+            (_, 0) => 1,
+            _ => 0,
+        };
+        let found = db.get(&number.to_be_bytes(), &ReadOptions::default());
+        assert_eq!(found.unwrap(), Some(value(number, round)));
+    }
+    db.verify().unwrap();
+    db.verify_garbage().unwrap();
+}
+
+const NOTHING: Job = |_| Ok(());
+const COMPACT: Job = |db| db.compact_range(None, None);
+const COLLECT: Job = |db| db.collect_blob_garbage();
+
+#[test]
+fn a_close_waits_for_a_compaction_that_was_asked_for() {
+    with_a_close_inside("create", ".sst", NOTHING, COMPACT);
+    with_a_close_inside("sync_dir", "db", NOTHING, COMPACT);
+}
+
+#[test]
+fn a_close_waits_for_a_collection_that_was_asked_for() {
+    with_a_close_inside("create", ".blob", COMPACT, COLLECT);
+    with_a_close_inside("sync_dir", "db", COMPACT, COLLECT);
+}
+
+#[test]
+fn a_close_waits_for_a_new_column_family() {
+    with_a_close_inside("create", ".tmp", NOTHING, |db| {
+        db.create_cf("new").map(drop)
+    });
+}
+
+/// The caller was unwound, and its inputs were listed as being collected for ever: who asked for a collection next never
+/// came back.
+#[test]
+fn a_panic_in_a_collection_that_was_asked_for_poisons_the_database() {
+    let fs = WatchFs::new(mount(sim_device(64 << 20, 512)), Box::new(|_, _| {}));
+    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options()).unwrap();
+    put(&db, 0..KEYS, 0);
+    put(&db, 0..KEYS / 2, 1);
+    db.compact_range(None, None).unwrap();
+    fs.before_next("create", ".blob", || panic!("on purpose"));
+    let poisoned = db.collect_blob_garbage().unwrap_err();
+    assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+    for again in [db.collect_blob_garbage(), db.compact_range(None, None)] {
+        assert!(matches!(again, Err(Error::Poisoned { .. })), "{again:?}");
+    }
+    drop(db);
+    let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
+    db.collect_blob_garbage().unwrap();
+    db.verify_garbage().unwrap();
+}
