@@ -4,7 +4,8 @@
 //!
 //! A history is lived by up to four writers at once, so that batches of several go to the log in one
 //! group. Each has keys of its own and counts its batches: after a crash its keys are what the first
-//! so many of them make, no fewer than had been acknowledged as durable. Options are drawn for every
+//! so many of them make, no fewer than had been acknowledged as durable, and no fewer than had been written when
+//! a batch of another writer's that is there began. Options are drawn for every
 //! opening, those of the second column family apart.
 //!
 //! The threads make every recording another one; what must hold is told by the number of operations
@@ -22,12 +23,15 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::draw::random_options;
-use common::{Rng, mount, seed, sim_device, tiny};
+use common::{Rng, WatchFs, mount, seed, sim_device, tiny};
 use lavafs::device::SimDevice;
 use lavafs::{CheckMode, FileSystemRef, check};
 use lavakv::{CfId, Db, Options, ReadOptions, WriteBatch, WriteOptions};
+use parking_lot::Mutex;
 
 const AT: &str = "/db";
 const SECOND: &str = "second";
@@ -61,6 +65,9 @@ struct Step {
     changes: Vec<(bool, Vec<u8>, Option<Vec<u8>>)>,
     /// Operations recorded when it was given to the database.
     issued_at: usize,
+    /// When it was given to the database, and when that was done, as counted by all writers together.
+    begun: usize,
+    ended: usize,
 }
 
 /// What one writer did, and what had been acknowledged as durable when.
@@ -119,8 +126,13 @@ impl Writer {
             .collect()
     }
 
+    /// Batches that had been written before moment `when`.
+    fn written_before(&self, when: usize) -> usize {
+        self.steps.partition_point(|step| step.ended < when)
+    }
+
     /// Writes one batch, and now and then does what moves data.
-    fn step(&mut self, db: &Db, second: CfId, device: &SimDevice) {
+    fn step(&mut self, db: &Db, second: CfId, device: &SimDevice, clock: &AtomicUsize) {
         let changes = self.random_changes();
         let mut batch = WriteBatch::new();
         for (in_second, key, value) in &changes {
@@ -137,8 +149,14 @@ impl Writer {
             disable_wal: false,
         };
         let issued_at = device.recorded_ops();
-        self.steps.push(Step { changes, issued_at });
+        let begun = clock.fetch_add(1, Ordering::SeqCst);
         db.write(batch, &write).unwrap();
+        self.steps.push(Step {
+            changes,
+            issued_at,
+            begun,
+            ended: clock.fetch_add(1, Ordering::SeqCst),
+        });
         let durable = match self.rng.below(60) {
             0 => db.flush().map(|()| true),
             1 => db.sync_wal().map(|()| true),
@@ -183,7 +201,11 @@ impl History {
     /// A history of `lives` of a database on `device`, which records; in each life every writer writes
     /// `steps` batches.
     fn run(device: &Arc<SimDevice>, rng: &mut Rng, size: &Size, done: &mut Done) -> History {
-        let fs = mount(device.clone());
+        let fs = match rng.below(2) {
+            0 => mount(device.clone()),
+            _ => with_slow_logs(mount(device.clone()), rng.next()),
+        };
+        let clock = AtomicUsize::new(0);
         let mut opened_at = None;
         let writers = [1, 1, 2, 4][rng.below(4) as usize];
         let mut writers: Vec<Writer> = (0..writers)
@@ -204,10 +226,10 @@ impl History {
             opened_at.get_or_insert_with(|| device.recorded_ops());
             std::thread::scope(|scope| {
                 for writer in &mut writers {
-                    let db = &db;
+                    let (db, clock) = (&db, &clock);
                     scope.spawn(move || {
                         for _ in 0..steps {
-                            writer.step(db, second, device);
+                            writer.step(db, second, device, clock);
                         }
                     });
                 }
@@ -229,6 +251,22 @@ impl History {
             opened_at: opened_at.unwrap(),
         }
     }
+}
+
+/// A filesystem on which the thread that ends logs and makes the next takes its time, so that writes have to be
+/// held, or wait.
+fn with_slow_logs(fs: FileSystemRef, seed: u64) -> FileSystemRef {
+    let fs = WatchFs::new(fs, Box::new(|_, _| {}));
+    let drawn = Mutex::new(Rng(seed));
+    fs.fail_where(move |op, _| {
+        let is_slow = std::thread::current().name() == Some("lavakv-log");
+        if is_slow && op != "space" {
+            let pause = drawn.lock().below(3000);
+            std::thread::sleep(Duration::from_micros(pause));
+        }
+        None
+    });
+    fs
 }
 
 fn open(fs: &FileSystemRef, rng: &mut Rng) -> lavakv::Result<Db> {
@@ -284,6 +322,8 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, rng: &mut Rng, at: u
     );
     let found = contents(&db);
     let mut expected = [Map::new(), Map::new()];
+    let mut last_begun = 0;
+    let mut kept_of = Vec::new();
     for writer in &history.writers {
         let place = format!("{place}: writer {}", writer.number);
         let kept = found[0].get(&writer.latest()).map_or(0, |value| {
@@ -298,7 +338,20 @@ fn check_crashed(device: Arc<SimDevice>, history: &History, rng: &mut Rng, at: u
             kept == 0 || writer.steps[kept - 1].issued_at <= at,
             "{place}: batch {kept} was not written yet"
         );
+        if let Some(step) = writer.steps[..kept].last() {
+            last_begun = last_begun.max(step.begun);
+        }
+        kept_of.push(kept);
         writer.apply(kept, &mut expected);
+    }
+    // What is there is the first so many writes of all: none is missing that had ended before one that is there began.
+    for (writer, kept) in history.writers.iter().zip(kept_of) {
+        let least = writer.written_before(last_begun);
+        let number = writer.number;
+        assert!(
+            kept >= least,
+            "{place}: writer {number}: a write of another one came after {least} batches, {kept} are there"
+        );
     }
     for (found, expected) in found.iter().zip(&expected) {
         assert!(

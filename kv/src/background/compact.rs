@@ -306,11 +306,7 @@ impl Engine {
             if let Some(background) = &state.error {
                 return Err(read_only(&background.error));
             }
-            let cf = state
-                .cfs
-                .get(&id)
-                .cloned()
-                .ok_or_else(|| crate::db::engine::no_such_cf(id))?;
+            let cf = state.cf(id)?;
             let version = Arc::clone(&cf.view().version);
             let busy: Vec<_> = state
                 .compacting

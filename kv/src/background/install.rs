@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::compaction::{PickerOptions, score};
-use crate::db::engine::{ColumnFamily, Engine, State, View, no_such_cf};
+use crate::db::engine::{ColumnFamily, Engine, State, View};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::CompactionStyle;
@@ -40,7 +40,7 @@ impl Engine {
         let mut versions = self.versions.lock();
         let (cf, mut change) = {
             let state = self.state.lock();
-            let cf = state.cfs.get(&id).cloned().ok_or_else(|| no_such_cf(id))?;
+            let cf = state.cf(id)?;
             let change = edit(&state, &cf);
             (cf, change)
         };
@@ -167,6 +167,10 @@ impl Engine {
     pub(crate) fn remove_obsolete_logs(&self) {
         let obsolete: Vec<FileNumber> = {
             let mut state = self.state.lock();
+            if state.cfs.is_empty() {
+                // Closed meanwhile. Which families need a log is not known any more; the next open tells.
+                return;
+            }
             let needed = state
                 .cfs
                 .values()
@@ -248,8 +252,9 @@ impl Engine {
         };
         let cf = ColumnFamily::new(id, name.to_owned(), view, log_number, Arc::new(options));
         self.state.lock().cfs.insert(id, cf);
-        drop(versions);
+        // With the structure's lock held: a close waits for it, and has the families to store then.
         self.store_options()?;
+        drop(versions);
         Ok(id)
     }
 
@@ -264,7 +269,7 @@ impl Engine {
         {
             let state = self.state.lock();
             crate::write::check_writable(&state)?;
-            state.cfs.get(&id).ok_or_else(|| no_such_cf(id))?;
+            state.cf(id)?;
         }
         let change = CfEdit {
             dropped: true,

@@ -283,12 +283,13 @@ fn wait_to_resume(engine: &Arc<Engine>) {
         if state.closing || !waits {
             break;
         }
-        if space_ran_out(&state) {
+        if waits_for_space(&state) {
             // Not a failing device: it may take for ever.
             state.retries = 0;
             let needed = (engine.options.write_buffer_size as u64).min(8 << 20);
             let free = MutexGuard::unlocked(&mut state, || engine.fs.space().free);
-            if free < needed {
+            // What failed while nobody held the lock, a log perhaps, must not be cleared with it.
+            if free < needed || state.closing || !waits_for_space(&state) {
                 continue;
             }
         } else if Instant::now() < until {
@@ -303,7 +304,7 @@ fn wait_to_resume(engine: &Arc<Engine>) {
     engine.changed.notify_all();
 }
 
-fn space_ran_out(state: &State) -> bool {
+fn waits_for_space(state: &State) -> bool {
     let error = state.error.as_ref();
-    error.is_some_and(|known| known.error.is_no_space())
+    error.is_some_and(|known| known.transient && known.error.is_no_space())
 }

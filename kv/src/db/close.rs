@@ -117,6 +117,11 @@ impl Engine {
         while at_work(&state) {
             self.changed.wait(&mut state);
         }
+        drop(state);
+        // A change of the structure on a caller's thread is no task. It ends first: else its new manifest would
+        // be of a database without families.
+        let mut versions = self.versions.lock();
+        let mut state = self.state.lock();
         let cfs = std::mem::take(&mut state.cfs);
         // The thread that ran the last task may hold the engine a moment longer than the task
         // counts. It must hold no files: whoever closes a database may unmount next.
@@ -133,7 +138,8 @@ impl Engine {
             .collect();
         drop(state);
         drop(views);
-        self.versions.lock().close();
+        versions.close();
+        drop(versions);
         // A leader may still be at work on another thread; it ends with the error of a closing
         // database, or has begun before.
         let log: Option<WalWriter> = self.log.lock().take();

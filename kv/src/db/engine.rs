@@ -200,6 +200,17 @@ pub(crate) struct State {
     pub(crate) space_stall: Stall,
 }
 
+impl State {
+    /// The column family, if it exists. None does once the database is closed.
+    pub(crate) fn cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
+        match self.cfs.get(&id) {
+            Some(cf) => Ok(Arc::clone(cf)),
+            None if self.closing => Err(closing()),
+            None => Err(no_such_cf(id)),
+        }
+    }
+}
+
 /// The shared state of one open database.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -313,12 +324,7 @@ impl Engine {
     }
 
     fn find_cf(&self, id: CfId) -> Result<Arc<ColumnFamily>> {
-        self.state
-            .lock()
-            .cfs
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| no_such_cf(id))
+        self.state.lock().cf(id)
     }
 
     /// Fails where background work must not go on.
@@ -333,12 +339,15 @@ impl Engine {
         }
     }
 
-    /// Records a failure of background work or of the log. The first hard one stays.
+    /// Records a failure of background work or of the log. The first hard one stays, but for a panic after it.
     pub(crate) fn fail(self: &Arc<Self>, error: Error) {
         let severity = error.severity();
         let mut state = self.state.lock();
         let transient = severity == Severity::Transient && state.retries < RETRIES_MAX;
-        if state.closing || state.error.as_ref().is_some_and(|known| !known.transient) {
+        let is_known = |known: &BackgroundError| {
+            !known.transient && (severity < Severity::Fatal || known.error.severity() == severity)
+        };
+        if state.closing || state.error.as_ref().is_some_and(is_known) {
             return;
         }
         tracing::error!(%error, transient, dir = %self.dir.display(), "background failure");

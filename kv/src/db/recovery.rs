@@ -51,7 +51,10 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     engine.install_recovered(&recovered, is_new)?;
     let first_made = engine.next_file.load(Ordering::Relaxed);
     let written = engine.replay_logs(&recovered);
-    if let Err(error) = written.and_then(|()| engine.write_all_recovered()) {
+    let made = written
+        .and_then(|()| engine.write_all_recovered())
+        .and_then(|()| engine.make_first_log());
+    if let Err(error) = made {
         engine.remove_made(first_made);
         return Err(error);
     }
@@ -391,17 +394,22 @@ impl Engine {
         }
     }
 
-    /// The rest of step 3, and 4: from here on the recovered state is the database's.
-    fn switch_to_new_manifest(&self) -> Result<()> {
-        let cfs = self.state.lock().cfs.clone();
+    /// The rest of step 3.
+    fn make_first_log(&self) -> Result<()> {
         let number = self.new_file_number();
         let expected = self.log_size_expected();
         *self.log.lock() = Some(WalWriter::create(&self.fs, &self.dir, number, expected)?);
+        let cfs = self.state.lock().cfs.clone();
         for cf in cfs.values() {
             cf.log_number.store(number, Ordering::Release);
             cf.view().mem.advance_log_number(number);
         }
         self.state.lock().logs.insert(number, 0);
+        Ok(())
+    }
+
+    /// Step 4: from here on the recovered state is the database's.
+    fn switch_to_new_manifest(&self) -> Result<()> {
         let mut versions = self.versions.lock();
         let manifest = self.new_file_number();
         let structure = self.structure();

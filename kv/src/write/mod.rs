@@ -80,7 +80,8 @@ impl Engine {
                 }
                 WriteItem::Seal(cf) => {
                     self.commit(&mut log, &mut group, &mut results, crew);
-                    results.push(self.seal(&mut log, cf));
+                    let sealed = self.cf(cf).and_then(|cf| self.seal(&mut log, &cf));
+                    results.push(sealed);
                 }
                 WriteItem::SyncLog => {
                     self.commit(&mut log, &mut group, &mut results, crew);
@@ -121,7 +122,7 @@ impl Engine {
         group: &mut Vec<(WriteBatch, WriteOptions)>,
         crew: &WriteCrew<'_>,
     ) -> Result<Vec<Result<()>>> {
-        let mems = self.mems_for(group);
+        let mems = self.mems_for(group)?;
         let mut results = Vec::with_capacity(group.len());
         let mut sequence = self.last_sequence() + 1;
         for (batch, _) in group.iter_mut() {
@@ -184,8 +185,11 @@ impl Engine {
     }
 
     /// The memtables that the group writes to.
-    fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> BTreeMap<CfId, Arc<Mem>> {
+    fn mems_for(&self, group: &[(WriteBatch, WriteOptions)]) -> Result<BTreeMap<CfId, Arc<Mem>>> {
         let state = self.state.lock();
+        if state.cfs.is_empty() {
+            return Err(closing());
+        }
         let mut mems = BTreeMap::new();
         for id in group.iter().flat_map(|(batch, _)| batch.cfs()) {
             if let std::collections::btree_map::Entry::Vacant(slot) = mems.entry(*id)
@@ -194,7 +198,7 @@ impl Engine {
                 slot.insert(Arc::clone(&cf.view().mem));
             }
         }
-        mems
+        Ok(mems)
     }
 
     fn append_to_log(
@@ -207,19 +211,19 @@ impl Engine {
             .filter(|(_, options)| !options.disable_wal)
             .map(|(batch, _)| batch)
             .collect();
+        let synced = writes
+            .iter()
+            .any(|(_, options)| options.sync && !options.disable_wal);
         if !logged.is_empty() {
             let wal = log.as_mut().ok_or_else(closing)?;
             self.tickers
                 .wal_bytes
                 .add(logged.iter().map(|batch| batch.data_size() as u64).sum());
-            if let Err(error) = self.append_group(wal, &logged) {
+            if let Err(error) = self.append_group(wal, &logged, synced) {
                 return Err(self.log_failed(log, error));
             }
         }
-        if writes
-            .iter()
-            .any(|(_, options)| options.sync && !options.disable_wal)
-        {
+        if synced {
             self.sync_log(log)?;
         }
         Ok(())
@@ -319,7 +323,7 @@ impl Engine {
             }
             let reclaiming = is_reclaiming(&state);
             drop(state);
-            match self.seal(log, full.id) {
+            match self.seal(log, &full) {
                 // The next log did not fit; what gives space back may only take longer than usual.
                 Err(error) if error.is_no_space() && reclaiming => {
                     self.wait_for_change(&mut self.state.lock())?;
@@ -396,11 +400,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the memtable of `cf` immutable, begins a new log and queues a flush.
-    fn seal(self: &Arc<Self>, log: &mut Option<WalWriter>, cf: CfId) -> Result<()> {
+    /// Makes the memtable of `cf` immutable, begins a new log and queues a flush. Nothing is to be done for a family
+    /// that was dropped: that is no error of a write to another.
+    fn seal(self: &Arc<Self>, log: &mut Option<WalWriter>, cf: &Arc<ColumnFamily>) -> Result<()> {
         check_writable(&self.state.lock())?;
-        let cf = self.cf(cf)?;
-        if cf.view().mem.table.is_empty() {
+        if cf.dropped.load(Ordering::Acquire) || cf.view().mem.table.is_empty() {
             return Ok(());
         }
         if log

@@ -27,8 +27,8 @@
 //! higher than that of the log in use, because a leader makes a log only with the spare's lock held. Closing
 //! the database removes it.
 //!
-//! Locks: `spare` and `ending` are held across I/O, by the log thread or by the leader; of others only `state`
-//! is taken with them, and never one with the other.
+//! Locks: `spare` and `ending` are held across I/O, by the log thread, the leader or a flush; of others only
+//! `state` is taken with them, and never one with the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -187,21 +187,24 @@ impl Engine {
     /// Returns when the log before the one in use is closed, durable to its last byte.
     pub(crate) fn end_previous(self: &Arc<Self>) -> Result<()> {
         let mut ending = self.succession.ending.lock();
-        match std::mem::take(&mut *ending) {
+        match &*ending {
             Ending::Ended => return Ok(()),
-            Ending::Due(wal) => {
-                if let Err(error) = wal.close() {
-                    *ending = Ending::Failed(error.clone());
-                    drop(ending);
-                    self.harden(error.clone());
-                    return Err(error);
-                }
-            }
-            Ending::Failed(error) => {
-                *ending = Ending::Failed(error.clone());
-                return Err(error);
-            }
+            Ending::Failed(error) => return Err(error.clone()),
+            Ending::Due(_) => {}
         }
+        // This is what whoever waits finds where closing panics: the log is not closed then.
+        let reason = Arc::from("closing a log panicked");
+        let panicked = Ending::Failed(Error::Poisoned { reason });
+        let Ending::Due(wal) = std::mem::replace(&mut *ending, panicked) else {
+            unreachable!("it is due")
+        };
+        if let Err(error) = wal.close() {
+            *ending = Ending::Failed(error.clone());
+            drop(ending);
+            self.harden(error.clone());
+            return Err(error);
+        }
+        *ending = Ending::Ended;
         self.state.lock().ending_log = None;
         Ok(())
     }
@@ -225,18 +228,21 @@ impl Engine {
         Ok(true)
     }
 
-    /// Appends a group to the log, or holds it.
+    /// Appends a group to the log, or holds it. One that is `synced` next is never held: what is held was
+    /// acknowledged, and were it kept where the sync fails, a group that its writers were told has failed would go
+    /// to a log after all, and the next one with the same sequence numbers after it.
     pub(crate) fn append_group(
         self: &Arc<Self>,
         wal: &mut WalWriter,
         batches: &[&WriteBatch],
+        synced: bool,
     ) -> Result<()> {
         wal.skip_waiting_before(batches);
         if wal.must_wait() || wal.held_bytes() > 0 {
             let bytes: usize = batches.iter().map(|batch| batch.data_size()).sum();
             let most = (self.options.write_buffer_size / HELD_PART).min(HELD_BYTES_MAX);
             let is_much = wal.held_bytes() + bytes > most;
-            if !self.catch_up(wal, is_much)? {
+            if !self.catch_up(wal, synced || is_much)? {
                 wal.hold(batches);
                 return Ok(());
             }

@@ -131,6 +131,10 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 
 type Watcher = dyn Fn(&str, &Path) + Send + Sync;
 
+/// Asked before each change and each look at the free space, on the thread that makes it: the error that it
+/// fails with, if it is to fail.
+type Fault = dyn Fn(&str, &Path) -> Option<i32> + Send + Sync;
+
 /// Done once, before the next change of this kind to a file whose name ends so.
 struct Interlude {
     op: &'static str,
@@ -155,6 +159,7 @@ struct Shared {
     /// The same for making files; what is left of the count.
     unmakeable: Mutex<Option<(String, i32, u64)>>,
     interlude: Mutex<Option<Interlude>>,
+    fault: Mutex<Option<Arc<Fault>>>,
     /// Appends to files whose names contain this find no space; how many did.
     full: Mutex<(Option<String>, u64)>,
     read_batches: AtomicU64,
@@ -164,6 +169,18 @@ struct Shared {
 }
 
 impl Shared {
+    fn check(&self, op: &'static str, path: &Path) -> Result<()> {
+        let fault = self.fault.lock().clone();
+        match fault.and_then(|fault| fault(op, path)) {
+            None => Ok(()),
+            Some(libc::ENOSPC) => Err(Error::NoSpace { needed: 1, free: 0 }),
+            Some(errno) => {
+                let source = std::io::Error::from_raw_os_error(errno);
+                Err(Error::io(op, "the disk", 0, source))
+            }
+        }
+    }
+
     fn tell(&self, op: &str, path: &Path) -> MutexGuard<'_, ()> {
         let due =
             |next: &mut Interlude| next.op == op && path.to_str().unwrap().ends_with(next.suffix);
@@ -195,6 +212,7 @@ impl WatchFs {
                 failing: Mutex::new(None),
                 unmakeable: Mutex::new(None),
                 interlude: Mutex::new(None),
+                fault: Mutex::new(None),
                 full: Mutex::default(),
                 read_batches: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
@@ -245,6 +263,14 @@ impl WatchFs {
         });
     }
 
+    /// From now on `fault` is asked before each change; no lock is held then, so that it may block.
+    pub(crate) fn fail_where(
+        &self,
+        fault: impl Fn(&str, &Path) -> Option<i32> + Send + Sync + 'static,
+    ) {
+        *self.shared.fault.lock() = Some(Arc::new(fault));
+    }
+
     /// True where the action given last was not done yet.
     pub(crate) fn is_pending(&self) -> bool {
         self.shared.interlude.lock().is_some()
@@ -283,6 +309,7 @@ impl WatchFs {
 
 impl FileSystem for WatchFs {
     fn create(&self, path: &Path, options: &CreateOptions) -> Result<FileRef> {
+        self.shared.check("create", path)?;
         let _gate = self.tell("create", path);
         if let Some((suffix, errno, left)) = &mut *self.shared.unmakeable.lock()
             && *left > 0
@@ -310,6 +337,7 @@ impl FileSystem for WatchFs {
         self.inner.remove_dir(dir)
     }
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.shared.check("rename", from)?;
         let _gate = self.tell("rename", from);
         self.inner.rename(from, to)
     }
@@ -318,10 +346,12 @@ impl FileSystem for WatchFs {
         self.inner.link(existing, new)
     }
     fn unlink(&self, path: &Path) -> Result<()> {
+        self.shared.check("unlink", path)?;
         let _gate = self.tell("unlink", path);
         self.inner.unlink(path)
     }
     fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.shared.check("sync_dir", dir)?;
         let _gate = self.tell("sync_dir", dir);
         self.inner.sync_dir(dir)
     }
@@ -336,6 +366,8 @@ impl FileSystem for WatchFs {
         Ok(())
     }
     fn space(&self) -> Space {
+        let fails = self.shared.check("space", Path::new("/"));
+        assert!(fails.is_ok(), "a look at the space cannot fail");
         let free = self.shared.space.load(Ordering::SeqCst);
         Space {
             total: u64::MAX / 2,
@@ -371,6 +403,7 @@ impl std::fmt::Debug for Shared {
 
 impl File for WatchFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
+        self.shared.check("append", &self.path)?;
         let _gate = self.shared.tell("append", &self.path);
         if let Some((suffix, errno, left)) = &mut *self.shared.failing.lock()
             && *left > 0
@@ -395,6 +428,7 @@ impl File for WatchFile {
         self.inner.append_vectored(parts)
     }
     fn fdatasync(&self) -> Result<()> {
+        self.shared.check("fdatasync", &self.path)?;
         let _gate = self.shared.tell("fdatasync", &self.path);
         if self.shared.broken.load(Ordering::SeqCst) {
             let source = std::io::Error::from_raw_os_error(5);
@@ -403,6 +437,7 @@ impl File for WatchFile {
         self.inner.fdatasync()
     }
     fn fsync(&self) -> Result<()> {
+        self.shared.check("fsync", &self.path)?;
         let _gate = self.shared.tell("fsync", &self.path);
         self.inner.fsync()
     }
