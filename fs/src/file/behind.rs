@@ -8,8 +8,8 @@
 //! failed. Readers find the bytes in the pipeline.
 //!
 //! Each file holds at most [`BUFFERS_MAX`] buffers in flight, all files of a mount together
-//! [`crate::MountOptions::write_behind`] bytes. A file that gets no share waits for its own oldest buffer, or
-//! writes before it returns.
+//! [`crate::MountOptions::write_behind`] bytes, and one file no more than leaves some to others ([`SHARE`]). A file
+//! that gets no share waits for its own oldest buffer, or writes before it returns.
 //!
 //! Invariants: buffers leave in the order of their offsets; the pipeline holds either these or durable
 //! appends, never both; nothing is in flight when blocks of the file are freed, or blocks that have gone to
@@ -29,6 +29,11 @@ use crate::file::tail::BUFFER_LEN_MAX;
 
 /// Most buffers of one file in flight.
 const BUFFERS_MAX: usize = 8;
+
+/// How many times what is free a file may have in flight (dynamic thresholds: Choudhury and Hahne, "Dynamic queue
+/// length thresholds for shared-memory packet switches", 1998). However many files write all they can, something is
+/// left for one that comes now and then, as a log does beside compactions.
+const SHARE: u64 = 2;
 
 /// The memory that a mount's files together may have in flight.
 #[derive(Debug)]
@@ -56,10 +61,14 @@ impl Budget {
         self.max.fetch_min(bytes, Ordering::AcqRel);
     }
 
-    fn take(&self) -> bool {
+    /// Takes a share for a file that has `own` buffers in flight, unless that were more than
+    /// [`SHARE`] times what is free.
+    fn take(&self, own: usize) -> bool {
+        let wanted = (own as u64 + 1) * BUFFER_LEN_MAX as u64;
         let more = |taken| {
-            let after = taken + BUFFER_LEN_MAX as u64;
-            (after <= self.memory_max()).then_some(after)
+            let free = self.memory_max().saturating_sub(taken);
+            let fits = free >= BUFFER_LEN_MAX as u64 && wanted <= SHARE * free;
+            fits.then_some(taken + BUFFER_LEN_MAX as u64)
         };
         let taken = &self.taken;
         taken
@@ -128,10 +137,11 @@ impl OpenFile {
         if appender.behind.queue.len() == BUFFERS_MAX {
             self.finish_behind(appender, BUFFERS_MAX - 1)?;
         }
-        if !budget.take() {
-            let own = appender.behind.queue.len();
-            self.finish_behind(appender, own.saturating_sub(1))?;
-            if !budget.take() {
+        let own = appender.behind.queue.len();
+        if !budget.take(own) {
+            let left = own.saturating_sub(1);
+            self.finish_behind(appender, left)?;
+            if !budget.take(left) {
                 return self.write_out(appender, Durability::Volatile);
             }
         }
@@ -212,5 +222,39 @@ impl OpenFile {
             appender.behind.spare = None;
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_write_all_they_can_leave_something_for_one_that_comes_now_and_then() {
+        let buffers = 16;
+        for greedy in 1..=5 {
+            let budget = Budget::new(buffers * BUFFER_LEN_MAX as u64);
+            let mut own = vec![0; greedy];
+            let mut more = true;
+            while more {
+                more = false;
+                for own in own.iter_mut().filter(|own| **own < BUFFERS_MAX) {
+                    if budget.take(*own) {
+                        *own += 1;
+                        more = true;
+                    }
+                }
+            }
+            let taken: usize = own.iter().sum();
+            assert!(taken as u64 >= buffers / 2, "{own:?}");
+            assert!(budget.take(0), "{own:?}");
+        }
+    }
+
+    #[test]
+    fn one_file_has_most_of_a_small_budget() {
+        let budget = Budget::new(4 * BUFFER_LEN_MAX as u64);
+        let own = (0..).take_while(|&own| budget.take(own)).count();
+        assert_eq!(own, 3);
     }
 }
