@@ -7,8 +7,8 @@
 //! free for. A third queue with one thread is for the ends and beginnings of logs ([`Queue::Log`]), which
 //! are short and must not wait behind a flush.
 //!
-//! Low threads run at a lower priority of the system's scheduler too ([`LOW_NICENESS`]): where
-//! compactions and collections want all processors, writers and flushes come first. They still get the
+//! All of them are batch threads to the system's scheduler, and low ones nicer too (sched.rs): where
+//! compactions and collections want all processors, writers and flushes come first. Low ones still get the
 //! share that keeps them from starving, and writers that outrun them are slowed by the stall. A flush
 //! therefore is a low thread's only while all high ones have one.
 //!
@@ -18,6 +18,7 @@
 
 pub(crate) mod ledger;
 pub(crate) mod rate_limiter;
+mod sched;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,10 +38,6 @@ pub enum Priority {
     /// Compactions and deletion of files.
     Low,
 }
-
-/// By how much low threads are nicer than the process: they get a third of the processor time that a
-/// thread of the process gets where both want more than there is.
-const LOW_NICENESS: i32 = 5;
 
 /// The queues of an [`Env`], each with threads of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -287,18 +284,8 @@ impl Drop for Env {
     }
 }
 
-/// Lowers the calling thread's priority. Only Linux has one for each thread.
-fn be_nice() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(LOW_NICENESS) {
-        tracing::debug!(%error, "background threads run at the process's priority");
-    }
-}
-
 fn work(shared: &Shared, queue: Queue) {
-    if queue == Queue::Low {
-        be_nice();
-    }
+    sched::enter_background(queue == Queue::Low);
     let mut queues = shared.queues.lock();
     // It was started as an idle one, so that nobody else takes what it was started for.
     queues.pool(queue).idle -= 1;
