@@ -21,7 +21,7 @@ use lavafs::device::{
     Geometry, PendingRead, PendingWrite, SimDevice,
 };
 use lavafs::{FileSystemRef, LavaFs, MountOptions};
-use lavakv::{CfId, Db, Env, Options, ReadOptions, WalRecoveryMode, WriteBatch, WriteOptions};
+use lavakv::{Db, Env, Options, ReadOptions, WalRecoveryMode, WriteBatch, WriteOptions};
 
 /// What becomes of a file's bytes.
 type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
@@ -317,57 +317,6 @@ fn held_writes_are_bounded_and_survive_a_drop() {
     count += 40;
     drop(db);
     assert_has(&reopen(dir.path()).unwrap(), count);
-}
-
-/// A flush used to install its table while the log of its memtable was still being closed: a crash then left
-/// the parts of batches that went to one column family, and lost those that went to the other.
-#[test]
-fn a_flush_keeps_no_part_of_a_batch_that_the_log_may_lose() {
-    let device = sim_device(64 << 20, 512);
-    let fs = WatchFs::new(mount(device.clone()), Box::new(|_, _| {}));
-    let options = Options {
-        write_buffer_size: 32 << 10,
-        ..tiny()
-    };
-    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options).unwrap();
-    let second = db.create_cf("second").unwrap();
-    let (release, released) = mpsc::channel::<()>();
-    let (stuck, is_stuck) = mpsc::channel();
-    // First the spare is synced, then the log before it.
-    let beside = Arc::clone(&fs);
-    fs.before_next("fdatasync", ".wal", move || {
-        beside.before_next("fdatasync", ".wal", move || {
-            stuck.send(()).unwrap();
-            let _ = released.recv();
-        });
-    });
-    let mut count = 0;
-    while db.tickers().spare_logs == 0 {
-        db.wait_for_background_work().unwrap();
-        let mut batch = WriteBatch::new();
-        batch.put(&key(count), &[7; 500]);
-        batch.put_cf(second, &key(count), b"");
-        db.write(batch, &WriteOptions::default()).unwrap();
-        count += 1;
-        assert!(count < 10_000, "no log was closed");
-    }
-    is_stuck.recv_timeout(Duration::from_secs(30)).unwrap();
-    let until = Instant::now() + Duration::from_millis(300);
-    while db.tickers().flushes == 0 && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let crashed = mount(Arc::new(device.crash(1)));
-    release.send(()).unwrap();
-    let crashed = Db::open(crashed, Path::new(AT), tiny()).unwrap();
-    let second = crashed.cf("second").unwrap();
-    let read = ReadOptions::default();
-    for number in 0..count {
-        let parts = [CfId::DEFAULT, second].map(|cf| {
-            let part = crashed.get_cf(cf, &key(number), &read);
-            part.unwrap().is_some()
-        });
-        assert_eq!(parts[0], parts[1], "batch {number} of {count}");
-    }
 }
 
 #[test]

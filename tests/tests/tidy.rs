@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 550;
 
 /// Files that are longer, how long they may be, and why.
-const LONG: [(&str, usize, &str); 9] = [
+const LONG: [(&str, usize, &str); 8] = [
     (
         "fs/tests/conformance/mod.rs",
         600,
@@ -35,11 +35,6 @@ const LONG: [(&str, usize, &str); 9] = [
         "one list of what collections promise",
     ),
     ("kv/tests/durability.rs", 690, "one list of what survives"),
-    (
-        "kv/tests/log_succession.rs",
-        600,
-        "one list of what a switch of logs promises",
-    ),
     (
         "kv/tests/log_faults.rs",
         680,

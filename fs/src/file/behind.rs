@@ -31,8 +31,8 @@ use crate::file::tail::BUFFER_LEN_MAX;
 const BUFFERS_MAX: usize = 8;
 
 /// How many times what is free a file may have in flight (dynamic thresholds: Choudhury and Hahne, "Dynamic queue
-/// length thresholds for shared-memory packet switches", 1998). However many files write all they can, something is
-/// left for one that comes now and then, as a log does beside compactions.
+/// length thresholds for shared-memory packet switches", 1998). While up to five files write all they can, something of
+/// the default budget is left for one that comes now and then, as a log does beside compactions.
 const SHARE: u64 = 2;
 
 /// The memory that a mount's files together may have in flight.

@@ -99,7 +99,6 @@ impl Engine {
         }
         let replaced: Vec<_> = choice.files().map(|(_, file)| Arc::clone(file)).collect();
         self.warm_outputs(cf, &mut outputs, &replaced);
-
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);
         }

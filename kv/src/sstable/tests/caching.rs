@@ -146,17 +146,22 @@ fn warmed_blocks_have_the_form_of_their_table_whatever_its_first_entries_are() {
     }
 }
 
+/// Small blocks, and an index in partitions from `threshold` bytes on.
+fn small_blocks(threshold: usize) -> TableOptions {
+    TableOptions {
+        block_size: 500,
+        index_partition_threshold: threshold,
+        index_partition_size: 300,
+        ..TableOptions::default()
+    }
+}
+
 /// Index and filter blocks go before data, and nothing made those of tables that were gone go: they took three
 /// quarters of the cache after some compactions.
 #[test]
 fn a_closed_table_leaves_no_index_and_no_filter_in_the_cache() {
     for threshold in [0, 1] {
-        let options = TableOptions {
-            block_size: 500,
-            index_partition_threshold: threshold,
-            index_partition_size: 300,
-            ..TableOptions::default()
-        };
+        let options = small_blocks(threshold);
         let model = model(500);
         let (file, _) = build(&model, options);
         let table = open(file.bytes.lock().clone(), 8 << 20, false).unwrap();
@@ -181,12 +186,7 @@ fn a_closed_table_leaves_no_index_and_no_filter_in_the_cache() {
 #[test]
 fn a_silent_walk_leaves_no_trace_of_the_index_either() {
     for threshold in [0, 1] {
-        let options = TableOptions {
-            block_size: 500,
-            index_partition_threshold: threshold,
-            index_partition_size: 300,
-            ..TableOptions::default()
-        };
+        let options = small_blocks(threshold);
         let (file, _) = build(&model(500), options);
         let table = open(file.bytes.lock().clone(), 8 << 20, false).unwrap();
         let silent = TableReadOptions {
