@@ -150,7 +150,7 @@ impl World {
     /// Switches to a spare log, and has the log thread wait before its next `op` on the log before.
     fn switch_and_hold(&mut self, op: &'static str, panics: bool) -> Held {
         self.write_until_spare();
-        let mut held = self.hold(op, panics);
+        let held = self.hold(op, panics);
         self.write_until_switch();
         held.wait();
         held
