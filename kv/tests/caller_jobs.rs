@@ -52,7 +52,8 @@ fn put(db: &Db, numbers: impl Iterator<Item = u64>, round: u64) {
 
 type Job = fn(&Db) -> lavakv::Result<()>;
 
-/// Does `job`, and before its first `op` on a file whose name ends in `suffix` has another thread close the database.
+/// Does `job`, and before its first `op` on a file whose name ends in `suffix` has two other threads close the database.
+/// Neither may come back before the job has ended: once the second did, as soon as the first had begun.
 /// `prepare` leaves something for the job to do.
 fn with_a_close_inside(op: &'static str, suffix: &'static str, prepare: Job, job: Job) {
     let closed = Arc::new(AtomicBool::new(false));
@@ -78,15 +79,17 @@ fn with_a_close_inside(op: &'static str, suffix: &'static str, prepare: Job, job
     prepare(&db).unwrap();
     db.wait_for_background_work().unwrap();
 
-    let closer = Arc::new(Mutex::new(None));
+    let closers = Arc::new(Mutex::new(Vec::new()));
     let begin = {
-        let (db, closed, closer) = (db.clone(), Arc::clone(&closed), Arc::clone(&closer));
+        let (db, closed, closers) = (db.clone(), Arc::clone(&closed), Arc::clone(&closers));
         move || {
-            let flag = Arc::clone(&closed);
-            *closer.lock() = Some(std::thread::spawn(move || {
-                db.close().unwrap();
-                flag.store(true, Ordering::SeqCst);
-            }));
+            for _ in 0..2 {
+                let (db, closed) = (db.clone(), Arc::clone(&closed));
+                closers.lock().push(std::thread::spawn(move || {
+                    db.close().unwrap();
+                    closed.store(true, Ordering::SeqCst);
+                }));
+            }
             let patience = Instant::now() + Duration::from_millis(300);
             while !closed.load(Ordering::SeqCst) && Instant::now() < patience {
                 std::thread::sleep(Duration::from_millis(1));
@@ -98,8 +101,11 @@ fn with_a_close_inside(op: &'static str, suffix: &'static str, prepare: Job, job
         Ok(()) | Err(Error::Busy { .. }) => {}
         Err(other) => panic!("{other}"),
     }
-    let closer = closer.lock().take().expect("the job came to the step");
-    closer.join().unwrap();
+    let closers = std::mem::take(&mut *closers.lock());
+    assert_eq!(closers.len(), 2, "the job came to the step");
+    for closer in closers {
+        closer.join().unwrap();
+    }
     assert_eq!(
         *late.lock(),
         [] as [String; 0],

@@ -36,24 +36,28 @@ impl Engine {
     /// Seals every memtable and waits until what was in memory is in tables.
     pub(crate) fn flush_all(self: &Arc<Self>) -> Result<()> {
         let cfs: Vec<CfId> = self.state.lock().cfs.keys().copied().collect();
-        let mut last = None;
-        for cf in cfs {
-            match self.submit(WriteItem::Seal(cf)) {
+        self.flush_cfs(&cfs)
+    }
+
+    /// The same of some column families.
+    pub(crate) fn flush_cfs(self: &Arc<Self>, cfs: &[CfId]) -> Result<()> {
+        let mut sealed = Vec::new();
+        for &id in cfs {
+            match self.submit(WriteItem::Seal(id)) {
                 // Dropped meanwhile: nothing to flush.
-                Err(_) if self.cf(cf).is_err() => {}
+                Err(_) if self.cf(id).is_err() => continue,
                 other => other?,
             }
-            if let Ok(cf) = self.cf(cf) {
-                last = last.max(cf.view().imms.first().map(|mem| mem.table.id()));
+            if let Ok(cf) = self.cf(id)
+                && let Some(newest) = cf.view().imms.first()
+            {
+                sealed.push((id, newest.table.id()));
             }
         }
-        let Some(last) = last else {
-            return Ok(());
-        };
         self.wait_until(|state| {
-            state.cfs.values().all(|cf| {
-                let view = cf.view();
-                view.imms.iter().all(|mem| mem.table.id() > last)
+            sealed.iter().all(|(id, newest)| match state.cfs.get(id) {
+                Some(cf) => cf.view().imms.iter().all(|mem| mem.table.id() > *newest),
+                None => !state.closing,
             })
         })
     }
@@ -81,11 +85,12 @@ impl Engine {
 
     /// Makes everything durable, then stops.
     pub(crate) fn close(self: &Arc<Self>) -> Result<()> {
-        if self.state.lock().closing {
+        let mut closed = self.closed.lock();
+        if *closed {
             return Ok(());
         }
         if self.read_only {
-            self.stop();
+            self.stop(&mut closed);
             return Ok(());
         }
         let unlogged = {
@@ -100,12 +105,20 @@ impl Engine {
             false => Ok(()),
         };
         let synced = self.submit(WriteItem::SyncLog);
-        self.stop();
+        self.stop(&mut closed);
         flushed.and(synced)
     }
 
+    /// Stops without making anything durable, unless that was done before.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        let mut closed = self.closed.lock();
+        if !*closed {
+            self.stop(&mut closed);
+        }
+    }
+
     /// Ends background work, closes the log without a sync and unlocks the directory.
-    pub(crate) fn stop(self: &Arc<Self>) {
+    fn stop(self: &Arc<Self>, closed: &mut bool) {
         self.unreadable.store(true, Ordering::Release);
         let mut state = self.state.lock();
         state.closing = true;
@@ -117,11 +130,7 @@ impl Engine {
         while at_work(&state) {
             self.changed.wait(&mut state);
         }
-        drop(state);
-        // A change of the structure on a caller's thread is no task. It ends first: else its new manifest would
-        // be of a database without families.
-        let mut versions = self.versions.lock();
-        let mut state = self.state.lock();
+        // Nothing that changes the structure runs any more, and nothing of it begins.
         let cfs = std::mem::take(&mut state.cfs);
         // The thread that ran the last task may hold the engine a moment longer than the task
         // counts. It must hold no files: whoever closes a database may unmount next.
@@ -138,8 +147,7 @@ impl Engine {
             .collect();
         drop(state);
         drop(views);
-        versions.close();
-        drop(versions);
+        self.versions.lock().close();
         // A leader may still be at work on another thread; it ends with the error of a closing
         // database, or has begun before.
         let log: Option<WalWriter> = self.log.lock().take();
@@ -147,5 +155,6 @@ impl Engine {
         drop(cfs);
         self.remover.finish();
         drop(self.lock.lock().take());
+        *closed = true;
     }
 }

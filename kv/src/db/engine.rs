@@ -1,11 +1,12 @@
 //! `Engine`: the shared state of one open database, and the rules for its locks.
 //!
 //! Lock order, outermost first:
-//! 1. leadership of the writers' queue (held across log I/O; that is its purpose);
-//! 2. `log`: the write-ahead log in use; taken by the leader, and by nobody during its I/O;
-//! 3. the locks of the succession of logs (write/succession.rs): held across the I/O that makes or closes a log;
-//! 4. `versions`: one change of the structure at a time; held across manifest I/O;
-//! 5. `state`: short; never held across I/O.
+//! 1. `closed`: held by whoever closes the database, until it is closed;
+//! 2. leadership of the writers' queue (held across log I/O; that is its purpose);
+//! 3. `log`: the write-ahead log in use; taken by the leader, and by nobody during its I/O;
+//! 4. the locks of the succession of logs (write/succession.rs): held across the I/O that makes or closes a log;
+//! 5. `versions`: one change of the structure at a time; held across manifest I/O;
+//! 6. `state`: short; never held across I/O.
 //!
 //! Readers take only a view, without a lock: it is swapped as a whole, and a point read borrows it
 //! without touching its reference count, which all threads would write. A view is replaced under `state`, so whoever holds `state` sees no
@@ -239,6 +240,8 @@ pub(crate) struct Engine {
     /// Signalled with every change of `state` that somebody may wait for.
     pub(crate) changed: Condvar,
     pub(crate) lock: Mutex<Option<FileLock>>,
+    /// Whether the database is closed.
+    pub(crate) closed: Mutex<bool>,
     /// The default column family, which is never dropped.
     pub(crate) default_cf: OnceLock<Arc<ColumnFamily>>,
     /// Reads are refused too: the database is poisoned or closed.

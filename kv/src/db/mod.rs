@@ -54,7 +54,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.engine.stop();
+        self.engine.abandon();
     }
 }
 
@@ -489,7 +489,8 @@ impl Db {
     }
 
     /// Makes everything written durable, ends background work, and what other threads have under way that changes files,
-    /// and unlocks the directory. Other clones then fail with [`Error::Busy`]. A second close does nothing.
+    /// and unlocks the directory. Other clones then fail with [`Error::Busy`]. A second close waits for the first and
+    /// does nothing.
     ///
     /// # Errors
     /// What could not be made durable; the database is closed all the same.

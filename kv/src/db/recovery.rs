@@ -206,6 +206,7 @@ pub(crate) fn engine_for(
         changed: Condvar::new(),
         read_only: lock.is_none(),
         lock: Mutex::new(lock),
+        closed: Mutex::new(false),
         default_cf: OnceLock::new(),
         unreadable: AtomicBool::new(false),
         newly_scattered: Mutex::default(),
