@@ -1,4 +1,4 @@
-//! Memtables of several column families are flushed at the same time, as far as threads and options go.
+//! Flushes of several column families: together, as far as threads and options go, and of one alone.
 
 #![allow(
     clippy::allow_attributes,
@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{host, tiny};
-use lavakv::{Db, Env, EventListener, JobEvent, Options, ReadOptions, WriteBatch, WriteOptions};
+use lavakv::{
+    CfId, Db, Env, Error, EventListener, JobEvent, Options, ReadOptions, WriteBatch, WriteOptions,
+};
 use parking_lot::{Condvar, Mutex};
 
 /// Holds each flush back until `wanted` of them run, or a moment is over.
@@ -90,4 +92,42 @@ fn memtables_of_four_families_are_flushed_at_the_same_time() {
 #[test]
 fn no_more_flushes_run_than_the_options_allow() {
     assert_eq!(most_at_a_time(8, 3, Duration::from_millis(200)), 2);
+}
+
+#[test]
+fn one_family_is_flushed_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(host(dir.path()), Path::new("/db"), tiny()).unwrap();
+    let logs = db.create_cf("logs").unwrap();
+    let unlogged = WriteOptions {
+        disable_wal: true,
+        ..WriteOptions::default()
+    };
+    let mut batch = WriteBatch::new();
+    batch.put(b"a", b"1");
+    batch.put_cf(logs, b"a", b"1");
+    batch.put_cf(logs, b"b", b"2");
+    db.write(batch, &unlogged).unwrap();
+    db.single_delete_cf(logs, b"b", &unlogged).unwrap();
+    db.flush_cf(logs).unwrap();
+    let stats = db.stats();
+    assert_eq!((stats.levels[0].files, stats.memtable_entries), (1, 1));
+    db.flush_cf(logs).unwrap();
+    assert_eq!(db.tickers().flushes, 1, "nothing was left to flush");
+    // Without a log and without a close, what was flushed is what stays.
+    drop(db);
+    let db = Db::open(host(dir.path()), Path::new("/db"), tiny()).unwrap();
+    let get = |cf, key: &[u8]| db.get_cf(cf, key, &ReadOptions::default()).unwrap();
+    assert_eq!(get(logs, b"a"), Some(b"1".to_vec()));
+    assert_eq!(get(logs, b"b"), None);
+    assert_eq!(get(CfId::DEFAULT, b"a"), None);
+    db.drop_cf(logs).unwrap();
+    for refused in [
+        db.flush_cf(logs),
+        db.single_delete_cf(logs, b"a", &unlogged),
+    ] {
+        assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
+    }
+    db.close().unwrap();
+    assert!(matches!(db.flush_cf(logs), Err(Error::Busy { .. })));
 }

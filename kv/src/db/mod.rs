@@ -6,6 +6,7 @@
 //! [`Db::close`] also makes the rest durable.
 
 pub(crate) mod close;
+mod destroy;
 pub(crate) mod engine;
 pub(crate) mod foreign;
 pub(crate) mod multi_get;
@@ -30,7 +31,6 @@ use crate::db::engine::Engine;
 use crate::db::pinned::PinnedSlice;
 use crate::db::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::file_names::FileName;
 use crate::iter::DbIterator;
 use crate::options::{Options, ReadOptions, WriteOptions};
 use crate::stats::histogram::{HistogramValues, Timed};
@@ -105,35 +105,7 @@ impl Db {
     /// # Errors
     /// [`Error::Busy`] where it is open, [`Error::InvalidArgument`] for another program's database.
     pub fn destroy(fs: &FileSystemRef, dir: &Path) -> Result<()> {
-        match fs.metadata(dir) {
-            Err(error) if error.is_not_found() => return Ok(()),
-            other => other?,
-        };
-        foreign::refuse(fs, dir)?;
-        let lock = recovery::lock_dir(fs, dir)?;
-        // Without CURRENT there is no database any more, so it goes first.
-        let mut names: Vec<FileName> = fs
-            .list(dir)?
-            .iter()
-            .filter_map(|entry| FileName::parse(&entry.name))
-            .collect();
-        names.sort_by_key(|name| match name {
-            FileName::Current => 0,
-            FileName::Lock => 2,
-            _ => 1,
-        });
-        for name in names.iter().filter(|name| **name != FileName::Lock) {
-            fs.unlink(&dir.join(name.to_string()))?;
-            if *name == FileName::Current {
-                fs.sync_dir(dir)?;
-            }
-        }
-        drop(lock);
-        fs.unlink(&dir.join(crate::file_names::LOCK))?;
-        if fs.list(dir)?.is_empty() {
-            fs.remove_dir(dir)?;
-        }
-        Ok(())
+        destroy::destroy(fs, dir)
     }
 
     fn engine(&self) -> &Arc<Engine> {
@@ -188,6 +160,16 @@ impl Db {
     pub fn delete_cf(&self, cf: CfId, key: &[u8], options: &WriteOptions) -> Result<()> {
         let mut batch = WriteBatch::with_capacity(key.len() + 16);
         batch.delete_cf(cf, key);
+        self.write(batch, options)
+    }
+
+    /// Ends `key` of a column family, which was put at most once since it last ended.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn single_delete_cf(&self, cf: CfId, key: &[u8], options: &WriteOptions) -> Result<()> {
+        let mut batch = WriteBatch::with_capacity(key.len() + 16);
+        batch.single_delete_cf(cf, key);
         self.write(batch, options)
     }
 
@@ -320,6 +302,17 @@ impl Db {
         engine.flush_all()
     }
 
+    /// Stores the memtables of one column family in tables; durable on return.
+    ///
+    /// # Errors
+    /// As [`Db::flush`], and [`Error::InvalidArgument`] for an unknown column family.
+    pub fn flush_cf(&self, cf: CfId) -> Result<()> {
+        let engine = self.engine();
+        engine.refuse_when_closed()?;
+        engine.cf(cf)?;
+        engine.flush_cfs(&[cf])
+    }
+
     /// Flushes, and merges the tables that hold keys in `begin..=end` (`None`: unbounded) down to the
     /// last level that holds data there. A FIFO, which merges nothing, drops what is due.
     ///
@@ -348,10 +341,8 @@ impl Db {
         begin: Option<&[u8]>,
         end: Option<&[u8]>,
     ) -> Result<()> {
-        let engine = self.engine();
-        engine.cf(cf)?;
-        engine.flush_all()?;
-        engine.compact_range(cf, (begin, end))
+        self.flush_cf(cf)?;
+        self.engine().compact_range(cf, (begin, end))
     }
 
     /// Collects the garbage of blob files now, on this thread, whatever the options say: every
