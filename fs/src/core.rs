@@ -49,11 +49,14 @@ pub(crate) struct Core {
     pub(crate) view: Option<View>,
 }
 
-/// A file that has handles.
+/// A file that has handles, or had and is still being written out.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) file: Arc<OpenFile>,
     handles: usize,
+    /// Closes under way. The file stays open for all of them: were it opened anew beside one, that
+    /// one would journal a size of long ago.
+    closing: usize,
 }
 
 impl Core {
@@ -312,6 +315,7 @@ impl Core {
         let opened = open.entry(inode.ino).or_insert_with(|| Opened {
             file: Arc::new(OpenFile::new(self.clone(), inode.clone(), expected_size)),
             handles: 0,
+            closing: 0,
         });
         opened.handles += 1;
         LavaFile {
@@ -322,15 +326,15 @@ impl Core {
     /// Called by a handle that goes. With the last one the file's tail is written out, and a file
     /// without names is removed.
     pub(crate) fn close_handle(&self, file: &Arc<OpenFile>) {
+        const STAYS: &str = "a file stays open until its handles and closes have ended";
         {
             let mut open = self.open.lock();
-            let Some(opened) = open.get_mut(&file.ino()) else {
-                return;
-            };
+            let opened = open.get_mut(&file.ino()).expect(STAYS);
             opened.handles -= 1;
             if opened.handles > 0 {
                 return;
             }
+            opened.closing += 1;
         }
         let removed = file.inode.state.read().links == 0;
         if self.journal().is_ok()
@@ -340,15 +344,15 @@ impl Core {
             tracing::error!(%error, ino = file.ino().0, "what was appended could not be written out at close");
         }
         let mut open = self.open.lock();
-        if open
-            .get(&file.ino())
-            .is_some_and(|opened| opened.handles == 0)
-        {
-            open.remove(&file.ino());
-            if self.journal().is_ok() && file.inode.state.read().links == 0 {
-                file.discard_tail();
-                self.remove_inode(file.ino());
-            }
+        let opened = open.get_mut(&file.ino()).expect(STAYS);
+        opened.closing -= 1;
+        if opened.handles > 0 || opened.closing > 0 {
+            return;
+        }
+        open.remove(&file.ino());
+        if self.journal().is_ok() && file.inode.state.read().links == 0 {
+            file.discard_tail();
+            self.remove_inode(file.ino());
         }
     }
 

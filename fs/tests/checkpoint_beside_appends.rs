@@ -2,118 +2,28 @@
 //! writes, and no crash in the middle loses what was acknowledged.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/gated.rs"]
+mod gated;
+
 use std::io;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use lavafs::device::{
-    BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry, SimDevice,
-};
+use lavafs::device::{BlockDevice, SimDevice};
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, FileRef, FileSystem, LavaFs, MkfsOptions, MountOptions,
     TailPolicy, check, mkfs,
 };
 
+use gated::{Gated, regions};
+
 const REGION_BLOCKS: u64 = 256;
-const JOURNAL_START: u64 = 3;
 const THREADS: usize = 4;
 const APPENDS: usize = 40;
 const APPEND_LEN: usize = 4096;
-
-/// A device that holds writes to one range back until it is told to let go.
-#[derive(Debug)]
-struct Gated {
-    device: Arc<SimDevice>,
-    gate: Mutex<Gate>,
-    moved: Condvar,
-    /// Length in bytes of the longest transfer.
-    longest: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct Gate {
-    closed: Option<Range<u64>>,
-    waiting: usize,
-}
-
-impl Gated {
-    fn close(&self, range: Range<u64>) {
-        self.gate.lock().unwrap().closed = Some(range);
-    }
-
-    fn open(&self) {
-        self.gate.lock().unwrap().closed = None;
-        self.moved.notify_all();
-    }
-
-    fn pass(&self, offset: u64) {
-        let mut gate = self.gate.lock().unwrap();
-        gate.waiting += 1;
-        self.moved.notify_all();
-        while gate
-            .closed
-            .as_ref()
-            .is_some_and(|range| range.contains(&offset))
-        {
-            gate = self.moved.wait(gate).unwrap();
-        }
-        gate.waiting -= 1;
-    }
-
-    /// Returns when some write waits at the gate.
-    fn await_waiter(&self) {
-        let mut gate = self.gate.lock().unwrap();
-        while gate.waiting == 0 {
-            gate = self.moved.wait(gate).unwrap();
-        }
-    }
-}
-
-impl BlockDevice for Gated {
-    fn name(&self) -> &str {
-        "gated"
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.device.geometry()
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.longest.fetch_max(buf.len(), Ordering::Relaxed);
-        self.device.read(offset, buf)
-    }
-
-    fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize) {
-        self.device.read_batch(reads, queue_depth);
-    }
-
-    fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
-        self.pass(offset);
-        self.longest.fetch_max(data.len(), Ordering::Relaxed);
-        self.device.write(offset, data, durability)
-    }
-
-    fn write_batch(&self, writes: &[DeviceWrite<'_>], durability: Durability) -> io::Result<()> {
-        writes.iter().for_each(|write| self.pass(write.offset));
-        self.device.write_batch(writes, durability)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.device.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.device.discard(offset, len)
-    }
-
-    fn counters(&self) -> DeviceCounters {
-        self.device.counters()
-    }
-}
 
 fn mount(device: Arc<dyn BlockDevice>) -> LavaFs {
     let options = MountOptions {
@@ -121,23 +31,6 @@ fn mount(device: Arc<dyn BlockDevice>) -> LavaFs {
         ..MountOptions::default()
     };
     LavaFs::mount(device, &options).unwrap()
-}
-
-/// The journal region that the next checkpoint goes to, in bytes.
-fn idle_region(device: &SimDevice) -> Range<u64> {
-    let region = |index: u64| {
-        let start = (JOURNAL_START + index * REGION_BLOCKS) * BLOCK_SIZE;
-        start..start + REGION_BLOCKS * BLOCK_SIZE
-    };
-    let epoch = |range: &Range<u64>| {
-        let mut block = lavafs::device::AlignedBuf::zeroed(BLOCK_SIZE as usize);
-        device.read(range.start, &mut block).unwrap();
-        u64::from_le_bytes(block[32..40].try_into().unwrap())
-    };
-    [region(0), region(1)]
-        .into_iter()
-        .min_by_key(epoch)
-        .unwrap()
 }
 
 fn pattern(thread: usize, at: usize) -> Vec<u8> {
@@ -192,12 +85,7 @@ fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
         ..MkfsOptions::default()
     };
     mkfs(&*device, &options).unwrap();
-    let gated = Arc::new(Gated {
-        device: device.clone(),
-        gate: Mutex::default(),
-        moved: Condvar::new(),
-        longest: AtomicUsize::new(0),
-    });
+    let gated = Gated::new(&device);
     let fs = mount(gated.clone());
     let files: Vec<_> = (0..THREADS)
         .map(|thread| {
@@ -216,7 +104,8 @@ fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
     }
     fs.commit().unwrap();
     device.record();
-    gated.close(idle_region(&device));
+    let [_, idle] = regions(&device, REGION_BLOCKS);
+    gated.close(idle);
     let mut acked = std::thread::scope(|scope| {
         let checkpoint = scope.spawn(|| fs.checkpoint());
         gated.await_waiter();
@@ -275,12 +164,7 @@ fn a_checkpoint_is_written_and_read_back_in_short_parts() {
         ..MkfsOptions::default()
     };
     mkfs(&*device, &options).unwrap();
-    let gated = Arc::new(Gated {
-        device: device.clone(),
-        gate: Mutex::default(),
-        moved: Condvar::new(),
-        longest: AtomicUsize::new(0),
-    });
+    let gated = Gated::new(&device);
     let fs = mount(gated.clone());
     for at in 0..4000 {
         let path = format!("/file-{at}");

@@ -1,0 +1,103 @@
+//! Closes and unmounts beside other work on the same file or filesystem, each forced by a device that holds
+//! back one write.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+#[path = "common/gated.rs"]
+mod gated;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lavafs::device::SimDevice;
+use lavafs::{BLOCK_SIZE, CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+
+use gated::{Gated, regions};
+
+const REGION_BLOCKS: u64 = 64;
+
+/// Nothing tells when a thread waits for a lock.
+const LONG_ENOUGH: Duration = Duration::from_millis(200);
+
+fn formatted() -> Arc<SimDevice> {
+    let device = SimDevice::new(16 << 20, 512);
+    let options = MkfsOptions {
+        journal_size: Some(REGION_BLOCKS * BLOCK_SIZE),
+        ..MkfsOptions::default()
+    };
+    mkfs(&device, &options).unwrap();
+    Arc::new(device)
+}
+
+fn mount(gated: &Arc<Gated>, background: bool) -> LavaFs {
+    let options = MountOptions {
+        background,
+        ..MountOptions::default()
+    };
+    LavaFs::mount(gated.clone(), &options).unwrap()
+}
+
+/// Enqueues operations of `len` bytes and some more.
+fn enqueue(fs: &LavaFs, len: usize) {
+    let value = vec![7; len];
+    fs.set_xattr(LavaFs::ROOT, OsStr::new("much"), &value)
+        .unwrap();
+}
+
+/// Enqueues more than is left queued when something is to be added.
+fn enqueue_much(fs: &LavaFs) {
+    enqueue(fs, 16 << 10);
+    enqueue(fs, 16 << 10);
+}
+
+/// One handle's close wrote the file out; another's waited for it, and went on when the file was not open
+/// any more and had been opened anew. It then journaled the size that it knew, as exact, over appends that
+/// were synced meanwhile, and gave their blocks back.
+#[test]
+fn a_close_that_comes_late_does_not_cut_what_was_synced_meanwhile() {
+    let device = formatted();
+    let gated = Gated::new(&device);
+    let fs = mount(&gated, false);
+    let path = Path::new("/file");
+    let first = fs.create(path, &CreateOptions::default()).unwrap();
+    first.append(b"first").unwrap();
+    first.fsync().unwrap();
+    first.append(b"second").unwrap();
+    let [journal, idle] = regions(&device, REGION_BLOCKS);
+    std::thread::scope(|scope| {
+        gated.close(journal.end.max(idle.end)..16 << 20);
+        scope.spawn(|| drop(first));
+        gated.await_waiter();
+        for _ in 0..2 {
+            let late = fs.open(path).unwrap();
+            scope.spawn(|| drop(late));
+            std::thread::sleep(LONG_ENOUGH);
+        }
+        // So much is queued that the next close commits it before it does anything else, and the one behind
+        // it too.
+        enqueue_much(&fs);
+        gated.close(journal.clone());
+        std::thread::sleep(LONG_ENOUGH);
+        let record = gated.await_waiter();
+        scope.spawn(|| {
+            let third = fs.open(path).unwrap();
+            third.append(b"third").unwrap();
+            third.fdatasync().unwrap();
+            std::mem::forget(third);
+        });
+        std::thread::sleep(LONG_ENOUGH);
+        enqueue_much(&fs);
+        gated.close(record + 1..journal.end);
+        std::thread::sleep(LONG_ENOUGH);
+        gated.open();
+    });
+    fs.commit().unwrap();
+
+    let crashed = Arc::new(device.crash(1));
+    let fs = mount(&Gated::new(&crashed), false);
+    let file = fs.open(path).unwrap();
+    let mut bytes = [0; 16];
+    assert_eq!(file.read_unverified(0, &mut bytes).unwrap(), 16);
+    assert_eq!(&bytes, b"firstsecondthird");
+}
