@@ -196,7 +196,9 @@ impl LavaFs {
                 what: format!("{open} files are still open"),
             });
         }
-        drop(self.core.background.lock().take());
+        // The thread may yet ask for work, for which it takes the lock.
+        let background = self.core.background.lock().take();
+        drop(background);
         if self.core.journal.is_none() {
             return Ok(());
         }

@@ -8,10 +8,14 @@ mod gated;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use lavafs::device::SimDevice;
-use lavafs::{BLOCK_SIZE, CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+use lavafs::{
+    BLOCK_SIZE, CheckMode, CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, check,
+    mkfs,
+};
 
 use gated::{Gated, regions};
 
@@ -100,4 +104,39 @@ fn a_close_that_comes_late_does_not_cut_what_was_synced_meanwhile() {
     let mut bytes = [0; 16];
     assert_eq!(file.read_unverified(0, &mut bytes).unwrap(), 16);
     assert_eq!(&bytes, b"firstsecondthird");
+}
+
+/// The background thread, told by its commit that the journal is half full, asked for a checkpoint; the
+/// unmount held the lock for that and waited for the thread to end.
+#[test]
+fn an_unmount_ends_while_the_background_thread_commits_to_a_journal_that_gets_half_full() {
+    let device = formatted();
+    let gated = Gated::new(&device);
+    let fs = mount(&gated, true);
+    let file = fs
+        .create(Path::new("/file"), &CreateOptions::default())
+        .unwrap();
+    file.append(&[1; 20 << 10]).unwrap();
+    file.fdatasync().unwrap();
+    for _ in 0..6 {
+        enqueue(&fs, 16 << 10);
+    }
+    fs.commit().unwrap();
+    for _ in 0..2 {
+        enqueue(&fs, 15 << 10);
+    }
+    let [journal, _] = regions(&device, REGION_BLOCKS);
+    gated.close(journal);
+    // Asks for the next extent, which the thread commits together with the rest.
+    file.append(&[2; 20 << 10]).unwrap();
+    file.fdatasync().unwrap();
+    gated.await_waiter();
+    drop(file);
+    let (sender, unmounted) = channel();
+    std::thread::spawn(move || sender.send(fs.unmount()));
+    std::thread::sleep(LONG_ENOUGH);
+    gated.open();
+    let unmounted = unmounted.recv_timeout(Duration::from_secs(20));
+    unmounted.expect("the unmount ends").unwrap();
+    assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
 }
