@@ -6,9 +6,10 @@
 //!
 //! Nothing can be seen of it but the speed: everything else that is asked of a file, its size and its
 //! bytes, a sync or a close, first waits until all that was answered has been appended
-//! ([`Behind::drain`]). An append that fails after it was answered is reported once, by the
-//! next write, sync or close of the file; later buffers are dropped with it, so that the file never has
-//! a hole. A filesystem about to be full is written to without delay, so that ENOSPC is
+//! ([`Behind::drain`]). An append that fails after it was answered is reported to the
+//! next write, and to every sync and close until the file is truncated or closed by all: which program
+//! asks first is chance, and none may be told that lost bytes are durable. Later buffers are dropped with it,
+//! so that the file never has a hole. A filesystem about to be full is written to without delay, so that ENOSPC is
 //! reported by the write itself.
 //!
 //! Order: `OpenFile::writing` is held by whoever pushes, then the state here, a leaf; the thread
@@ -57,9 +58,10 @@ struct State {
     /// Bytes ever taken, and appended or dropped.
     pushed: u64,
     done: u64,
+    /// A failure that no write was told of yet.
     failed: Option<Errno>,
-    /// Bytes that were answered are not in the file; until it is truncated or closed.
-    lost: bool,
+    /// Why bytes that were answered are not in the file; until it is truncated or closed.
+    loss: Option<Errno>,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Writers {
             while state.queue.len() >= QUEUE_LEN_MAX {
                 behind.moved.wait(&mut state);
             }
-            if state.failed.is_some() {
+            if state.loss.is_some() {
                 // What was before these bytes is gone.
                 self.shared
                     .queued
@@ -173,19 +175,21 @@ impl Behind {
         self.state.lock().end
     }
 
-    /// What failed after it was answered, once.
+    /// What failed after it was answered, once: for a write.
     pub(super) fn failure(&self) -> Answer<()> {
         self.state.lock().failed.take().map_or(Ok(()), Err)
     }
 
-    /// True where bytes that were answered are not in the file.
-    pub(super) fn lost(&self) -> bool {
-        self.state.lock().lost
+    /// Fails where bytes that were answered are not in the file.
+    pub(super) fn check_whole(&self) -> Answer<()> {
+        self.state.lock().loss.map_or(Ok(()), Err)
     }
 
     /// The program has chosen a new end for the file.
     pub(super) fn forgive(&self) {
-        self.state.lock().lost = false;
+        let mut state = self.state.lock();
+        state.failed = None;
+        state.loss = None;
     }
 }
 
@@ -219,7 +223,7 @@ impl Shared {
             if let Err(error) = appended {
                 tracing::error!(ino = file.ino.0, %error, "an append that was answered failed");
                 state.failed = Some(errno(&error));
-                state.lost = true;
+                state.loss = state.failed;
                 let dropped: Vec<_> = state.queue.drain(..).collect();
                 for buffer in dropped.into_iter().chain(state.filling.take()) {
                     state.done += buffer.len as u64;

@@ -202,7 +202,7 @@ impl Mount {
     pub(super) fn flush(&self, handle: u64) -> Answer<()> {
         let file = self.files.get(handle)?;
         self.drain(&file);
-        file.behind.failure()
+        file.behind.check_whole()
     }
 
     /// Reads, and gives what was read to `reply`. Where a part cannot be read, `direct` readers get
@@ -263,6 +263,7 @@ impl Mount {
         let large = data.len() >= BEHIND_LEN_MIN || coming.is_some();
         if large
             && !gap
+            && file.behind.check_whole().is_ok()
             && flags & libc::O_DSYNC == 0
             && let Some(writers) = self.writers.get()
             && self.has_room(writers.queued() + data.len() as u64)
@@ -287,9 +288,7 @@ impl Mount {
     fn append_at(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Answer<()> {
         let before = file.file.size().lower();
         if offset > before {
-            if file.behind.lost() {
-                return Err(Errno::EIO);
-            }
+            file.behind.check_whole()?;
             self.extend(file, offset, data.len() as u64)?;
         }
         match append(&file.file, data) {
@@ -325,7 +324,7 @@ impl Mount {
     fn sync(&self, file: &OpenFile, data_only: bool) -> Answer<()> {
         file.unsynced.store(false, Ordering::Release);
         self.drain(file);
-        file.behind.failure()?;
+        file.behind.check_whole()?;
         let synced = if data_only && self.size_free {
             file.file.fdatasync()
         } else {

@@ -1,10 +1,11 @@
 //! The mount's operations on a simulated device, without a kernel.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use crate::{FileSize, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
+use crate::{CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
 use fuser::{Errno, INodeNo};
 
 use super::names::{Caller, Changes};
@@ -294,4 +295,41 @@ fn new_entries_of_a_set_group_id_directory_have_its_group() {
     assert_eq!((file.uid, file.gid, file.perm), (1000, 77, 0o600));
     let fifo = mount.mknod(ME, dir.ino, OsStr::new("p"), libc::S_IFIFO | 0o600);
     assert_eq!(fifo, Err(Errno::EPERM));
+}
+
+/// The space went to others between the answer and the append. The close of one descriptor, as a child that
+/// inherited it does it, took the failure with it, and an fsync said that all was well.
+#[test]
+fn no_sync_succeeds_after_bytes_that_were_answered_were_lost() {
+    let device = SimDevice::new(256 << 20, 512);
+    mkfs(&device, &MkfsOptions::default()).unwrap();
+    let mount = mount(&Arc::new(device), false);
+    mount.start_writers().unwrap();
+    let (ino, handle) = create(&mount, "f");
+    let other = mount.open(ino, libc::O_WRONLY).unwrap();
+    mount.write(handle, 0, b"kept", 0).unwrap();
+    let bytes = vec![1; 512 << 10];
+    mount.write(handle, 4, &bytes, 0).unwrap();
+    let all = CreateOptions {
+        expected_size: mount.fs.space().free,
+        ..CreateOptions::default()
+    };
+    let hog = mount.fs.create(Path::new("/hog"), &all).unwrap();
+    assert_eq!(mount.flush(other), Err(Errno::ENOSPC));
+    mount.close(other);
+    assert_eq!(mount.fsync(handle, false), Err(Errno::ENOSPC));
+    assert_eq!(mount.fsync(handle, true), Err(Errno::ENOSPC));
+    assert_eq!(mount.flush(handle), Err(Errno::ENOSPC));
+
+    // A program that chooses a new end has been told.
+    drop(hog);
+    mount.fs.unlink(Path::new("/hog")).unwrap();
+    let cut = Changes {
+        size: Some(0),
+        ..Changes::default()
+    };
+    mount.set_attributes(ME, INodeNo(ino.0), &cut).unwrap();
+    mount.write(handle, 0, &bytes, 0).unwrap();
+    mount.fsync(handle, false).unwrap();
+    assert_eq!(size(&mount, ino), 512 << 10);
 }
