@@ -368,13 +368,12 @@ impl FileSystem for HostFs {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let (host_from, host_to) = (self.named_path(from)?, self.named_path(to)?);
-        std::fs::rename(&host_from, &host_to).map_err(|error| match error.raw_os_error() {
+        let renamed = self.names.rename(&host_from, &host_to);
+        renamed.map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => Error::path(to, PathError::IntoItself),
             Some(libc::EISDIR | libc::ENOTEMPTY | libc::EEXIST) => path_error("rename", to, error),
             _ => path_error("rename", from, error),
-        })?;
-        self.names.renamed(&host_from, &host_to);
-        Ok(())
+        })
     }
 
     fn link(&self, existing: &Path, new: &Path) -> Result<()> {

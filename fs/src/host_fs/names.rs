@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File as KernelFile;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct Names {
     root: PathBuf,
-    /// Serialises directory syncs; held across them. Taken before `dirty`.
+    /// Serialises directory syncs and renames; held across them. Taken before `dirty`.
     syncing: Mutex<()>,
     /// Changes so far, and for each directory the number of its last one. An entry leaves only
     /// after its sync, so that a caller who finds none may rely on it. Not held across I/O.
@@ -52,8 +53,11 @@ impl Names {
         dirty.last_change.insert(dir.to_path_buf(), change);
     }
 
-    /// Notes that the name `from` became `to`. Changes in a directory move with it.
-    pub(super) fn renamed(&self, from: &Path, to: &Path) {
+    /// Renames. Changes in a directory move with it, and no sync comes in between: it would find the
+    /// directory at neither place and count its names as gone.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let _syncing = self.syncing.lock();
+        std::fs::rename(from, to)?;
         {
             let mut dirty = self.dirty.lock();
             let last_change = std::mem::take(&mut dirty.last_change);
@@ -67,6 +71,7 @@ impl Names {
         }
         self.changed(from);
         self.changed(to);
+        Ok(())
     }
 
     /// Makes every change so far durable.
@@ -139,5 +144,34 @@ impl Names {
 
     fn check(&self) -> Result<()> {
         self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::host_fs::HostFs;
+    use crate::vfs::FileSystem;
+
+    use super::*;
+
+    /// A sync that came between a directory's rename and the note of it found the directory nowhere and
+    /// forgot that names in it were not durable, for this sync and all later ones.
+    #[test]
+    fn a_directory_is_not_renamed_in_the_middle_of_a_sync() {
+        let root = tempfile::tempdir().unwrap();
+        let fs = HostFs::open(root.path()).unwrap();
+        fs.create_dir_all(Path::new("/from/below")).unwrap();
+        std::thread::scope(|scope| {
+            let syncing = fs.names.syncing.lock();
+            let renamed = scope.spawn(|| fs.rename(Path::new("/from"), Path::new("/to")));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(fs.root.join("from").exists());
+            drop(syncing);
+            renamed.join().unwrap().unwrap();
+        });
+        let dirty = fs.names.dirty.lock();
+        assert!(dirty.last_change.contains_key(&fs.root.join("to")));
     }
 }
