@@ -78,7 +78,7 @@ impl CheckReport {
 /// Checks the filesystem on `device`, which nobody may have mounted read-write.
 ///
 /// # Errors
-/// `NotLavaFs`, `Unsupported`, `Io`. A filesystem whose metadata cannot be read at all is a report
+/// `NotLavaFs`, `Unsupported` (to repair what this program may only read, too), `Io`. A filesystem whose metadata cannot be read at all is a report
 /// with that problem, not an error.
 pub fn check(device: Arc<dyn BlockDevice>, mode: CheckMode) -> Result<CheckReport> {
     let disk = Disk::new(device.clone());
@@ -90,6 +90,12 @@ pub fn check(device: Arc<dyn BlockDevice>, mode: CheckMode) -> Result<CheckRepor
     let mut report = survey(&recovered);
     if mode == CheckMode::ReadOnly || report.is_clean() {
         return Ok(report);
+    }
+    if recovered.superblock.must_be_read_only() {
+        let features = recovered.superblock.ro_compat;
+        let what =
+            format!("repairing what has ro_compat features {features:#x} of a newer program");
+        return Err(Error::Unsupported { what });
     }
     repair(&device, recovered, mode, &mut report)?;
     Ok(report)
@@ -250,4 +256,28 @@ fn clear_damaged_journal(device: &dyn BlockDevice, recovered: &Recovered) -> Res
         write_block(device, block, &blank, Durability::Durable)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::SimDevice;
+    use crate::{MkfsOptions, mkfs};
+
+    #[test]
+    fn what_may_only_be_read_is_checked_and_not_repaired() {
+        let device = Arc::new(SimDevice::new(4 << 20, 512));
+        let mut superblock = mkfs(&*device, &MkfsOptions::default()).unwrap();
+        superblock.ro_compat = 1 << 40;
+        write_superblock(&*device, &superblock).unwrap();
+        device.flip_bit(BLOCK_SIZE + 100, 0);
+        let before = device.counters();
+        let report = check(device.clone(), CheckMode::ReadOnly).unwrap();
+        assert_eq!(report.problems.len(), 1, "{report:?}");
+        for mode in [CheckMode::Preen, CheckMode::Yes] {
+            let error = check(device.clone(), mode).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        }
+        assert_eq!((device.counters() - before).write_ios, 0);
+    }
 }
