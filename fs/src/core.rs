@@ -200,11 +200,6 @@ impl Core {
         if runs.is_empty() {
             return Ok(());
         }
-        let mut alloc = self.alloc.lock();
-        for &run in &runs {
-            alloc.release_unused(run);
-        }
-        drop(alloc);
         if self.superblock.read().compat & COMPAT_DISCARD != 0 {
             self.discards.add(&runs);
             if !self.discards.has_thread() {

@@ -144,11 +144,6 @@ impl Allocator {
         }
     }
 
-    /// Gives back a run that no durable or queued metadata names.
-    pub(crate) fn release_unused(&mut self, run: Run) {
-        self.free.give(run.start, run.blocks);
-    }
-
     /// Adds blocks that the device did not have before.
     pub(crate) fn grow(&mut self, run: Run) {
         self.total_blocks += run.blocks;
@@ -161,8 +156,7 @@ impl Allocator {
         self.quarantine.push_back((ticket, run));
     }
 
-    /// Takes out of quarantine what is durably released, and returns it: the caller must hand it
-    /// to [`Allocator::release_unused`].
+    /// Frees what is durably released, and returns it.
     pub(crate) fn leave_quarantine(&mut self, durable_ticket: u64) -> Vec<Run> {
         let mut runs = Vec::new();
         while let Some(&(ticket, run)) = self.quarantine.front()
@@ -170,6 +164,7 @@ impl Allocator {
         {
             self.quarantine.pop_front();
             self.quarantined_blocks -= run.blocks;
+            self.free.give(run.start, run.blocks);
             runs.push(run);
         }
         runs
@@ -244,9 +239,7 @@ mod tests {
         a.quarantine(run, 5);
         assert_eq!(a.allocate(1, None), None);
         assert!(a.leave_quarantine(4).is_empty());
-        for run in a.leave_quarantine(5) {
-            a.release_unused(run);
-        }
+        assert_eq!(a.leave_quarantine(5), [run]);
         assert_eq!(a.free_blocks(), 10);
         assert_eq!(a.quarantined_blocks(), 0);
     }
