@@ -17,7 +17,7 @@ use crate::types::Ino;
 pub(crate) enum Work {
     /// Allocate the file's next extent.
     Extent(Ino),
-    /// Make a checkpoint.
+    /// Make a checkpoint, unless one was made since this was asked for.
     Checkpoint,
 }
 
@@ -72,7 +72,7 @@ fn run(core: &Weak<Core>, requests: &Receiver<Work>) {
             Work::Extent(ino) => core
                 .opened(ino)
                 .map_or(Ok(()), |file| file.allocate_ahead()),
-            Work::Checkpoint => core.checkpoint(),
+            Work::Checkpoint => core.checkpoint_if_due(),
         };
         if let Err(error) = outcome {
             tracing::warn!(%error, ?work, "background work failed");

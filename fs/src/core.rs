@@ -133,6 +133,14 @@ impl Core {
         self.release_quarantine()
     }
 
+    /// Makes a checkpoint where the record area is half full.
+    pub(crate) fn checkpoint_if_due(&self) -> Result<()> {
+        if self.journal()?.is_due() {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
     /// Asks the background thread; false where there is none.
     pub(crate) fn ask(&self, work: Work) -> bool {
         let background = self.background.lock();

@@ -18,7 +18,7 @@ use lavafs::{
     TailPolicy, check, mkfs,
 };
 
-use gated::{Gated, regions};
+use gated::{Gated, epoch, regions};
 
 const REGION_BLOCKS: u64 = 256;
 const THREADS: usize = 4;
@@ -179,4 +179,31 @@ fn a_checkpoint_is_written_and_read_back_in_short_parts() {
     assert!(done.write_bytes > 2 * PART_LEN as u64);
     assert!(done.read_bytes > 2 * PART_LEN as u64);
     assert_eq!(gated.longest.load(Ordering::Relaxed), PART_LEN);
+}
+
+/// Each commit while a checkpoint was being made asked for another one, and the background thread made them
+/// all, one after the other, with nothing to write but the same again.
+#[test]
+fn a_half_full_journal_is_checkpointed_once() {
+    let device = Arc::new(SimDevice::new(16 << 20, 512));
+    let options = MkfsOptions {
+        journal_size: Some(REGION_BLOCKS * BLOCK_SIZE),
+        ..MkfsOptions::default()
+    };
+    mkfs(&*device, &options).unwrap();
+    let gated = Gated::new(&device);
+    let fs = LavaFs::mount(gated.clone(), &MountOptions::default()).unwrap();
+    let [first, idle] = regions(&device, REGION_BLOCKS);
+    let before = epoch(&device, &first);
+    gated.close(idle);
+    for _ in 0..560 {
+        let set = |value: &[u8]| fs.set_xattr(LavaFs::ROOT, "a".as_ref(), value);
+        set(&[1; 512]).unwrap();
+        fs.commit().unwrap();
+    }
+    gated.await_waiter();
+    gated.open();
+    fs.unmount().unwrap();
+    let [last, _] = regions(&device, REGION_BLOCKS);
+    assert_eq!(epoch(&device, &last) - before, 2);
 }

@@ -484,6 +484,11 @@ impl Journal {
         ops_len <= BODY_LEN_MAX && writer.position + self.padded(ops_len) <= self.records_end()
     }
 
+    /// True where a checkpoint should be made soon.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_half_full(&self.writer.lock())
+    }
+
     fn is_half_full(&self, writer: &Writer) -> bool {
         let used = writer.position - writer.records_offset;
         let free = self.records_end() - writer.position;

@@ -120,18 +120,20 @@ impl BlockDevice for Gated {
     }
 }
 
+/// The epoch of a journal region.
+pub(crate) fn epoch(device: &SimDevice, region: &Range<u64>) -> u64 {
+    let mut block = AlignedBuf::zeroed(BLOCK_SIZE as usize);
+    device.read(region.start, &mut block).unwrap();
+    u64::from_le_bytes(block[32..40].try_into().unwrap())
+}
+
 /// The journal's regions in bytes: the one in use, and the one that the next checkpoint goes to.
 pub(crate) fn regions(device: &SimDevice, blocks: u64) -> [Range<u64>; 2] {
     let region = |index: u64| {
         let start = (JOURNAL_START + index * blocks) * BLOCK_SIZE;
         start..start + blocks * BLOCK_SIZE
     };
-    let epoch = |range: &Range<u64>| {
-        let mut block = AlignedBuf::zeroed(BLOCK_SIZE as usize);
-        device.read(range.start, &mut block).unwrap();
-        u64::from_le_bytes(block[32..40].try_into().unwrap())
-    };
     let mut regions = [region(0), region(1)];
-    regions.sort_by_key(|range| std::cmp::Reverse(epoch(range)));
+    regions.sort_by_key(|range| std::cmp::Reverse(epoch(device, range)));
     regions
 }
