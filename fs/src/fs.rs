@@ -104,6 +104,8 @@ impl LavaFs {
         let options = MountOptions::default();
         let fs = Self::assemble(&disk, recovered, alloc, false, &options);
         fs.remove_orphans();
+        // Before any record: one behind the last would have its sizes believed without their data.
+        fs.core.checkpoint()?;
         fs.unmount()
     }
 

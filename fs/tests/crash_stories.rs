@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use common::{formatted, mount};
 use lavafs::device::SimDevice;
-use lavafs::{CreateOptions, FileSize, FileSystem, MkfsOptions, TailPolicy};
+use lavafs::{
+    BLOCK_SIZE, CheckMode, CreateOptions, FileSize, FileSystem, MkfsOptions, TailPolicy, check,
+};
 
 fn device() -> Arc<SimDevice> {
     formatted(4 << 20, &MkfsOptions::default())
@@ -170,4 +172,45 @@ fn a_cut_is_durable_before_its_block_is_written_by_a_later_handle() {
             }
         }
     }
+}
+
+/// A crash left a size in the journal's last record, and the data that it was to become durable with was lost;
+/// recovery did not believe it. A repair then removed a file that had been open and nameless, by a further
+/// record behind that one, and crashed in its turn: now the size was in a record that another followed, and
+/// was believed, over bytes that nobody had written.
+#[test]
+fn a_repair_makes_no_size_believed_that_recovery_dropped() {
+    let device = formatted(2 << 20, &MkfsOptions::default());
+    let fs = mount(&device);
+    let create = |path| {
+        let path = Path::new(path);
+        fs.create(path, &CreateOptions::default()).unwrap()
+    };
+    let file = create("/f");
+    let nameless = create("/gone");
+    fs.unlink(Path::new("/gone")).unwrap();
+    fs.commit().unwrap();
+    file.append(&[1; 4096]).unwrap();
+    device.record();
+    file.fsync().unwrap();
+    let recording = device.take_recording();
+    for at in 0..=recording.ops().len() {
+        for seed in 0..16 {
+            let damaged = Arc::new(recording.crash(at, seed));
+            damaged.flip_bit(BLOCK_SIZE + 100, 0);
+            damaged.record();
+            let report = check(damaged.clone(), CheckMode::Preen).unwrap();
+            assert!(!report.is_clean() && report.problems[0].corrected);
+            let repair = damaged.take_recording();
+            for at_repair in 0..=repair.ops().len() {
+                let after = mount(&Arc::new(repair.crash(at_repair, seed)));
+                let file = after.open(Path::new("/f")).unwrap();
+                let mut bytes = vec![0; file.size().lower() as usize];
+                file.read_at(0, &mut bytes).unwrap();
+                let written = bytes.iter().all(|&byte| byte == 1);
+                assert!(written, "crash {seed} at {at}, and at {at_repair}");
+            }
+        }
+    }
+    drop(nameless);
 }
