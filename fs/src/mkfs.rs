@@ -3,6 +3,10 @@
 //! The order of writes is such that a crash leaves no filesystem or a whole one: both regions'
 //! headers are blanked and flushed, then checkpoint and header of region A are written, then the
 //! superblock's last two copies, and its first two last.
+//!
+//! The journal's sequence numbers begin at the time of day in nanoseconds, and so above those of any filesystem that was
+//! on the device before: a record of that one, of the same epoch and perhaps the same uuid, is never
+//! taken for a later one of this, which would be damage.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -134,7 +138,7 @@ fn write_all(device: &dyn BlockDevice, superblock: &Superblock) -> Result<()> {
     let header = RegionHeader {
         uuid: superblock.uuid,
         epoch: 1,
-        first_seq: 1,
+        first_seq: superblock.created_ns.unsigned_abs(),
         checkpoint_len: checkpoint.len() as u64,
         checkpoint_hash: xxh3_64(&checkpoint),
         next_id: FIRST_ID,
