@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use lavafs::device::SimDevice;
 use lavafs::{
-    BLOCK_SIZE, CheckMode, CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, check,
-    mkfs,
+    BLOCK_SIZE, CheckMode, CreateOptions, Error, FileSystem, LavaFs, MkfsOptions, MountOptions,
+    check, mkfs,
 };
 
 use gated::{Gated, regions};
@@ -138,5 +138,34 @@ fn an_unmount_ends_while_the_background_thread_commits_to_a_journal_that_gets_ha
     gated.open();
     let unmounted = unmounted.recv_timeout(Duration::from_secs(20));
     unmounted.expect("the unmount ends").unwrap();
+    assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
+}
+
+/// A create that found no space for the size it was told took its file's name away again, by the name alone;
+/// while it waited for the journal, that had been given to another file.
+#[test]
+fn a_create_without_space_takes_no_name_that_was_given_to_another_file() {
+    let device = formatted();
+    let gated = Gated::new(&device);
+    let fs = mount(&gated, false);
+    let (wanted, other) = (Path::new("/wanted"), Path::new("/other"));
+    drop(fs.create(other, &CreateOptions::default()).unwrap());
+    let ino = fs.resolve(other).unwrap();
+    let [journal, _] = regions(&device, REGION_BLOCKS);
+    gated.close(journal);
+    let options = CreateOptions {
+        expected_size: 1 << 30,
+        ..CreateOptions::default()
+    };
+    std::thread::scope(|scope| {
+        let created = scope.spawn(|| fs.create(wanted, &options));
+        gated.await_waiter();
+        fs.rename(other, wanted).unwrap();
+        gated.open();
+        let error = created.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    });
+    assert_eq!(fs.resolve(wanted).unwrap(), ino);
+    fs.unmount().unwrap();
     assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
 }

@@ -52,7 +52,12 @@ impl LavaFs {
             && let Err(error) = handle.open.allocate_expected(options.expected_size)
         {
             drop(handle);
-            self.unlink_at(dir, name)?;
+            let mut change = Change::begin(&self.core);
+            // Meanwhile the name may have been given to another file.
+            if change.lookup(dir, name) == Some(ino) {
+                change.unlink(dir, name)?;
+                change.finish();
+            }
             return Err(error);
         }
         Ok((ino, Arc::new(handle)))
