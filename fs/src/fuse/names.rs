@@ -260,10 +260,17 @@ impl Mount {
         } else {
             return Err(Errno::EINVAL);
         };
+        let target = self.lookup(to.0, to.1).ok();
         let renamed = self
             .fs
             .rename_at(Ino(from.0.0), from.1, Ino(to.0.0), to.1, mode);
-        answer("rename", from.0.0, renamed)
+        answer("rename", from.0.0, renamed)?;
+        if let Some(target) = target.filter(|target| target.kind == FileType::Directory)
+            && self.fs.attributes(Ino(target.ino.0)).is_err()
+        {
+            self.removed.insert(target);
+        }
+        Ok(())
     }
 
     /// Hands the entries from `offset` on to `add`, which says when it is full. `add` gets the
