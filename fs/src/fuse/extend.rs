@@ -14,8 +14,6 @@
 //!
 //! A crash in the middle leaves a file that ends somewhere in the zeros.
 
-use std::sync::atomic::Ordering;
-
 use crate::device::AlignedBuf;
 use crate::{BLOCK_SIZE, FileSystem, SetAttributes, align_up};
 use fuser::{Errno, TimeOrNow};
@@ -51,8 +49,9 @@ impl Mount {
         if size > present {
             return self.extend(file, size, 0);
         }
-        file.unsynced.store(true, Ordering::Release);
-        answer("truncate", file.ino.0, file.file.truncate(size))
+        let cut = file.file.truncate(size);
+        file.mark_unsynced();
+        answer("truncate", file.ino.0, cut)
     }
 
     /// Appends zeros up to `end`, which lies beyond the end of the file; `more` bytes are to follow.
@@ -61,7 +60,6 @@ impl Mount {
         let present = file.file.size().lower();
         let needed_end = end.checked_add(more).ok_or(Errno::EFBIG)?;
         self.check_room(file, present, needed_end)?;
-        file.unsynced.store(true, Ordering::Release);
         let zeros = AlignedBuf::zeroed(ZEROS_LEN);
         let mut at = present;
         while at < end {
@@ -73,6 +71,7 @@ impl Mount {
             }
             at += part;
         }
+        file.mark_unsynced();
         Ok(())
     }
 

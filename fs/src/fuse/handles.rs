@@ -38,6 +38,13 @@ pub(super) struct OpenFile {
     pub(super) behind: Behind,
 }
 
+impl OpenFile {
+    /// Notes a change that was made: noted before, the mark could go with a sync that does not see it.
+    pub(super) fn mark_unsynced(&self) {
+        self.unsynced.store(true, Ordering::Release);
+    }
+}
+
 /// All open files.
 #[derive(Debug, Default)]
 pub(super) struct Files {

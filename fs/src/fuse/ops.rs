@@ -259,7 +259,6 @@ impl Mount {
             return Err(Errno::EOPNOTSUPP);
         }
         let gap = offset > end;
-        file.unsynced.store(true, Ordering::Release);
         let large = data.len() >= BEHIND_LEN_MIN || coming.is_some();
         if large
             && !gap
@@ -269,11 +268,13 @@ impl Mount {
             && self.has_room(writers.queued() + data.len() as u64)
         {
             writers.push(&file, offset, data);
+            file.mark_unsynced();
             return Ok(written);
         }
         self.drain(&file);
         file.behind.failure()?;
         self.append_at(&file, offset, data)?;
+        file.mark_unsynced();
         drop(writing);
         if flags & libc::O_SYNC == libc::O_SYNC {
             self.sync(&file, false)?;

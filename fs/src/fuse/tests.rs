@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use crate::{CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
@@ -105,6 +106,30 @@ fn what_nobody_synced_is_committed_in_time() {
     before.commit(true).unwrap();
     assert_eq!(size(&mount(&Arc::new(device.crash(1)), false), ino), 3);
     assert!(before.files.unsynced().is_empty());
+}
+
+/// A write marked its file as unsynced and then appended. The commit that comes regularly took the mark in
+/// between and synced the file without those bytes; the next ones found no mark, and a crash much later took them.
+#[test]
+fn what_is_written_beside_a_commit_is_committed_by_the_next() {
+    let device = device();
+    let before = mount(&device, false);
+    before.start_writers().unwrap();
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    std::thread::scope(|scope| {
+        // A long write looks for space first.
+        let space = before.fs.core.alloc.lock();
+        let write = scope.spawn(|| before.write(handle, 3, &[1; 64 << 10], 0));
+        std::thread::sleep(Duration::from_millis(100));
+        before.commit(true).unwrap();
+        drop(space);
+        write.join().unwrap().unwrap();
+    });
+    before.commit(true).unwrap();
+    let after = mount(&Arc::new(device.crash(1)), false);
+    assert_eq!(size(&after, ino), 3 + (64 << 10));
 }
 
 #[test]
