@@ -252,7 +252,8 @@ impl Journal {
     }
 
     /// Commits what is queued, so that up to [`Journal::transaction_len_max`] bytes may be enqueued
-    /// at once while the guard is held.
+    /// at once while the guard is held. Whoever enqueues kilobytes holds it from before it asks for admission:
+    /// several of them, each admitted for itself, would not fit together.
     pub(crate) fn begin_transaction(&self) -> Result<MutexGuard<'_, ()>> {
         let guard = self.transacting.lock();
         self.drain()?;

@@ -105,6 +105,7 @@ impl LavaFs {
             ..ownership
         };
         let record = self.new_record(MODE_SYMLINK, ownership, FLAG_EXACT)?;
+        let _alone = self.core.journal()?.begin_transaction()?;
         self.make(dir, name, record, Some(target))?.finish();
         Ok(record.ino)
     }

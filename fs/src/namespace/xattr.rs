@@ -26,9 +26,9 @@ impl LavaFs {
             );
             return Err(Error::Invalid { what });
         }
-        self.core
-            .journal()?
-            .admit((name.len() + value.len()) as u64 + CREATE_OPS_LEN_MAX)?;
+        let journal = self.core.journal()?;
+        let _alone = journal.begin_transaction()?;
+        journal.admit((name.len() + value.len()) as u64 + CREATE_OPS_LEN_MAX)?;
         let mut change = Change::begin(&self.core);
         let op = Op::SetXattr {
             ino,
@@ -72,5 +72,41 @@ impl LavaFs {
         change.touch_attributes(ino)?;
         change.finish();
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::device::SimDevice;
+    use crate::fs::LavaFs;
+    use crate::{FileSystem, MkfsOptions, MountOptions, mkfs};
+
+    /// Threads were admitted one beside the other, each for itself, and enqueued together more than any
+    /// checkpoint could hold: no commit succeeded any more, and the removal that would have helped
+    /// commits first.
+    #[test]
+    fn what_is_admitted_at_the_same_time_fits_the_journal_together() {
+        let device = Arc::new(SimDevice::new(8 << 20, 512));
+        mkfs(&*device, &MkfsOptions::default()).unwrap();
+        let options = MountOptions {
+            background: false,
+            ..MountOptions::default()
+        };
+        let fs = LavaFs::mount(device, &options).unwrap();
+        std::thread::scope(|scope| {
+            let held = fs.core.open.lock();
+            for at in 0..20 {
+                let (fs, name) = (&fs, format!("user.{at}"));
+                scope.spawn(move || fs.set_xattr(LavaFs::ROOT, name.as_ref(), &[1; 16 << 10]));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+            drop(held);
+        });
+        fs.commit().unwrap();
+        fs.create_dir_all("/there-is-room".as_ref()).unwrap();
+        fs.unmount().unwrap();
     }
 }
