@@ -160,6 +160,24 @@ fn modes_take_the_lsns_they_promise() {
 }
 
 #[test]
+fn nothing_follows_the_last_lsn_of_all_in_a_dense_log() {
+    let (_, fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", DENSE).unwrap();
+    log.append(u64::MAX, b"kept", true).unwrap();
+    for lsn in [u64::MAX, 5] {
+        let refused = log.append(lsn, b"other", true);
+        assert!(matches!(refused, Err(Error::OutOfOrder { .. })), "{lsn}");
+    }
+    let other = engine.create("b", DENSE).unwrap();
+    let batch = [(other.id(), u64::MAX, &b"x"[..]), (other.id(), 5, b"y")];
+    let refused = engine.append_batch(&batch, true);
+    assert!(matches!(refused, Err(Error::OutOfOrder { .. })));
+    assert_eq!(log.read(u64::MAX).unwrap(), b"kept");
+    assert!(other.is_empty());
+}
+
+#[test]
 fn a_batch_is_all_or_nothing() {
     let (_, fs) = mem();
     let engine = open(&fs).unwrap();
