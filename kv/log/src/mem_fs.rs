@@ -30,6 +30,7 @@ pub(crate) struct MemFs {
 struct Shared {
     counters: Mutex<DeviceCounters>,
     fail_syncs: AtomicBool,
+    full: AtomicBool,
     sync_us: AtomicU64,
 }
 
@@ -99,6 +100,11 @@ impl MemFs {
         self.shared.sync_us.store(us, Ordering::SeqCst);
     }
 
+    /// While set, there is no space for a file that is empty.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.shared.full.store(full, Ordering::SeqCst);
+    }
+
     pub(crate) fn fail_syncs(&self) {
         self.shared.fail_syncs.store(true, Ordering::SeqCst);
     }
@@ -132,6 +138,9 @@ impl MemFile {
 impl File for MemFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         let mut state = self.state.lock();
+        if state.bytes.is_empty() && self.shared.full.load(Ordering::SeqCst) {
+            return Err(Error::NoSpace { needed: 1, free: 0 });
+        }
         assert!(state.between.is_none(), "settle before appending");
         state.exact = false;
         let start = state.bytes.len() as u64;

@@ -312,6 +312,34 @@ fn dead_files_are_removed_also_after_a_restart() {
     assert_eq!(engine.data_files(), 0);
 }
 
+/// The next file of the metalog was made and its snapshot found no space: the file stayed, and from then on
+/// each create, trim and delete failed, with space again too, because it was there already.
+#[test]
+fn logs_are_trimmed_and_deleted_though_the_metalog_finds_no_space_for_its_next_file() {
+    let (mem, fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", LogConfig::default()).unwrap();
+    let metalogs = || {
+        let entries = fs.list(dir()).unwrap().into_iter();
+        let names = entries.map(|entry| entry.name.into_string().unwrap());
+        names
+            .filter(|name| name.starts_with("meta-"))
+            .collect::<Vec<_>>()
+    };
+    let first = metalogs();
+    mem.set_full(true);
+    for floor in 1..200 {
+        log.trim_before(floor).unwrap();
+    }
+    engine.create("b", LogConfig::default()).unwrap();
+    assert_eq!(metalogs(), first);
+    mem.set_full(false);
+    engine.delete("a").unwrap();
+    assert!(metalogs().len() == 1 && metalogs() != first);
+    drop((log, engine));
+    assert_eq!(open(&fs).unwrap().list(), ["b"]);
+}
+
 #[test]
 fn a_flipped_bit_is_corruption_wherever_a_witness_exists_and_never_served() {
     let (mem, fs) = mem();
