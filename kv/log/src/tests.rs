@@ -340,6 +340,57 @@ fn logs_are_trimmed_and_deleted_though_the_metalog_finds_no_space_for_its_next_f
     assert_eq!(open(&fs).unwrap().list(), ["b"]);
 }
 
+/// Recovery sealed the file that was being written, for which a full device has no space: the engine could not be
+/// opened, and so nothing be trimmed, ever again.
+#[test]
+fn an_engine_on_a_full_device_opens_and_trims_give_its_space_back() {
+    let (mut mem, mut fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", DENSE).unwrap();
+    let append = |log: &Log, end: u64| {
+        let begin = log.last().map_or(1, |last| last + 1);
+        for lsn in begin..end {
+            log.append(lsn, &data(lsn, 1, 30), lsn % 64 == 0).unwrap();
+        }
+    };
+    append(&log, 4000);
+    drop((log, engine));
+    for end in [6000, 8000] {
+        // What was not synced is lost in part.
+        mem = mem.crash(|_, bytes, synced| bytes.truncate(bytes.len().midpoint(synced)));
+        fs = mem.clone();
+        // The metalog's next file has space, a directory has none.
+        mem.set_room(500);
+        let engine = open(&fs).unwrap();
+        let log = engine.open_log("a").unwrap();
+        let begin = log.last().unwrap() + 1;
+        for level in [ReadLevel::Durable, ReadLevel::Visible] {
+            assert_eq!(
+                log.read_with(begin - 1, level).unwrap(),
+                data(begin - 1, 1, 30)
+            );
+        }
+        let files = engine.data_files();
+        let floor = begin - 500;
+        log.trim_before(floor).unwrap();
+        assert!(engine.data_files() < files);
+        mem.set_room(10 << 20);
+        append(&log, end);
+        for lsn in floor..end {
+            assert_eq!(log.read(lsn).unwrap(), data(lsn, 1, 30));
+        }
+    }
+    let engine = open(&fs).unwrap();
+    let log = engine.open_log("a").unwrap();
+    assert_eq!(log.last(), Some(7999));
+    let entries = entries(&log);
+    assert!(
+        entries
+            .iter()
+            .all(|(lsn, bytes)| *bytes == data(*lsn, 1, 30))
+    );
+}
+
 #[test]
 fn a_flipped_bit_is_corruption_wherever_a_witness_exists_and_never_served() {
     let (mem, fs) = mem();
