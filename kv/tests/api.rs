@@ -547,6 +547,22 @@ fn a_hard_error_of_background_work_lasts_until_it_is_resumed() {
 }
 
 #[test]
+fn each_snapshot_counts_also_those_of_one_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(&host(dir.path()), tiny()).unwrap();
+    let held = || db.property("rocksdb.num-snapshots").unwrap();
+    put(&db, b"k", b"v");
+    let (first, second) = (db.snapshot(), db.snapshot());
+    put(&db, b"k", b"w");
+    let third = db.snapshot();
+    assert_eq!(held(), "3");
+    drop((first.clone(), second));
+    assert_eq!(held(), "2");
+    drop((third, first));
+    assert_eq!(held(), "0");
+}
+
+#[test]
 fn the_metrics_text_is_what_prometheus_reads() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(&host(dir.path()), tiny()).unwrap();

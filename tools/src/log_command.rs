@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use lavafs::DirEntry;
 use lavalog::{LogConfig, LogEngine, LogOptions, Mode, ScanItem};
 use serde_json::json;
 
@@ -165,19 +166,19 @@ impl LogCommand {
 }
 
 impl Where {
-    /// Opens the engine, works on it, closes it and unmounts. With `existing`, a directory that
-    /// does not exist is an error; otherwise it is made.
+    /// Opens the engine, works on it, closes it and unmounts. With `existing`, a directory without one
+    /// is an error; otherwise it is made.
     fn with(&self, existing: bool, work: impl FnOnce(&LogEngine) -> Outcome<()>) -> Outcome {
         let mounted = self.fs.open(Access::ReadWrite)?;
         mounted.with(|fs, mounted| {
             if existing {
-                match fs.metadata(&self.log) {
-                    Err(error) if error.is_not_found() => {
-                        return Err(Failure::new(format!(
-                            "no log engine at {}: not found",
-                            self.log.display()
-                        )));
-                    }
+                let none = |why| {
+                    let at = self.log.display();
+                    Err(Failure::new(format!("no log engine at {at}: {why}")))
+                };
+                match fs.list(&self.log) {
+                    Err(error) if error.is_not_found() => return none("not found"),
+                    Ok(entries) if !entries.iter().any(is_metalog) => return none("no metalog"),
                     other => other.context(|| self.log.display())?,
                 };
             }
@@ -190,6 +191,12 @@ impl Where {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// True for the file that every log engine's directory has.
+fn is_metalog(entry: &DirEntry) -> bool {
+    let name = entry.name.as_encoded_bytes();
+    name.starts_with(b"meta-") && name.ends_with(b".log")
 }
 
 impl Append {
@@ -205,8 +212,13 @@ impl Append {
         };
         self.at.with(true, |engine| {
             let log = engine.open_log(&self.name)?;
-            let next = || log.last().map_or(log.floor().max(1), |last| last + 1);
-            let lsn = self.lsn.unwrap_or_else(next);
+            let lsn = match (self.lsn, log.last()) {
+                (Some(lsn), _) => lsn,
+                (None, None) => log.floor().max(1),
+                (None, Some(last)) => last.checked_add(1).ok_or_else(|| {
+                    Failure::new(format!("no LSN follows {last}: give one with --lsn"))
+                })?,
+            };
             log.append(lsn, &data, true)?;
             line(lsn)
         })

@@ -392,9 +392,25 @@ fn what_is_unknown_or_out_of_range_is_one_line_and_changes_nothing() {
         ("--benchmarks=fillseq --sync=2", "2"),
         ("--benchmarks=fillseq --num=many", "many"),
         ("--benchmarks=fillseq --num=0", "--num"),
+        (
+            "--benchmarks=filluniquerandom --num=18446744073709551615 --writes=3",
+            "--num",
+        ),
+        // More than the clock has: a thread panicked, and the writer beside it went on for ever.
+        (
+            "--benchmarks=readwhilewriting --duration=18446744073709551615",
+            "--duration",
+        ),
         ("--benchmarks=fillseq --threads=0", "--threads"),
         ("--benchmarks=fillseq --key_size=0", "--key_size"),
         ("--benchmarks=fillseq --key_size=1 --num=1000", "--key_size"),
+        // What the engine refuses, once it had removed the database that was there.
+        ("--benchmarks=fillseq --key_size=65536", "--key_size"),
+        (
+            "--benchmarks=fillseq --value_size=536870913",
+            "--value_size",
+        ),
+        ("--benchmarks=fillsync --disable_wal", "--disable_wal"),
         ("--benchmarks=fillseq --compression_type=lzma", "lzma"),
         ("--benchmarks=fillseq --compression_level=99", "99"),
         (
@@ -499,6 +515,18 @@ fn operations_and_time_are_those_asked_for() {
     );
     let ordered = bench.json(&format!("{kept} --benchmarks=deleteseq --duration=1"));
     assert_eq!(ordered["ops"], 400, "{ordered}");
+    // A write that is due after the end is not waited for.
+    let slow = bench.json(&format!(
+        "{kept} --benchmarks=overwrite --duration=1 --benchmark_write_rate_limit=20"
+    ));
+    let seconds = slow["elapsed_s"].as_f64().unwrap();
+    assert!((1.0..3.0).contains(&seconds), "{slow}");
+    // Each thread has a seed of its own, also beyond the largest.
+    let seeded = format!(
+        "{kept} --benchmarks=overwrite --threads=2 --seed={}",
+        u64::MAX
+    );
+    assert_eq!(bench.json(&seeded)["ops"], 800);
     // The writer beside readers keeps to the limit, and tells both latencies.
     let beside = bench.json(&format!(
         "{kept} --benchmarks=readwhilewriting --duration=1 --benchmark_write_rate_limit=11600"

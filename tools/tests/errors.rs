@@ -243,6 +243,39 @@ fn a_missing_database_is_told() {
 }
 
 #[test]
+fn a_directory_that_is_no_log_engine_is_told_and_not_made_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("foreign")).unwrap();
+    let target = dir.path().display();
+    for command in ["ls", "verify", "scan", "delete"] {
+        let log = if command == "ls" || command == "verify" {
+            ""
+        } else {
+            "a"
+        };
+        fails(
+            &format!("lava log {command} --fs host:{target} --log /foreign {log}"),
+            1,
+            &["no log engine"],
+        );
+    }
+    let left = fs::read_dir(dir.path().join("foreign")).unwrap().count();
+    assert_eq!(left, 0, "nothing was made");
+}
+
+#[test]
+fn no_record_is_appended_behind_the_last_lsn_of_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = format!("--fs host:{} --log /log a", dir.path().display());
+    ok(&format!("lava log create {at}"));
+    ok(&format!("lava log append {at} one --lsn {}", u64::MAX));
+    // Without an LSN it was the one after the last: 0.
+    fails(&format!("lava log append {at} two"), 1, &["--lsn"]);
+    let scanned = ok(&format!("lava log scan {at}"));
+    assert_eq!(scanned.matches("bytes").count(), 1, "{scanned}");
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_a_command_quietly() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().display().to_string();

@@ -130,3 +130,42 @@ fn a_bench_does_not_remove_another_engines_database() {
     }
     assert_eq!(std::fs::read_dir(&at).unwrap().count(), files.len());
 }
+
+/// It read every value of a blob file to tell its length.
+#[test]
+fn a_scan_of_keys_reads_no_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let options = Options {
+        create_if_missing: true,
+        ..Options::default()
+    };
+    let db = Db::open(Arc::clone(&fs), Path::new(AT), options).unwrap();
+    for number in 0..20_u64 {
+        let value = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
+        let key = format!("k{number:02}");
+        let logged = WriteOptions::default();
+        db.put(key.as_bytes(), &value.repeat(100), &logged).unwrap();
+    }
+    db.flush().unwrap();
+    db.close().unwrap();
+    drop((db, fs));
+    for entry in std::fs::read_dir(dir.path().join("db")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "blob") {
+            let mut bytes = std::fs::read(&path).unwrap();
+            // Of the first record, behind the file's own header.
+            bytes[60..70].iter_mut().for_each(|byte| *byte ^= 0xFF);
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let place = format!("--fs host:{} --db {AT}", dir.path().display());
+    assert!(!run(&format!("lava kv scan {place}")).status.success());
+    let keys = ok(&format!("lava kv scan {place} --keys"));
+    assert!(
+        keys.lines().count() == 20 && keys.starts_with("k00\t800\n"),
+        "{keys}"
+    );
+    let some = ok(&format!("lava kv scan {place} --keys --json --prefix k1"));
+    assert_eq!(some.lines().count(), 10, "{some}");
+}

@@ -150,6 +150,19 @@ impl DataLog {
         }
     }
 
+    /// Goes on in a file that recovery could not seal; `directory` is of the records that it holds.
+    pub(crate) fn resume(&mut self, number: u32, writer: GroupWriter, directory: DirectoryBuilder) {
+        assert!(
+            self.active.is_none(),
+            "one file at most has records and no end"
+        );
+        self.active = Some(Active {
+            number,
+            writer,
+            directory,
+        });
+    }
+
     /// Names the file that the next group goes to. Seals the present one if it is full, and begins
     /// one if there is none.
     pub(crate) fn prepare(&mut self, fs: &FileSystemRef, files: &FileTable) -> Result<Prepared> {
@@ -168,7 +181,7 @@ impl DataLog {
             let file = DataFile {
                 file: writer.file().clone(),
                 path,
-                generation: writer.file().generation().0,
+                generation: writer.generation(),
             };
             files.add(number, file, false);
             self.next_number += 1;
@@ -181,7 +194,7 @@ impl DataLog {
         let active = self.active.as_ref().expect("made above");
         Ok(Prepared {
             number: active.number,
-            generation: active.writer.file().generation().0,
+            generation: active.writer.generation(),
             sealed,
         })
     }

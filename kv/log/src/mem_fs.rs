@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use lavafs::device::DeviceCounters;
 use lavafs::{
@@ -17,6 +17,9 @@ use lavafs::{
     Generation, Metadata, PathError, ReadRequest, Result, Space, TailPolicy, align_up,
 };
 use parking_lot::Mutex;
+
+/// Room for whatever a test appends.
+const PLENTY: i64 = 1 << 62;
 
 #[derive(Debug)]
 pub(crate) struct MemFs {
@@ -30,6 +33,9 @@ pub(crate) struct MemFs {
 struct Shared {
     counters: Mutex<DeviceCounters>,
     fail_syncs: AtomicBool,
+    full: AtomicBool,
+    /// Bytes that can still be appended, less 2^62.
+    room: AtomicI64,
     sync_us: AtomicU64,
 }
 
@@ -99,6 +105,16 @@ impl MemFs {
         self.shared.sync_us.store(us, Ordering::SeqCst);
     }
 
+    /// While set, there is no space for a file that is empty.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.shared.full.store(full, Ordering::SeqCst);
+    }
+
+    /// From now on this many bytes can be appended, and those that are removed.
+    pub(crate) fn set_room(&self, bytes: i64) {
+        self.shared.room.store(bytes - PLENTY, Ordering::SeqCst);
+    }
+
     pub(crate) fn fail_syncs(&self) {
         self.shared.fail_syncs.store(true, Ordering::SeqCst);
     }
@@ -132,6 +148,17 @@ impl MemFile {
 impl File for MemFile {
     fn append_vectored(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         let mut state = self.state.lock();
+        if state.bytes.is_empty() && self.shared.full.load(Ordering::SeqCst) {
+            return Err(Error::NoSpace { needed: 1, free: 0 });
+        }
+        let needed: usize = parts.iter().map(|part| part.len()).sum();
+        if PLENTY + self.shared.room.load(Ordering::SeqCst) < needed as i64 {
+            return Err(Error::NoSpace {
+                needed: needed as u64,
+                free: 0,
+            });
+        }
+        self.shared.room.fetch_sub(needed as i64, Ordering::SeqCst);
         assert!(state.between.is_none(), "settle before appending");
         state.exact = false;
         let start = state.bytes.len() as u64;
@@ -204,6 +231,8 @@ impl File for MemFile {
 
     fn truncate(&self, size: u64) -> Result<()> {
         let mut state = self.state.lock();
+        let cut = state.bytes.len() as i64 - size as i64;
+        self.shared.room.fetch_add(cut.max(0), Ordering::SeqCst);
         state.bytes.truncate(size as usize);
         state.synced = state.synced.min(size as usize);
         state.generation += 1_000_000;
@@ -289,7 +318,11 @@ impl FileSystem for MemFs {
 
     fn unlink(&self, path: &Path) -> Result<()> {
         match self.files.lock().remove(path) {
-            Some(_) => Ok(()),
+            Some(file) => {
+                let bytes = file.state.lock().bytes.len() as i64;
+                self.shared.room.fetch_add(bytes, Ordering::SeqCst);
+                Ok(())
+            }
             None => Err(Error::path(path, PathError::NotFound)),
         }
     }

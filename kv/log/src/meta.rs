@@ -262,11 +262,24 @@ impl MetaLog {
         self.writer.len() > file_size.max(2 * self.snapshot_len)
     }
 
-    /// Goes on in a new file that begins with `snapshot`, and removes the present one.
+    /// Goes on in a new file that begins with `snapshot`, and removes the present one. Where there is no
+    /// space for it, the present one stays in use: trims and deletes are what gives space back.
     pub(crate) fn roll(&mut self, fs: &FileSystemRef, snapshot: &[MetaOp]) -> Result<()> {
-        let next = MetaLog::begin(fs, &self.dir, self.number + 1, self.next_log, snapshot)?;
-        let old = std::mem::replace(self, next);
-        Ok(fs.unlink(&meta_path(&self.dir, old.number))?)
+        let number = self.number + 1;
+        match MetaLog::begin(fs, &self.dir, number, self.next_log, snapshot) {
+            Ok(next) => {
+                let old = std::mem::replace(self, next);
+                Ok(fs.unlink(&meta_path(&self.dir, old.number))?)
+            }
+            Err(Error::Fs(lavafs::Error::NoSpace { .. })) => {
+                // It must not come back: with a whole snapshot it would count.
+                match fs.unlink(&meta_path(&self.dir, number)) {
+                    Err(error) if !error.is_not_found() => Err(error.into()),
+                    _ => Ok(fs.sync_dir(&self.dir)?),
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn close(self) -> Result<()> {

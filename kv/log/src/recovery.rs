@@ -8,7 +8,8 @@
 //!    a record among files says nothing.
 //! 4. A data file that was not sealed is cut at its last valid group and sealed, a new file of
 //!    the metalog is begun with a snapshot, and the older ones are removed. A crash before any
-//!    of these steps leaves what was there before; they can be done again.
+//!    of these steps leaves what was there before; they can be done again. Where there is no space to
+//!    seal the file, appends go on in it.
 //!
 //! Invariant: only the last data file with records can be unsealed; if another one ends without
 //! its directory, records that were durable are missing, and that is corruption. Nothing is
@@ -17,13 +18,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lavafs::FileSystemRef;
 use parking_lot::{Mutex, RwLock};
 
 use crate::commit::GroupCommit;
-use crate::data::{DataFile, DataLog, FileTable, data_path, place, seal_with};
+use crate::data::{DataFile, DataLog, FileTable, data_path, seal_with};
 use crate::engine::{Inner, Names};
 use crate::error::{Error, Result};
 use crate::group::{GroupReader, GroupWriter};
@@ -51,23 +52,33 @@ pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Re
     namespace.place_records(&scanned)?;
 
     let files = FileTable::default();
+    let next_file = data_numbers.last().map_or(1, |last| last + 1);
+    let mut datalog = DataLog::new(dir, options.data_file_size, next_file);
     for data in scanned {
-        if let Some(found) = data.finish(&fs)? {
-            files.add(found.0, found.1, true);
+        let number = data.number;
+        match data.finish(&fs) {
+            Ok(Some(file)) => files.add(number, file, true),
+            Ok(None) => {}
+            Err(Error::Fs(lavafs::Error::NoSpace { .. })) => {
+                let data = read_data_file(&fs, dir, number)?;
+                if let Some((file, sealed)) = data.go_on(&fs, &mut datalog)? {
+                    files.add(number, file, sealed);
+                }
+            }
+            Err(error) => return Err(error),
         }
     }
-    let next_file = data_numbers.last().map_or(1, |last| last + 1);
     let next_meta = meta_numbers.last().map_or(1, |last| last + 1);
     let next_log = namespace.next_log;
     let names = namespace.build(&files);
     let inner = Inner {
         commit: GroupCommit::new(),
-        data: Mutex::new(DataLog::new(dir, options.data_file_size, next_file)),
+        data: Mutex::new(datalog),
         meta: Mutex::new(None),
         names: RwLock::new(names.0),
         files,
         next_op: AtomicU64::new(names.1),
-        durable: AtomicU64::new(place(next_file, 0)),
+        durable: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         fs,
         dir: dir.to_path_buf(),
@@ -80,6 +91,9 @@ pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Re
     for number in meta_numbers {
         inner.fs.unlink(&meta_path(dir, number))?;
     }
+    // Behind the metalog: a file that is appended to takes space ahead.
+    let durable = inner.data.lock().sync()?;
+    inner.durable.store(durable, Ordering::Release);
     Ok(inner)
 }
 
@@ -422,7 +436,7 @@ fn check_sealed_in_order(files: &[Scanned]) -> Result<()> {
 
 impl Scanned {
     /// Seals the file if it is not, or removes it if it never got a header.
-    fn finish(self, fs: &FileSystemRef) -> Result<Option<(u32, DataFile)>> {
+    fn finish(self, fs: &FileSystemRef) -> Result<Option<DataFile>> {
         if let Some(reader) = &self.unsealed {
             if reader.tag().is_none() {
                 fs.unlink(&self.path)?;
@@ -432,17 +446,39 @@ impl Scanned {
                 file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
                 "sealing a file that was being written at the crash"
             );
-            let mut directory = DirectoryBuilder::default();
-            self.records
-                .iter()
-                .for_each(|record| directory.add(*record));
-            seal_with(GroupWriter::resume(reader)?, &directory)?;
+            seal_with(GroupWriter::resume(reader)?, &self.directory())?;
         }
-        let file = DataFile {
+        Ok(Some(self.into_file()))
+    }
+
+    /// On a device where the file's directory has no space: the next append goes to it, or it is removed
+    /// if it has no record. What gives space back needs an open engine. Also whether it is sealed.
+    fn go_on(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
+        let sealed = self.unsealed.is_none();
+        if let Some(reader) = &self.unsealed {
+            if self.records.is_empty() {
+                fs.unlink(&self.path)?;
+                return Ok(None);
+            }
+            let writer = GroupWriter::resume(reader)?;
+            datalog.resume(self.number, writer, self.directory());
+        }
+        Ok(Some((self.into_file(), sealed)))
+    }
+
+    fn directory(&self) -> DirectoryBuilder {
+        let mut directory = DirectoryBuilder::default();
+        self.records
+            .iter()
+            .for_each(|record| directory.add(*record));
+        directory
+    }
+
+    fn into_file(self) -> DataFile {
+        DataFile {
             file: self.file,
             path: self.path,
             generation: self.generation,
-        };
-        Ok(Some((self.number, file)))
+        }
     }
 }

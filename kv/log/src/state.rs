@@ -71,12 +71,13 @@ impl LogState {
         }
         match self.mode {
             Mode::Dense => {
-                let expected = match staged.last {
-                    Some(last) => last.checked_add(1),
-                    None => core.next_dense(),
-                };
-                match expected {
-                    Some(expected) if expected != lsn => Err(Error::OutOfOrder { lsn, expected }),
+                let last = staged.last.or(core.index.last());
+                let next = last.map(|last| last.saturating_add(1));
+                match next.or_else(|| core.next_dense()) {
+                    // After u64::MAX there is no next.
+                    Some(expected) if expected != lsn || last == Some(lsn) => {
+                        Err(Error::OutOfOrder { lsn, expected })
+                    }
                     _ => Ok(Admission::Store),
                 }
             }

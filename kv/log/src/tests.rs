@@ -160,6 +160,24 @@ fn modes_take_the_lsns_they_promise() {
 }
 
 #[test]
+fn nothing_follows_the_last_lsn_of_all_in_a_dense_log() {
+    let (_, fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", DENSE).unwrap();
+    log.append(u64::MAX, b"kept", true).unwrap();
+    for lsn in [u64::MAX, 5] {
+        let refused = log.append(lsn, b"other", true);
+        assert!(matches!(refused, Err(Error::OutOfOrder { .. })), "{lsn}");
+    }
+    let other = engine.create("b", DENSE).unwrap();
+    let batch = [(other.id(), u64::MAX, &b"x"[..]), (other.id(), 5, b"y")];
+    let refused = engine.append_batch(&batch, true);
+    assert!(matches!(refused, Err(Error::OutOfOrder { .. })));
+    assert_eq!(log.read(u64::MAX).unwrap(), b"kept");
+    assert!(other.is_empty());
+}
+
+#[test]
 fn a_batch_is_all_or_nothing() {
     let (_, fs) = mem();
     let engine = open(&fs).unwrap();
@@ -292,6 +310,85 @@ fn dead_files_are_removed_also_after_a_restart() {
     assert!(engine.data_files() <= left);
     engine.delete("b").unwrap();
     assert_eq!(engine.data_files(), 0);
+}
+
+/// The next file of the metalog was made and its snapshot found no space: the file stayed, and from then on
+/// each create, trim and delete failed, with space again too, because it was there already.
+#[test]
+fn logs_are_trimmed_and_deleted_though_the_metalog_finds_no_space_for_its_next_file() {
+    let (mem, fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", LogConfig::default()).unwrap();
+    let metalogs = || {
+        let entries = fs.list(dir()).unwrap().into_iter();
+        let names = entries.map(|entry| entry.name.into_string().unwrap());
+        names
+            .filter(|name| name.starts_with("meta-"))
+            .collect::<Vec<_>>()
+    };
+    let first = metalogs();
+    mem.set_full(true);
+    for floor in 1..200 {
+        log.trim_before(floor).unwrap();
+    }
+    engine.create("b", LogConfig::default()).unwrap();
+    assert_eq!(metalogs(), first);
+    mem.set_full(false);
+    engine.delete("a").unwrap();
+    assert!(metalogs().len() == 1 && metalogs() != first);
+    drop((log, engine));
+    assert_eq!(open(&fs).unwrap().list(), ["b"]);
+}
+
+/// Recovery sealed the file that was being written, for which a full device has no space: the engine could not be
+/// opened, and so nothing be trimmed, ever again.
+#[test]
+fn an_engine_on_a_full_device_opens_and_trims_give_its_space_back() {
+    let (mut mem, mut fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", DENSE).unwrap();
+    let append = |log: &Log, end: u64| {
+        let begin = log.last().map_or(1, |last| last + 1);
+        for lsn in begin..end {
+            log.append(lsn, &data(lsn, 1, 30), lsn % 64 == 0).unwrap();
+        }
+    };
+    append(&log, 4000);
+    drop((log, engine));
+    for end in [6000, 8000] {
+        // What was not synced is lost in part.
+        mem = mem.crash(|_, bytes, synced| bytes.truncate(bytes.len().midpoint(synced)));
+        fs = mem.clone();
+        // The metalog's next file has space, a directory has none.
+        mem.set_room(500);
+        let engine = open(&fs).unwrap();
+        let log = engine.open_log("a").unwrap();
+        let begin = log.last().unwrap() + 1;
+        for level in [ReadLevel::Durable, ReadLevel::Visible] {
+            assert_eq!(
+                log.read_with(begin - 1, level).unwrap(),
+                data(begin - 1, 1, 30)
+            );
+        }
+        let files = engine.data_files();
+        let floor = begin - 500;
+        log.trim_before(floor).unwrap();
+        assert!(engine.data_files() < files);
+        mem.set_room(10 << 20);
+        append(&log, end);
+        for lsn in floor..end {
+            assert_eq!(log.read(lsn).unwrap(), data(lsn, 1, 30));
+        }
+    }
+    let engine = open(&fs).unwrap();
+    let log = engine.open_log("a").unwrap();
+    assert_eq!(log.last(), Some(7999));
+    let entries = entries(&log);
+    assert!(
+        entries
+            .iter()
+            .all(|(lsn, bytes)| *bytes == data(*lsn, 1, 30))
+    );
 }
 
 #[test]

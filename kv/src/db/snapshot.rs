@@ -53,6 +53,11 @@ impl SnapshotList {
         self.held.lock().counts.keys().copied().collect()
     }
 
+    /// How many are held, those of one sequence number each counted.
+    pub(crate) fn count(&self) -> usize {
+        self.held.lock().counts.values().sum()
+    }
+
     /// The oldest one held.
     pub(crate) fn oldest(&self) -> Option<SeqNo> {
         self.held.lock().oldest()

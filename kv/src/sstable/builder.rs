@@ -121,7 +121,10 @@ struct Output {
 
 impl TableBuilder {
     /// Begins a table in `file`, which must be empty and is the builder's alone.
-    pub fn new(file: FileRef, options: TableOptions) -> Self {
+    pub fn new(file: FileRef, mut options: TableOptions) -> Self {
+        if options.filter_bits_per_key < filter::MIN_BITS_PER_KEY {
+            options.filter_bits_per_key = 0.0;
+        }
         TableBuilder {
             block: BlockBuilder::new(options.restart_interval, options.hash_index),
             compressor: None,

@@ -71,6 +71,10 @@ pub fn best_probes(bits_per_key: f64) -> u32 {
         .expect("the range is not empty")
 }
 
+/// Fewest bits per key of a filter. With less, a line has keys enough to set all its bits, and rules nothing
+/// out; the rate of what is not made is 1.
+pub(super) const MIN_BITS_PER_KEY: f64 = 0.1;
+
 /// Bits per key that rates are tabulated for; what asks for more is given the most.
 const MAX_BITS_PER_KEY: f64 = 32.0;
 /// Steps of the table for each bit.

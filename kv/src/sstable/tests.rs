@@ -353,6 +353,30 @@ fn truncated_and_foreign_files_are_refused() {
     );
 }
 
+/// To find the best number of probes for a ten-thousandth of a bit took seconds, and hours for less, in every
+/// flush and compaction; the filter that came of it ruled nothing out.
+#[test]
+fn a_filter_that_could_rule_nothing_out_is_not_made() {
+    let model: Model = (0..2000u64)
+        .map(|i| {
+            let key = InternalKey::new(&i.to_be_bytes(), 5, ValueKind::Value);
+            (key, vec![1; 8])
+        })
+        .collect();
+    for (filter_bits_per_key, is_made) in [(0.0001, false), (f64::MIN_POSITIVE, false), (1.0, true)]
+    {
+        let options = TableOptions {
+            filter_bits_per_key,
+            ..TableOptions::default()
+        };
+        let (file, _) = build(&model, options);
+        let bytes = file.bytes.lock().clone();
+        let table = open(bytes, 0, false).unwrap();
+        assert_eq!(table.filter_bytes() > 0, is_made, "{filter_bits_per_key}");
+        assert!(table.may_contain(filter_hash(&7u64.to_be_bytes())).unwrap());
+    }
+}
+
 #[test]
 fn a_block_of_another_place_or_file_is_refused() {
     let options = TableOptions {

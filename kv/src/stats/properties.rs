@@ -138,7 +138,7 @@ pub(crate) fn stats(engine: &Arc<Engine>) -> Stats {
         levels: vec![LevelStats::default(); levels.max().unwrap_or(0)],
         running_compactions: state.compacting.len() as u64,
         last_sequence: engine.last_sequence(),
-        snapshots: engine.snapshots.sequences().len() as u64,
+        snapshots: engine.snapshots.count() as u64,
         held_obsolete_bytes: engine.remover.held_bytes(),
         disk_total_bytes: space.total,
         disk_free_bytes: space.free,

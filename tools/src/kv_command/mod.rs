@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
-use lavakv::{CfId, Db, LevelStats, Options, ReadOptions, WriteBatch, WriteOptions};
+use lavakv::{CfId, Db, DbIterator, LevelStats, Options, ReadOptions, WriteBatch, WriteOptions};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{
@@ -272,19 +272,19 @@ impl Where {
     }
 }
 
-/// Hands at most `limit` pairs of a column family within the options' bounds to `each`.
+/// Hands an iterator at each of at most `limit` pairs of a column family within the options' bounds to `each`.
 fn print_pairs(
     db: &Db,
     cf: CfId,
     options: &ReadOptions,
     limit: u64,
-    mut each: impl FnMut(&[u8], &[u8]) -> Outcome<()>,
+    mut each: impl FnMut(&DbIterator) -> Outcome<()>,
 ) -> Outcome<()> {
     let mut pairs = db.iter_cf(cf, options)?;
     pairs.seek_to_first();
     let mut left = limit;
     while left > 0 && pairs.valid() {
-        each(pairs.key(), pairs.value())?;
+        each(&pairs)?;
         pairs.next();
         left -= 1;
     }
@@ -313,13 +313,12 @@ impl Key {
 impl Scan {
     fn run(self) -> Outcome {
         let bytes = |text: Option<OsString>| text.map(OsStringExt::into_vec);
-        let (lower_bound, upper_bound) = match bytes(self.prefix) {
-            Some(prefix) => (Some(prefix.clone()), successor(prefix)),
-            None => (bytes(self.from), bytes(self.to)),
-        };
         let options = ReadOptions {
-            lower_bound,
-            upper_bound,
+            lower_bound: bytes(self.from),
+            upper_bound: bytes(self.to),
+            prefix: bytes(self.prefix),
+            // Lengths are told without a read.
+            lazy_values: self.keys,
             ..ReadOptions::default()
         };
         self.at.look(|db| {
@@ -328,11 +327,14 @@ impl Scan {
                 self.family.of(db)?,
                 &options,
                 self.limit.unwrap_or(u64::MAX),
-                |key, value| match (self.json, self.keys) {
-                    (true, true) => json_line(&text::json_key(key, value.len())),
-                    (true, false) => json_line(&text::json_object(key, value)),
-                    (false, true) => line(format_args!("{}\t{}", text::escaped(key), value.len())),
-                    (false, false) => line(text::tsv_line(key, value)),
+                |at| match (self.json, self.keys) {
+                    (true, true) => json_line(&text::json_key(at.key(), at.value_len())),
+                    (true, false) => json_line(&text::json_object(at.key(), at.value())),
+                    (false, true) => {
+                        let key = text::escaped(at.key());
+                        line(format_args!("{key}\t{}", at.value_len()))
+                    }
+                    (false, false) => line(text::tsv_line(at.key(), at.value())),
                 },
             )
         })
@@ -343,10 +345,10 @@ impl Dump {
     fn run(self) -> Outcome {
         self.at.look(|db| {
             let cf = self.family.of(db)?;
-            print_pairs(db, cf, &ReadOptions::default(), u64::MAX, |key, value| {
+            print_pairs(db, cf, &ReadOptions::default(), u64::MAX, |at| {
                 line(match self.format {
-                    TextFormat::Tsv => text::tsv_line(key, value),
-                    TextFormat::Jsonl => text::json_object(key, value).to_string(),
+                    TextFormat::Tsv => text::tsv_line(at.key(), at.value()),
+                    TextFormat::Jsonl => text::json_object(at.key(), at.value()).to_string(),
                 })
             })?;
             let others = db.cfs().into_iter().filter(|(id, _)| *id != cf);
@@ -358,17 +360,6 @@ impl Dump {
             Ok(())
         })
     }
-}
-
-/// The first key that does not begin with `prefix`; none where every later key does.
-fn successor(mut prefix: Vec<u8>) -> Option<Vec<u8>> {
-    while let Some(last) = prefix.pop() {
-        if last < u8::MAX {
-            prefix.push(last + 1);
-            return Some(prefix);
-        }
-    }
-    None
 }
 
 impl Stats {
@@ -517,18 +508,5 @@ impl Verify {
                 human_bytes(garbage.shadowed_bytes),
             ))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_ends_at_its_successor() {
-        assert_eq!(successor(b"ab".to_vec()), Some(b"ac".to_vec()));
-        assert_eq!(successor(b"a\xff\xff".to_vec()), Some(b"b".to_vec()));
-        assert_eq!(successor(b"\xff".to_vec()), None);
-        assert_eq!(successor(Vec::new()), None);
     }
 }

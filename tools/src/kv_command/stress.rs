@@ -81,8 +81,6 @@ struct Shared<'a> {
     /// `None` only while the database is opened again.
     db: RwLock<Option<Db>>,
     stop: AtomicBool,
-    /// Threads that have not ended.
-    running: AtomicU64,
     ops: AtomicU64,
     checks: AtomicU64,
     failure: Mutex<Option<Failure>>,
@@ -152,23 +150,27 @@ impl Stress {
             stress: self,
             db: RwLock::new(Some(self.open(mounted, &mut rng)?)),
             stop: AtomicBool::new(false),
-            running: AtomicU64::new(self.threads),
             ops: AtomicU64::new(0),
             checks: AtomicU64::new(0),
             failure: Mutex::new(None),
         };
         let mut reopened = 0;
         std::thread::scope(|scope| {
-            for thread in 0..self.threads {
-                let shared = &shared;
-                scope.spawn(move || {
+            let shared = &shared;
+            let work = |thread| {
+                move || {
                     if let Err(error) = Worker::new(shared, thread, seed).run() {
                         shared.fail(error);
                     }
-                    shared.running.fetch_sub(1, Ordering::Relaxed);
-                });
-            }
-            if let Err(error) = self.supervise(&shared, mounted, &mut rng, &mut reopened) {
+                }
+            };
+            let workers: Vec<_> = (0..self.threads)
+                .map(|thread| scope.spawn(work(thread)))
+                .collect();
+            // One that panicked has ended too.
+            let at_work = || workers.iter().any(|worker| !worker.is_finished());
+            let supervised = self.supervise(shared, mounted, &mut rng, &mut reopened, at_work);
+            if let Err(error) = supervised {
                 shared.fail(error);
             }
             shared.stop.store(true, Ordering::Relaxed);
@@ -207,23 +209,24 @@ impl Stress {
         mounted: &Mounted,
         rng: &mut SmallRng,
         reopened: &mut u64,
+        at_work: impl Fn() -> bool,
     ) -> Outcome<()> {
-        let ends = Instant::now() + Duration::from_secs(self.duration);
-        let mut next = Instant::now() + Duration::from_secs(self.reopen.max(1));
+        let begin = Instant::now();
+        let mut opened = begin;
         let goes_on = || match self.ops {
-            0 => Instant::now() < ends,
-            _ => shared.running.load(Ordering::Relaxed) > 0,
+            0 => begin.elapsed() < Duration::from_secs(self.duration),
+            _ => at_work(),
         };
         while goes_on() && !shared.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(20));
-            if self.reopen > 0 && Instant::now() >= next {
+            if self.reopen > 0 && opened.elapsed() >= Duration::from_secs(self.reopen) {
                 let mut db = shared.db.write().unwrap_or_else(PoisonError::into_inner);
                 if let Some(open) = db.take() {
                     open.close()?;
                 }
                 *db = Some(self.open(mounted, rng)?);
                 *reopened += 1;
-                next = Instant::now() + Duration::from_secs(self.reopen);
+                opened = Instant::now();
             }
         }
         Ok(())

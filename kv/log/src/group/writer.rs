@@ -150,6 +150,11 @@ impl GroupWriter {
         &self.file
     }
 
+    /// The generation that the file's checksums are seeded with: that of its header.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The file's name.
     pub fn path(&self) -> &Path {
         &self.path

@@ -18,12 +18,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use lavakv::{Compression, Env, EnvOptions, Options, PrepopulateBlockCache};
+use lavakv::{
+    Compression, Env, EnvOptions, MAX_KEY_LEN, MAX_VALUE_LEN, Options, PrepopulateBlockCache,
+};
 
 use self::habits::HabitFlags;
 use self::intervals::IntervalFlags;
 use self::policy::PolicyFlags;
 use crate::cli::{Failure, Outcome, Target, parse_flag, parse_size};
+
+/// Seconds of `--duration` at most: what the clock can be asked for, and more than anybody waits.
+const DURATION_MAX: u64 = 1_000_000_000;
 
 /// `lava bench kv`. Flags are db_bench's.
 #[derive(Debug, Args)]
@@ -182,6 +187,11 @@ impl KvBench {
             .filter(|name| !name.is_empty())
             .map(Benchmark::parse)
             .collect::<Outcome<_>>()?;
+        if self.disable_wal && names.contains(&Benchmark::FillSync) {
+            return Err(Failure::usage(
+                "fillsync needs the log that --disable_wal switches off",
+            ));
+        }
         if self.memory_limit > 0 {
             allocator::prepare();
         }
@@ -191,17 +201,20 @@ impl KvBench {
 
     fn validate(&self) -> Outcome<()> {
         let refuse = |what: &str| Err(Failure::usage(what));
-        if self.num == 0 {
-            return refuse("--num must be at least 1");
+        if !(1..=1 << 62).contains(&self.num) {
+            return refuse("--num must be 1 to 4611686018427387904");
         }
-        if !(1..=64 << 10).contains(&self.key_size) {
-            return refuse("--key_size must be 1 to 65536");
+        if self.duration > DURATION_MAX {
+            return refuse("--duration must be at most 1000000000");
+        }
+        if !(1..=MAX_KEY_LEN).contains(&self.key_size) {
+            return refuse("--key_size must be 1 to 65535");
         }
         if self.key_size < 8 && self.num > 1 << (8 * self.key_size) {
             return refuse("--key_size is too small for --num different keys");
         }
-        if self.value_size > 1 << 30 {
-            return refuse("--value_size must be at most 1G");
+        if self.value_size > MAX_VALUE_LEN {
+            return refuse("--value_size must be at most 512M");
         }
         if !(0.01..=1.0).contains(&self.compression_ratio) {
             return refuse("--compression_ratio must be 0.01 to 1");

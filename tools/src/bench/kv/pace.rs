@@ -33,13 +33,14 @@ impl Pace {
     }
 
     /// Waits until the next write, of `bytes`, is due, and returns when that was. Without a limit
-    /// that is now.
-    pub(super) fn wait(&self, bytes: u64) -> Instant {
+    /// that is now. Where it is due after `ends`, waits until then and gives `None`.
+    pub(super) fn wait(&self, bytes: u64, ends: Option<Instant>) -> Option<Instant> {
         let Some(due) = self.due(bytes) else {
-            return Instant::now();
+            return Some(Instant::now());
         };
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        due
+        let until = ends.map_or(due, |ends| ends.min(due));
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        (until == due).then_some(due)
     }
 
     /// Waits as [`Self::wait`] does, in short sleeps, and gives `None` once `stop` is set.

@@ -206,7 +206,7 @@ fn measure(
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
-                    let seed = seed + thread as u64;
+                    let seed = seed.wrapping_add(thread as u64);
                     let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                     worker.reported = reported;
                     barrier.wait();
@@ -220,7 +220,7 @@ fn measure(
             .collect();
         let beside = writer.then(|| {
             scope.spawn(move || {
-                let seed = seed + threads as u64;
+                let seed = seed.wrapping_add(threads as u64);
                 let mut worker = Worker::new(bench, db, progress, pace, num, seed);
                 barrier.wait();
                 if let Err(error) = worker.write_beside(stop) {
@@ -232,9 +232,15 @@ fn measure(
         let before = fs.counters();
         let gets_before = gets(db);
         barrier.wait();
+        let workers: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        measured.report.device = fs.counters() - before;
+        let served = gets(db).into_iter().zip(gets_before);
+        // The others would run for ever beside a thread that panicked.
+        stop.store(true, Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
         let mut span = Span::default();
         for worker in workers {
-            let (worker, started, ended) = worker.join().expect("a bench thread panicked");
+            let (worker, started, ended) = worker.expect("a bench thread panicked");
             span.cover(started, ended);
             measured.report.latency.merge(&worker.latency);
             service.merge(&worker.service);
@@ -244,16 +250,12 @@ fn measure(
             measured.thread_seconds += (ended - started).as_secs_f64();
         }
         measured.report.elapsed = span.elapsed();
-        measured.report.device = fs.counters() - before;
-        let served = gets(db).into_iter().zip(gets_before);
         let served: Map<_, _> = served
             .map(|((name, after), (_, before))| (name.to_string(), json!(after - before)))
             .collect();
         if served.values().any(|count| *count != json!(0)) {
             measured.report.extra.insert("gets".into(), served.into());
         }
-        stop.store(true, Ordering::Relaxed);
-        over.store(true, Ordering::Relaxed);
         if let Some(beside) = beside {
             let writer = beside.join().expect("the writer beside panicked");
             let extra = &mut measured.report.extra;

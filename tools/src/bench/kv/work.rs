@@ -217,7 +217,9 @@ impl<'a> Worker<'a> {
                 Some(_) => u64::MAX,
                 None => limit - self.ops,
             });
-            let due = self.pace.wait(pairs * pair);
+            let Some(due) = self.pace.wait(pairs * pair, self.ends) else {
+                break;
+            };
             let asked = Instant::now();
             let mut batch = WriteBatch::new();
             for index in 0..pairs {
@@ -253,8 +255,8 @@ impl<'a> Worker<'a> {
                 Mix::Reads(part) => self.rng.random_bool(part),
             };
             let writes = !reads || matches!(mix, Mix::Update);
-            if writes {
-                self.pace.wait(pair);
+            if writes && self.pace.wait(pair, self.ends).is_none() {
+                break;
             }
             let started = Instant::now();
             self.random_key();
