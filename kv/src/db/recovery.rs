@@ -33,7 +33,9 @@ use crate::file_names::{self, FileName, FileNumber, LOCK};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
 use crate::stats::metrics::Tickers;
-use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
+use crate::version::{
+    CfEdit, ManifestWriter, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet,
+};
 use crate::write::batch::{BatchReader, CfId};
 use crate::write::succession::Succession;
 use crate::write::wal::{self, ApplyError, Chain, WalWriter};
@@ -53,12 +55,11 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     let written = engine.replay_logs(&recovered);
     let made = written
         .and_then(|()| engine.write_all_recovered())
-        .and_then(|()| engine.make_first_log());
-    if let Err(error) = made {
-        engine.remove_made(first_made);
-        return Err(error);
-    }
-    engine.switch_to_new_manifest()?;
+        .and_then(|()| engine.make_first_log())
+        .and_then(|()| engine.make_first_manifest());
+    let manifest = made.inspect_err(|_| engine.remove_made(first_made))?;
+    // From here on the recovered state is the database's.
+    engine.versions.lock().put_in_force(manifest)?;
     engine.store_options()?;
     engine.remove_orphans()?;
     let mut state = engine.state.lock();
@@ -382,14 +383,12 @@ impl Engine {
         cfs.values().try_for_each(|cf| self.write_recovered(cf))
     }
 
-    /// Removes the tables and blob files from number `first` on: what an opening that failed had
-    /// written, and no manifest names. Were they left, each try on a full disk would fill it further.
+    /// Removes the files from number `first` on: what an opening that failed had written, and no
+    /// manifest names. Were they left, each try on a full disk would fill it further.
     fn remove_made(&self, first: FileNumber) {
         for entry in self.fs.list(&self.dir).unwrap_or_default() {
-            if let Some(FileName::Table(number) | FileName::Blob(number)) =
-                FileName::parse(&entry.name)
-                && number >= first
-            {
+            let number = FileName::parse(&entry.name).and_then(|name| name.number());
+            if number.is_some_and(|number| number >= first) {
                 let _ = self.fs.unlink(&self.dir.join(&entry.name));
             }
         }
@@ -409,13 +408,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Step 4: from here on the recovered state is the database's.
-    fn switch_to_new_manifest(&self) -> Result<()> {
-        let mut versions = self.versions.lock();
-        let manifest = self.new_file_number();
-        let structure = self.structure();
-        versions.begin(manifest, &structure)?;
-        Ok(())
+    /// The first half of step 4.
+    fn make_first_manifest(&self) -> Result<ManifestWriter> {
+        let number = self.new_file_number();
+        self.versions.lock().create(number, &self.structure())
     }
 
     /// Stores the options in force, those of each column family included, in a new file. Durable

@@ -510,7 +510,8 @@ impl Repair<'_> {
             edit.cfs.insert(id, change);
         }
         let (fs, dir) = (self.fs.clone(), self.dir.to_path_buf());
-        VersionSet::new(fs, dir, u64::MAX).begin(manifest, &edit)?;
+        let mut versions = VersionSet::new(fs, dir, u64::MAX);
+        versions.put_in_force(versions.create(manifest, &edit)?)?;
         Ok(())
     }
 }
