@@ -378,3 +378,35 @@ fn keys_and_values_of_every_length_go_through_every_job() {
     db.verify().unwrap();
     db.verify_garbage().unwrap();
 }
+
+/// An iterator outlives its database, and a new one is made in the same place: its files have the same names.
+#[test]
+fn what_an_iterator_of_a_closed_database_held_is_not_taken_from_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let mut model = Map::new();
+    let fill = |db: &Db, model: &mut Map| {
+        write(db, model, 0, 0..KEYS);
+        db.flush().unwrap();
+    };
+    let db = open(&fs, options());
+    fill(&db, &mut model);
+    let mut iter = db.iter(&ReadOptions::default()).unwrap();
+    iter.seek_to_first();
+    fill(&db, &mut model);
+    db.compact_range(None, None).unwrap();
+    db.close().unwrap();
+    drop(db);
+    Db::destroy(&fs, Path::new(AT)).unwrap();
+    let db = open(&fs, options());
+    fill(&db, &mut model);
+    let tables = count(&fs, ".sst");
+    drop(iter);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(count(&fs, ".sst"), tables);
+    db.close().unwrap();
+    drop(db);
+    let db = open(&fs, options());
+    assert_eq!(contents(&db), model);
+    db.verify().unwrap();
+}
