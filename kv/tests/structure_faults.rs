@@ -100,8 +100,8 @@ fn until_done(db: &Db, job: impl Fn() -> lavakv::Result<()>) -> u64 {
     failures
 }
 
-/// A flush, a compaction and a collection, with the fault at one of their steps.
-fn with_a_fault(errno: i32, at: i64) -> Option<String> {
+/// A flush, a compaction and a collection, with the fault at one of their changes or reads.
+fn with_a_fault(errno: i32, of_reads: bool, at: i64) -> Option<String> {
     let fs = WatchFs::new(mount(sim_device(24 << 20, 512)), Box::new(|_, _| {}));
     let shared: FileSystemRef = fs.clone();
     let db = open(&shared, options());
@@ -117,10 +117,12 @@ fn with_a_fault(errno: i32, at: i64) -> Option<String> {
     {
         let (left, place) = (Arc::clone(&left), Arc::clone(&place));
         fs.fail_where(move |op, path| {
-            if op == "space" || path.to_str().unwrap().contains(".wal") {
+            let reads = ["read", "open"].contains(&op);
+            let skipped = ["space", "unlink"].contains(&op) || reads != of_reads;
+            if skipped || path.to_str().unwrap().contains(".wal") {
                 return None;
             }
-            if op == "unlink" || left.fetch_sub(1, Ordering::SeqCst) != 0 {
+            if left.fetch_sub(1, Ordering::SeqCst) != 0 {
                 return None;
             }
             *place.lock() = Some(format!("{op} {}", path.display()));
@@ -155,9 +157,9 @@ fn with_a_fault(errno: i32, at: i64) -> Option<String> {
 
 #[test]
 fn a_job_that_fails_at_any_step_leaves_no_file_and_is_done_again() {
-    for errno in [libc::ENOSPC, libc::EIO] {
+    for (errno, of_reads) in [(libc::ENOSPC, false), (libc::EIO, false), (libc::EIO, true)] {
         let mut at = 0;
-        while with_a_fault(errno, at).is_some() {
+        while with_a_fault(errno, of_reads, at).is_some() {
             at += 1;
         }
         assert!(at > 20, "{at} steps");
