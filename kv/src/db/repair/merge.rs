@@ -65,7 +65,6 @@ pub(super) fn merge(
         values,
         lost,
         user_key: None,
-        last: Vec::new(),
         replaced: false,
         key: Vec::new(),
         value: Vec::new(),
@@ -117,8 +116,6 @@ struct Resolved<'a, 'v> {
     lost: &'a mut Lost,
     /// Of the entry before.
     user_key: Option<Vec<u8>>,
-    /// The internal key of the entry before.
-    last: Vec<u8>,
     /// `key` and `value` stand for the entry here.
     replaced: bool,
     key: Vec<u8>,
@@ -206,13 +203,7 @@ impl InternalIterator for Resolved<'_, '_> {
     }
 
     fn next(&mut self) {
-        self.last.clear();
-        self.last.extend_from_slice(self.inner.key());
         self.inner.next();
-        // The inputs of a merge may be there beside its output, with the same entries.
-        while self.inner.valid() && self.inner.key() == self.last {
-            self.inner.next();
-        }
         self.arrive();
     }
 
