@@ -6,11 +6,9 @@
 //! opened, and is to be removed by whoever made it.
 
 use std::collections::BTreeSet;
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use lavafs::FileRef;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::cbt_builder::IndexBuilder;
 use super::footer::{
@@ -27,7 +25,7 @@ use super::{BlobFileOptions, MAX_DICTIONARY_LEN};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, SeqNo, compare_internal};
 use crate::sstable::compression::{BlockCompressor, Compression};
-use crate::sstable::{Handle, MAX_KEY_LEN, MAX_VALUE_LEN, encode_sections};
+use crate::sstable::{FileOutput, Handle, MAX_KEY_LEN, MAX_VALUE_LEN, encode_sections};
 
 /// Bytes gathered before they are appended to the file. Also the size from which a value is
 /// appended from where it is.
@@ -53,13 +51,8 @@ pub struct BlobFileBuilder {
 
 /// The file, and what is on its way there.
 struct Output {
-    file: FileRef,
+    file: FileOutput,
     header: Header,
-    /// Bytes not yet appended.
-    pending: Vec<u8>,
-    /// Bytes of the file, `pending` included.
-    len: u64,
-    digest: Xxh3,
 }
 
 impl BlobFileBuilder {
@@ -69,11 +62,6 @@ impl BlobFileBuilder {
     /// # Errors
     /// Options that are out of range.
     pub fn create(file: FileRef, number: u64, options: BlobFileOptions) -> Result<Self> {
-        assert_eq!(
-            file.size().upper(),
-            0,
-            "a blob file begins in an empty file"
-        );
         let longest = options.dictionary.as_ref().map_or(0, |given| given.len());
         let longest = longest.max(options.zstd_dict_bytes);
         if longest > MAX_DICTIONARY_LEN {
@@ -90,13 +78,10 @@ impl BlobFileBuilder {
             number,
         };
         let mut output = Output {
-            file,
+            file: FileOutput::new(file, APPEND_BYTES),
             header,
-            pending: Vec::with_capacity(APPEND_BYTES + (64 << 10)),
-            len: 0,
-            digest: Xxh3::new(),
         };
-        output.write(&[&header.encode()])?;
+        output.file.write(&[], &header.encode())?;
         let mut builder = BlobFileBuilder {
             compressor: BlockCompressor::new(options.compression)?,
             codec: CODEC_ZSTD,
@@ -242,7 +227,7 @@ impl BlobFileBuilder {
     pub fn estimated_size(&self) -> u64 {
         let dictionary = self.dictionary.as_ref().map_or(0, |given| given.len());
         let held = self.held.as_ref().map_or(0, Held::memory);
-        self.output.len + (self.index.estimated_size() + dictionary + held) as u64
+        self.output.file.len() + (self.index.estimated_size() + dictionary + held) as u64
     }
 
     /// Writes what is left and makes the file durable, size included.
@@ -265,7 +250,7 @@ impl BlobFileBuilder {
         sections.push((SECTION_PROPERTIES, true, handle));
         let meta = output.write_block(&encode_sections(&sections))?;
         properties.checksum = output.finish(meta)?;
-        properties.file_bytes = output.len;
+        properties.file_bytes = output.file.len();
         Ok(properties)
     }
 
@@ -315,67 +300,33 @@ impl Output {
     ) -> Result<u64> {
         head.clear();
         encode_head(internal_key, stored.len(), codec, head);
-        let tail = encode_tail(self.header.seed, self.len, head, stored);
+        let tail = encode_tail(self.header.seed, self.file.len(), head, stored);
         let len = (head.len() + stored.len() + tail.len()) as u64;
         assert_eq!(len, padded(len), "padding is complete");
-        self.write(&[head, stored, &tail])?;
+        self.file.write(&[head, stored], &tail)?;
         Ok(len)
     }
 
     fn write_block(&mut self, contents: &[u8]) -> Result<Handle> {
-        let offset = self.len;
-        self.write(&[contents, &seal(self.header.seed, offset, contents)])?;
+        let offset = self.file.len();
+        let seal = seal(self.header.seed, offset, contents);
+        self.file.write(&[contents], &seal)?;
         Ok(Handle {
             offset,
-            len: self.len - offset,
+            len: self.file.len() - offset,
         })
-    }
-
-    fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        if len >= APPEND_BYTES {
-            let mut slices = vec![IoSlice::new(&self.pending)];
-            slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-            slices.iter().for_each(|slice| self.digest.update(slice));
-            self.file.append_vectored(&slices)?;
-            self.pending.clear();
-        } else {
-            parts
-                .iter()
-                .for_each(|part| self.pending.extend_from_slice(part));
-            if self.pending.len() >= APPEND_BYTES {
-                self.append_pending()?;
-            }
-        }
-        self.len += len as u64;
-        Ok(())
-    }
-
-    fn append_pending(&mut self) -> Result<()> {
-        self.digest.update(&self.pending);
-        self.file.append(&self.pending)?;
-        self.pending.clear();
-        Ok(())
     }
 
     /// Writes the footer and makes all durable; returns the checksum of what is before it.
     fn finish(&mut self, meta: Handle) -> Result<u64> {
-        self.append_pending()?;
-        let body_checksum = self.digest.digest();
+        let body_checksum = self.file.checksum()?;
         let footer = Footer {
             header: self.header,
             meta,
             body_checksum,
-            file_size: self.len + FOOTER_LEN as u64,
+            file_size: self.file.len() + FOOTER_LEN as u64,
         };
-        self.write(&[&footer.encode()])?;
-        self.append_pending()?;
-        self.file.fsync()?;
-        assert_eq!(
-            self.file.size().lower(),
-            self.len,
-            "nobody else appends to the file"
-        );
+        self.file.finish(&footer.encode())?;
         Ok(body_checksum)
     }
 }

@@ -1,11 +1,11 @@
 //! What a blob file says of itself, enough to list it in a manifest again. Encoded as an SST's
-//! properties (sstable/properties.rs): names and values, unknown names skipped.
+//! properties (sstable/property_block.rs).
 
 use lavafs::codec::{Decoder, put_varint};
 
 use crate::file_names::FileNumber;
 use crate::key::SeqNo;
-use crate::sstable::{BadBlock, append_property, take_property};
+use crate::sstable::{BadBlock, PropertyBlock, append_property};
 
 /// Counts, sizes and bounds of a blob file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -67,41 +67,19 @@ impl BlobFileProperties {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadBlock> {
+        let block = PropertyBlock::parse(bytes)?;
         let mut properties = BlobFileProperties::default();
-        let mut found = 0;
-        let mut at = 0;
-        while at < bytes.len() {
-            let start = at;
-            let bad = |detail| BadBlock { at: start, detail };
-            let name = take_property(bytes, &mut at).ok_or(bad("property without a name"))?;
-            let value = take_property(bytes, &mut at).ok_or(bad("property without a value"))?;
-            match name {
-                b"smallest" => properties.smallest = value.to_vec(),
-                b"largest" => properties.largest = value.to_vec(),
-                b"ancestors" => {
-                    let ancestors = take_ancestors(&mut Decoder::new(value));
-                    properties.ancestors = ancestors.ok_or(bad("ancestors do not ascend"))?;
-                    continue;
-                }
-                _ => {
-                    let mut numbers = properties.numbers();
-                    let known = numbers
-                        .iter_mut()
-                        .find(|(known, _)| known.as_bytes() == name);
-                    let Some((_, number)) = known else { continue };
-                    let value = value
-                        .try_into()
-                        .map_err(|_| bad("property is not a number"))?;
-                    **number = u64::from_le_bytes(value);
-                }
-            }
-            found += 1;
+        for (name, number) in properties.numbers() {
+            *number = block.number(name)?;
         }
-        let wanted = properties.numbers().len() + 2;
-        if found != wanted {
-            let detail = "properties missing or repeated";
-            return Err(BadBlock { at, detail });
-        }
+        properties.smallest = block.bytes("smallest")?.to_vec();
+        properties.largest = block.bytes("largest")?.to_vec();
+        let ancestors = block.optional(
+            "ancestors",
+            |value| take_ancestors(&mut Decoder::new(value)),
+            "ancestors do not ascend",
+        )?;
+        properties.ancestors = ancestors.unwrap_or_default();
         Ok(properties)
     }
 }

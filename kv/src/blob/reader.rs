@@ -21,7 +21,7 @@ use crate::cache::{BlockCache, BlockKind, Reservation};
 use crate::error::{Error, Result};
 use crate::key::{InternalKeyRef, compare_internal};
 use crate::sstable::compression::{Dictionary, decompress, decompress_with};
-use crate::sstable::{Handle, decode_sections, varint};
+use crate::sstable::{Handle, decode_sections, read_exactly, varint};
 use crate::stats::perf::{self, ReadFor};
 
 /// Bytes read at the end of the file when it is opened: most files' index and all that follows it.
@@ -488,16 +488,4 @@ fn read_sections(tail: &Tail<'_>, footer: &Footer) -> Result<Sections> {
     properties.file_bytes = footer.file_size;
     properties.checksum = footer.body_checksum;
     Ok((properties, index, dictionary))
-}
-
-/// Reads bytes that the file must have.
-fn read_exactly(file: &FileRef, name: &str, place: Range<u64>) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; (place.end - place.start) as usize];
-    let read = file.read_at(place.start, &mut bytes)?;
-    if read < bytes.len() {
-        let wanted = bytes.len();
-        let detail = format!("file ends after {read} of {wanted} bytes");
-        return Err(Error::corrupt(name, place.start, detail));
-    }
-    Ok(bytes)
 }

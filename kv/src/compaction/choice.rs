@@ -38,6 +38,15 @@ impl Input {
             files: run.files.to_vec(),
         }
     }
+
+    /// One table of the run `run`.
+    pub(crate) fn table(level: usize, run: u64, file: &Arc<SstFile>) -> Input {
+        Input {
+            level,
+            run,
+            files: vec![Arc::clone(file)],
+        }
+    }
 }
 
 /// What is done with the inputs.
@@ -62,6 +71,16 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// Writes a table of run `run` anew, in its place.
+    pub(crate) fn anew(level: usize, run: u64, file: &Arc<SstFile>) -> Choice {
+        Choice {
+            action: Action::Merge,
+            inputs: vec![Input::table(level, run, file)],
+            output_level: level,
+            output_run: run,
+        }
+    }
+
     pub(crate) fn files(&self) -> impl Iterator<Item = (usize, &Arc<SstFile>)> {
         self.inputs
             .iter()

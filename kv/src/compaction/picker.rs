@@ -21,7 +21,7 @@ use std::sync::Arc;
 use crate::key::SeqNo;
 use crate::options::Options;
 use crate::options::{CompactionOptions, CompactionStyle};
-use crate::version::{Level, SstFile, Version};
+use crate::version::{Level, Run, SstFile, Version};
 
 use super::choice::{Action, Choice, InFlight, Input, into_newest_run, into_run};
 use super::shape::Shape;
@@ -192,16 +192,21 @@ fn migrate(version: &Version, options: &PickerOptions, busy: &[InFlight]) -> Opt
     let [.., source, target] = version.levels[level].runs.as_slice() else {
         return None;
     };
+    migrate_table((level, source), (level, target), busy)
+}
+
+/// Merges the table of `source` that drags the least of `target` into it; both with their levels.
+fn migrate_table(
+    (level, source): (usize, &Run),
+    (target_level, target): (usize, &Run),
+    busy: &[InFlight],
+) -> Option<Choice> {
     let ranked = by_overlap(&source.files, |low, high| {
         overlap(target.overlapping(Some(low), Some(high)))
     });
     ranked.into_iter().find_map(|file| {
-        let inputs = vec![Input {
-            level,
-            run: source.id,
-            files: vec![Arc::clone(file)],
-        }];
-        let choice = into_run(inputs, level, Some(target), busy)?;
+        let inputs = vec![Input::table(level, source.id, file)];
+        let choice = into_run(inputs, target_level, Some(target), busy)?;
         Some(Choice {
             action: Action::Migrate,
             ..choice

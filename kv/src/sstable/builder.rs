@@ -10,10 +10,8 @@
 //! dictionary.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
 
 use lavafs::FileRef;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::block::BlockBuilder;
 use super::footer::{
@@ -21,6 +19,7 @@ use super::footer::{
     SECTION_FILTER, SECTION_PROPERTIES, encode_sections,
 };
 use super::index::IndexBuilder;
+use super::output::FileOutput;
 use super::properties::TableProperties;
 use super::samples::Samples;
 use super::{BLOCK_TRAILER, BlockCrc, MAX_KEY_LEN, MAX_VALUE_LEN, TableOptions, filter};
@@ -112,13 +111,8 @@ pub struct TableBuilder {
 
 /// The file, and what is on its way there.
 struct Output {
-    file: FileRef,
+    file: FileOutput,
     seed: u64,
-    /// Bytes not yet appended.
-    pending: Vec<u8>,
-    /// Bytes of the file, `pending` included.
-    len: u64,
-    digest: Xxh3,
     /// A block's parts put together for compression.
     whole: Vec<u8>,
     /// The number on disk of how blocks are compressed that are.
@@ -128,7 +122,6 @@ struct Output {
 impl TableBuilder {
     /// Begins a table in `file`, which must be empty and is the builder's alone.
     pub fn new(file: FileRef, options: TableOptions) -> Self {
-        assert_eq!(file.size().upper(), 0, "a table begins in an empty file");
         TableBuilder {
             block: BlockBuilder::new(options.restart_interval, options.hash_index),
             compressor: None,
@@ -136,10 +129,7 @@ impl TableBuilder {
             dictionary: None,
             output: Output {
                 seed: file.generation().0,
-                file,
-                pending: Vec::with_capacity(APPEND_BYTES + options.block_size),
-                len: 0,
-                digest: Xxh3::new(),
+                file: FileOutput::new(file, APPEND_BYTES),
                 whole: Vec::new(),
                 compressed: CODE_ZSTD,
             },
@@ -265,7 +255,7 @@ impl TableBuilder {
             self.block.size()
         };
         let samples = self.samples.as_ref().map_or(0, Samples::bytes);
-        self.output.len + (block + samples) as u64 + self.index.size() as u64 + filter as u64
+        self.output.file.len() + (block + samples) as u64 + self.index.size() as u64 + filter as u64
     }
 
     fn flush_block(&mut self) -> Result<()> {
@@ -304,7 +294,7 @@ impl TableBuilder {
             });
         }
         self.block.reset();
-        self.index.add_end(self.output.len);
+        self.index.add_end(self.output.file.len());
         Ok(())
     }
 
@@ -325,7 +315,7 @@ impl TableBuilder {
         let compressor = self.compressor.insert(compressor);
         for block in samples.pieces() {
             self.output.write_block(&[block], compressor)?;
-            self.index.add_end(self.output.len);
+            self.index.add_end(self.output.file.len());
         }
         Ok(())
     }
@@ -342,7 +332,7 @@ impl TableBuilder {
         self.end_sampling()?;
         assert!(self.unindexed, "the last block was just written");
         self.index.add_separator(&self.last_key, None);
-        self.properties.data_bytes = self.output.len;
+        self.properties.data_bytes = self.output.file.len();
         self.properties.largest = std::mem::take(&mut self.last_key);
         self.properties.blob_refs = std::mem::take(&mut self.blob_refs).into_iter().collect();
         self.properties.filter_keys = self.hashes.len() as u64;
@@ -378,7 +368,7 @@ impl TableBuilder {
         let (meta, _) = output.write_block(&[&encode_sections(&sections)], &mut plain)?;
         let checksum = output.finish(features, index, meta)?;
         Ok(TableSummary {
-            file_size: self.output.len,
+            file_size: self.output.file.len(),
             entries: self.properties.entries,
             deletions: self.properties.deletions,
             blob_references: self.properties.blob_references,
@@ -435,73 +425,39 @@ impl Output {
         partition: usize,
         compressor: &mut BlockCompressor,
     ) -> Result<Handle> {
-        let begin = self.len;
+        let begin = self.file.len();
         let mut written = Vec::new();
         for blocks in index.partitions(partition) {
             self.write_block(&[&index.partition(blocks.clone())], compressor)?;
-            written.push((blocks, self.len));
+            written.push((blocks, self.file.len()));
         }
         let (handle, _) = self.write_block(&[&index.of_partitions(begin, &written)], compressor)?;
         Ok(handle)
     }
 
     fn write_stored(&mut self, parts: &[&[u8]], code: u8) -> Result<Handle> {
-        let offset = self.len;
+        let offset = self.file.len();
         let mut crc = BlockCrc::new(self.seed, offset);
         parts.iter().for_each(|part| crc.update(part));
-        let mut trailer = [code, 0, 0, 0, 0];
+        let mut trailer = [code; BLOCK_TRAILER];
         trailer[1..].copy_from_slice(&crc.finish(code).to_le_bytes());
-        let len = parts.iter().map(|part| part.len()).sum::<usize>() + BLOCK_TRAILER;
-        if len >= APPEND_BYTES {
-            let mut slices = vec![IoSlice::new(&self.pending)];
-            slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-            slices.push(IoSlice::new(&trailer));
-            slices.iter().for_each(|slice| self.digest.update(slice));
-            self.file.append_vectored(&slices)?;
-            self.pending.clear();
-        } else {
-            parts
-                .iter()
-                .for_each(|part| self.pending.extend_from_slice(part));
-            self.pending.extend_from_slice(&trailer);
-            if self.pending.len() >= APPEND_BYTES {
-                self.append_pending()?;
-            }
-        }
-        self.len += len as u64;
+        self.file.write(parts, &trailer)?;
         Ok(Handle {
             offset,
-            len: len as u64,
+            len: self.file.len() - offset,
         })
     }
 
-    fn append_pending(&mut self) -> Result<()> {
-        self.digest.update(&self.pending);
-        self.file.append(&self.pending)?;
-        self.pending.clear();
-        Ok(())
-    }
-
+    /// Writes the footer and makes all durable; returns the checksum of the file.
     fn finish(&mut self, features: u32, index: Handle, meta: Handle) -> Result<u64> {
-        self.append_pending()?;
         let footer = Footer {
             features,
             seed: self.seed,
             index,
             meta,
-            body_checksum: self.digest.digest(),
-            file_size: self.len + FOOTER_LEN as u64,
+            body_checksum: self.file.checksum()?,
+            file_size: self.file.len() + FOOTER_LEN as u64,
         };
-        let footer = footer.encode();
-        self.pending.extend_from_slice(&footer);
-        self.len += FOOTER_LEN as u64;
-        self.append_pending()?;
-        self.file.fsync()?;
-        assert_eq!(
-            self.file.size().lower(),
-            self.len,
-            "nobody else appends to the file"
-        );
-        Ok(self.digest.digest())
+        self.file.finish(&footer.encode())
     }
 }

@@ -33,7 +33,9 @@ mod footer;
 mod fuzzing;
 mod index;
 mod iter;
+mod output;
 mod properties;
+mod property_block;
 mod reader;
 pub(crate) mod samples;
 pub(crate) mod varint;
@@ -50,9 +52,10 @@ pub(crate) use self::footer::{
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::fuzzing::{fuzz_parts, sealed};
 pub use self::iter::{TableIterator, TableReadOptions};
+pub(crate) use self::output::FileOutput;
 pub use self::properties::TableProperties;
-pub(crate) use self::properties::{append as append_property, take as take_property};
-pub(crate) use self::reader::BlockPlace;
+pub(crate) use self::property_block::{PropertyBlock, append as append_property};
+pub(crate) use self::reader::{BlockPlace, read_exactly};
 pub use self::reader::{OpenOptions, PinnedValue, Table, TableHit};
 pub use crate::sstable::compression::Compression;
 

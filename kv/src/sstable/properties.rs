@@ -1,18 +1,10 @@
 //! What a table says of itself: counts, sizes and bounds, enough to rebuild a manifest from.
 //!
-//! ```text
-//! properties block: for each property
-//!   varint  length of the name
-//!   n       name
-//!   varint  length of the value
-//!   m       value: u64 little-endian for numbers, bytes for keys
-//! ```
-//!
-//! Names that a reader does not know are skipped, so properties can be added; all that are listed
-//! in [`TableProperties`] are always written, but for the column family.
+//! All that are listed in [`TableProperties`] are always written, but for the references to blob files and the column
+//! family. The encoding is in property_block.rs.
 
 use super::block::BadBlock;
-use super::varint;
+use super::property_block::{PropertyBlock, append};
 use crate::key::SeqNo;
 use crate::version::{TableRefs, put_refs, take_refs};
 use lavafs::codec::Decoder;
@@ -95,75 +87,36 @@ impl TableProperties {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadBlock> {
+        let block = PropertyBlock::parse(bytes)?;
         let mut properties = TableProperties::default();
-        let mut found = 0;
-        let mut at = 0;
-        while at < bytes.len() {
-            let start = at;
-            let bad = |detail| BadBlock { at: start, detail };
-            let name = take(bytes, &mut at).ok_or(bad("property without a name"))?;
-            let value = take(bytes, &mut at).ok_or(bad("property without a value"))?;
-            match name {
-                b"column_family" => {
-                    let (id, name) = value
-                        .split_first_chunk()
-                        .ok_or(bad("column family without an id"))?;
-                    let name = String::from_utf8(name.to_vec())
-                        .map_err(|_| bad("column family's name is not UTF-8"))?;
-                    properties.column_family = Some((u32::from_le_bytes(*id), name));
-                    continue;
-                }
-                b"smallest" => properties.smallest = value.to_vec(),
-                b"largest" => properties.largest = value.to_vec(),
-                b"blob_refs" => {
-                    let refs = take_refs(&mut Decoder::new(value));
-                    properties.blob_refs = refs.ok_or(bad("bad references to blob files"))?;
-                    continue;
-                }
-                _ => {
-                    let mut numbers = properties.numbers();
-                    let known = numbers
-                        .iter_mut()
-                        .find(|(known, _)| known.as_bytes() == name);
-                    let Some((_, number)) = known else { continue };
-                    let value = value
-                        .try_into()
-                        .map_err(|_| bad("property is not a number"))?;
-                    **number = u64::from_le_bytes(value);
-                }
-            }
-            found += 1;
+        for (name, number) in properties.numbers() {
+            *number = block.number(name)?;
         }
+        properties.smallest = block.bytes("smallest")?.to_vec();
+        properties.largest = block.bytes("largest")?.to_vec();
+        let refs = block.optional(
+            "blob_refs",
+            |value| take_refs(&mut Decoder::new(value)),
+            "bad references to blob files",
+        )?;
+        properties.blob_refs = refs.unwrap_or_default();
+        let family = |value: &[u8]| {
+            let (id, name) = value.split_first_chunk()?;
+            let name = String::from_utf8(name.to_vec()).ok()?;
+            Some((u32::from_le_bytes(*id), name))
+        };
+        properties.column_family = block.optional(
+            "column_family",
+            family,
+            "column family without an id or with a name that is not UTF-8",
+        )?;
         let counted = properties.blob_refs.iter();
         let counted = counted.fold(0_u64, |sum, (_, used)| sum.saturating_add(used.references));
         if counted != properties.blob_references {
-            let detail = "references to blob files do not add up";
-            return Err(BadBlock { at, detail });
-        }
-        let wanted = properties.numbers().len() + 2;
-        if found != wanted {
-            let detail = "properties missing or repeated";
-            return Err(BadBlock { at, detail });
+            return Err(block.bad("references to blob files do not add up"));
         }
         Ok(properties)
     }
-}
-
-/// Appends a property.
-pub(crate) fn append(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    varint::put(out, name.len() as u64);
-    out.extend_from_slice(name.as_bytes());
-    varint::put(out, value.len() as u64);
-    out.extend_from_slice(value);
-}
-
-/// Takes a name or a value; `None` where the bytes end first.
-pub(crate) fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
-    let len = varint::get(bytes, at)?;
-    let rest = &bytes[*at..];
-    let taken = rest.get(..usize::try_from(len).ok()?)?;
-    *at += taken.len();
-    Some(taken)
 }
 
 #[cfg(test)]

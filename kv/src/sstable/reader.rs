@@ -546,7 +546,7 @@ impl Table {
 }
 
 /// Reads bytes that the file must have.
-pub(super) fn read_exactly(file: &FileRef, name: &str, place: Range<u64>) -> Result<Vec<u8>> {
+pub(crate) fn read_exactly(file: &FileRef, name: &str, place: Range<u64>) -> Result<Vec<u8>> {
     let mut bytes = vec![0; (place.end - place.start) as usize];
     let read = file.read_at(place.start, &mut bytes)?;
     if read < bytes.len() {

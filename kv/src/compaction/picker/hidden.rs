@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::key::SeqNo;
 use crate::version::{SstFile, Version};
 
-use super::super::choice::{Action, Choice, InFlight, Input};
+use super::super::choice::{Choice, InFlight};
 
 /// A part of a table's entries, one in so many, from which it is written anew for the hidden ones.
 const HIDDEN_PART: u64 = 32;
@@ -42,7 +42,7 @@ pub(super) fn pick(version: &Version, oldest: SeqNo, busy: &[InFlight]) -> Optio
         (std::cmp::Reverse(hidden.entries), file.meta.number)
     });
     let mut ripe = ripe.into_iter();
-    ripe.find_map(|(level, run, file)| anew(level, run, file).unless_busy(busy))
+    ripe.find_map(|(level, run, file)| Choice::anew(level, run, file).unless_busy(busy))
 }
 
 /// The first table in a range of user keys with hidden entries that nobody needs any more, however few.
@@ -63,7 +63,7 @@ pub(super) fn pick_range(
     let ripe =
         |(.., file): &(usize, u64, &Arc<SstFile>)| file.meta.largest_seq <= oldest && within(file);
     let (level, run, file) = tables(version).find(ripe)?;
-    Some(anew(level, run, file))
+    Some(Choice::anew(level, run, file))
 }
 
 /// The sequence number that the oldest snapshot must reach for a table to qualify, the least of all that do not
@@ -72,17 +72,4 @@ pub(super) fn awaited(version: &Version, oldest: SeqNo) -> Option<SeqNo> {
     let waiting = tables(version).filter(|(.., file)| is_worth_it(file));
     let newest = waiting.map(|(.., file)| file.meta.largest_seq);
     newest.filter(|&newest| newest > oldest).min()
-}
-
-fn anew(level: usize, run: u64, file: &Arc<SstFile>) -> Choice {
-    Choice {
-        action: Action::Merge,
-        inputs: vec![Input {
-            level,
-            run,
-            files: vec![Arc::clone(file)],
-        }],
-        output_level: level,
-        output_run: run,
-    }
 }

@@ -4,12 +4,10 @@
 //! A level may have several runs after a change of policy. Then the oldest run gives its tables
 //! first, and the newest run of the level below takes them.
 
-use std::sync::Arc;
-
 use crate::key::SeqNo;
 use crate::version::{SstMeta, Version};
 
-use super::super::choice::{Action, Choice, InFlight, Input, into_newest_run};
+use super::super::choice::{Choice, InFlight, Input, into_newest_run};
 use super::{PickerOptions, by_overlap, due_levels, level_0, overlap, score};
 
 /// Entries below which a table is not compacted for its deletions alone.
@@ -37,11 +35,7 @@ fn pick_from_level(version: &Version, level: usize, busy: &[InFlight]) -> Option
         target.map_or(0, |run| overlap(run.overlapping(Some(low), Some(high))))
     });
     ranked.into_iter().find_map(|file| {
-        let inputs = vec![Input {
-            level,
-            run: source.id,
-            files: vec![Arc::clone(file)],
-        }];
+        let inputs = vec![Input::table(level, source.id, file)];
         into_newest_run(version, inputs, level + 1, busy)
     })
 }
@@ -88,21 +82,11 @@ pub(super) fn pick_tombstones(
         ripe.sort_by_key(|file| (std::cmp::Reverse(file.meta.deletions), file.meta.number));
         let choice = ripe.into_iter().find_map(|file| {
             let run = source.expect("its table was found").id;
-            let inputs = vec![Input {
-                level,
-                run,
-                files: vec![Arc::clone(file)],
-            }];
             if level < deepest {
+                let inputs = vec![Input::table(level, run, file)];
                 return into_newest_run(version, inputs, level + 1, busy);
             }
-            let choice = Choice {
-                action: Action::Merge,
-                inputs,
-                output_level: level,
-                output_run: run,
-            };
-            choice.unless_busy(busy)
+            Choice::anew(level, run, file).unless_busy(busy)
         });
         if choice.is_some() {
             return choice;

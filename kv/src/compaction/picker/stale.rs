@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::version::{SstFile, Version};
 
-use super::super::choice::{Action, Choice, InFlight, Input};
+use super::super::choice::{Choice, InFlight};
 
 /// Ancestors that are put up with, unless there are more files than that.
 const ANCESTORS_MIN: usize = 64;
@@ -33,17 +33,7 @@ pub(super) fn pick(version: &Version, busy: &[InFlight]) -> Option<Choice> {
         .filter(|(ancestors, ..)| *ancestors > 0)
         .collect();
     tables.sort_by_key(|(ancestors, .., file)| (std::cmp::Reverse(*ancestors), file.meta.number));
-    tables.into_iter().find_map(|(_, level, run, file)| {
-        let choice = Choice {
-            action: Action::Merge,
-            inputs: vec![Input {
-                level,
-                run,
-                files: vec![Arc::clone(file)],
-            }],
-            output_level: level,
-            output_run: run,
-        };
-        choice.unless_busy(busy)
-    })
+    tables
+        .into_iter()
+        .find_map(|(_, level, run, file)| Choice::anew(level, run, file).unless_busy(busy))
 }

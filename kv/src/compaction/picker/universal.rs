@@ -10,12 +10,10 @@
 //! one old run until what was written since justifies a merge of everything, and meanwhile become one
 //! step by step ([`migrate`]), at the pace of every change of policy.
 
-use std::sync::Arc;
-
 use crate::version::{Run, Version};
 
-use super::super::choice::{Action, Choice, InFlight, Input, into_run};
-use super::{PickerOptions, by_overlap, overlap, tree};
+use super::super::choice::{Choice, InFlight, Input};
+use super::{PickerOptions, migrate_table, tree};
 
 pub(super) fn pick(
     version: &Version,
@@ -106,20 +104,6 @@ pub(super) fn migrate(
     let levels = version.levels.iter().enumerate().skip(1).rev();
     let mut runs =
         levels.flat_map(|(level, runs)| runs.runs.iter().rev().map(move |run| (level, run)));
-    let ((target_level, target), (level, source)) = (runs.next()?, runs.next()?);
-    let ranked = by_overlap(&source.files, |low, high| {
-        overlap(target.overlapping(Some(low), Some(high)))
-    });
-    ranked.into_iter().find_map(|file| {
-        let inputs = vec![Input {
-            level,
-            run: source.id,
-            files: vec![Arc::clone(file)],
-        }];
-        let choice = into_run(inputs, target_level, Some(target), busy)?;
-        Some(Choice {
-            action: Action::Migrate,
-            ..choice
-        })
-    })
+    let (target, source) = (runs.next()?, runs.next()?);
+    migrate_table(source, target, busy)
 }
