@@ -30,18 +30,29 @@ use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName, FileNumber, LOCK};
+use crate::key::{LookupKey, MAX_SEQ, SeqNo};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
 use crate::stats::metrics::Tickers;
 use crate::version::{
     CfEdit, ManifestWriter, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet,
 };
-use crate::write::batch::{BatchReader, CfId};
+use crate::write::batch::{BatchEntry, BatchReader, CfId};
 use crate::write::succession::Succession;
 use crate::write::wal::{self, ApplyError, Chain, WalWriter};
 
 /// Opens the database at `dir`.
 pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {
+    open_repaired(fs, dir, options, true)
+}
+
+/// The same where the manifest may not know which logs the tables have.
+pub(crate) fn open_repaired(
+    fs: FileSystemRef,
+    dir: &Path,
+    options: Options,
+    knows_logs: bool,
+) -> Result<Arc<Engine>> {
     options.validate()?;
     let (lock, recovered) = find(&fs, dir, &options)?;
     let is_new = recovered.is_none();
@@ -52,7 +63,7 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     }
     engine.install_recovered(&recovered, is_new)?;
     let first_made = engine.next_file.load(Ordering::Relaxed);
-    let written = engine.replay_logs(&recovered);
+    let written = engine.replay_logs(&recovered, knows_logs);
     let made = written
         .and_then(|()| engine.write_all_recovered())
         .and_then(|()| engine.make_first_log())
@@ -269,7 +280,13 @@ impl Engine {
     }
 
     /// Replays what the column families need into memtables, and those that fill up into tables.
-    pub(crate) fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
+    /// Unless the manifest `knows_logs`, entries that tables have are left out: a blob file must not be
+    /// referred to twice for one of them, nor a single deletion end the put of the log alone.
+    pub(crate) fn replay_logs(
+        self: &Arc<Self>,
+        recovered: &Recovered,
+        knows_logs: bool,
+    ) -> Result<()> {
         let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
         let Some(needed) = needed else {
             return Ok(());
@@ -290,7 +307,7 @@ impl Engine {
                 }
                 // What is torn, if anything, is the end of a log that was synced, and was being closed.
                 torn = None;
-                self.replay_batch(number, batch, recovered.next_cf, &mut chain)
+                self.replay_batch(number, batch, recovered.next_cf, &mut chain, knows_logs)
             })?;
             if too_late {
                 let (file, offset) = torn.expect("set above");
@@ -318,6 +335,7 @@ impl Engine {
         batch: BatchReader<'_>,
         next_cf: u32,
         chain: &mut Chain,
+        knows_logs: bool,
     ) -> Result<(), ApplyError> {
         let sequence = batch.sequence();
         let last = sequence + u64::from(batch.entry_count());
@@ -329,6 +347,9 @@ impl Engine {
             let entry = entry?;
             match cfs.get(&entry.cf) {
                 Some(cf) if cf.log_number.load(Ordering::Relaxed) <= log => {
+                    if !knows_logs && self.is_in_tables(cf, sequence, &entry)? {
+                        continue;
+                    }
                     let mem = &cf.view().mem.table;
                     mem.insert(sequence, entry.kind, entry.key, entry.value);
                 }
@@ -351,6 +372,22 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// True where tables have an entry of a log, or a newer one of its key. A deletion in the place of a value is
+    /// that of a repair which did not find it.
+    fn is_in_tables(
+        &self,
+        cf: &ColumnFamily,
+        sequence: SeqNo,
+        entry: &BatchEntry<'_>,
+    ) -> Result<bool> {
+        let lookup = LookupKey::new(entry.key, MAX_SEQ);
+        let newest = self.newest_in(&cf.view().version, &lookup)?;
+        Ok(newest.is_some_and(|(found, kind, _)| {
+            let same = kind.is_delete() == entry.kind.is_delete();
+            found > sequence || (found == sequence && same)
+        }))
     }
 
     /// Writes the memtable of `cf` into a table of level 0, known to memory only.
