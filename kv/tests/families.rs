@@ -21,14 +21,14 @@ const AT: &str = "/db";
 const KEYS: u64 = 60;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+type Families = BTreeMap<CfId, (String, Map)>;
 
 struct World {
     fs: FileSystemRef,
     db: Db,
-    families: BTreeMap<CfId, (String, Map)>,
-    snapshots: Vec<(Snapshot, BTreeMap<CfId, (String, Map)>)>,
+    families: Families,
+    snapshots: Vec<(Snapshot, Families)>,
     iterators: Vec<(DbIterator, Map)>,
-    made: u64,
 }
 
 fn key(number: u64) -> Vec<u8> {
@@ -186,7 +186,6 @@ fn run(seed: u64, steps: u64) {
         families: BTreeMap::from([(CfId::DEFAULT, ("default".to_owned(), Map::new()))]),
         snapshots: Vec::new(),
         iterators: Vec::new(),
-        made: 0,
     };
     for _ in 0..steps {
         match rng.below(64) {
@@ -225,7 +224,6 @@ fn run(seed: u64, steps: u64) {
             }
             56 if world.families.len() < 4 => {
                 // Names come again.
-                world.made += 1;
                 let name = format!("family{}", rng.below(3));
                 if let Ok(cf) = world.db.create_cf(&name) {
                     world.families.insert(cf, (name, Map::new()));

@@ -297,9 +297,7 @@ fn flushes_that_are_tried_again_and_again_do_not_fill_the_disk() {
 #[test]
 fn an_open_that_cannot_make_its_manifest_leaves_no_files() {
     let dir = tempfile::tempdir().unwrap();
-    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
-    let shared: FileSystemRef = fs.clone();
-    let db = open(&shared, options());
+    let db = open(&host(dir.path()), options());
     let mut model = Map::new();
     write(&db, &mut model, 0, 0..KEYS);
     db.sync_wal().unwrap();
