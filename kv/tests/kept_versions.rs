@@ -159,3 +159,38 @@ fn snapshots_that_come_and_go_cause_no_writing_where_nothing_is_kept_for_them() 
     db.wait_for_background_work().unwrap();
     assert_eq!(db.tickers().compactions, before);
 }
+
+#[test]
+fn deletions_that_a_snapshot_held_back_go_when_it_is_released_though_nobody_writes() {
+    let fs = mount(sim_device(64 << 20, 512));
+    let options = Options {
+        level_compaction_dynamic_level_bytes: false,
+        level0_file_num_compaction_trigger: 2,
+        max_bytes_for_level_base: 8 << 20,
+        target_file_size_base: 1 << 20,
+        num_levels: 3,
+        ..options(CompactionStyle::Level, 100)
+    };
+    // All data in the last level, two below what level 0 is merged into.
+    let to_the_last = Options {
+        level_compaction_dynamic_level_bytes: true,
+        ..options.clone()
+    };
+    let db = open(&fs, to_the_last);
+    fill(&db, 1);
+    db.close().unwrap();
+    drop(db);
+    let db = open(&fs, options);
+    assert!(db.stats().levels[2].files > 0);
+    let snapshot = db.snapshot();
+    for half in 0..2 {
+        for number in (0..KEYS).filter(|number| number % 2 == half) {
+            db.delete(&key(number), &WriteOptions::default()).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    db.wait_for_background_work().unwrap();
+    assert_eq!(db.stats().table_deletions, KEYS);
+    drop(snapshot);
+    wait_for("deletions go", || db.stats().table_deletions == 0);
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::background::flush::output_memory;
+use crate::background::install::ChangeFailed;
 use crate::background::scheduler::{self, guarded, picker_options};
 use crate::compaction::{
     self, Action, Along, Choice, CompactionContext, Part, Retention, TableOutputs, VersionFilter,
@@ -90,12 +91,11 @@ impl Engine {
             self.merge_inputs(choice, version, &family)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
-        if let Err(error) = self.install_outputs(cf, choice, Some(version), &outputs) {
-            if self.cf(cf).is_err() {
+        if let Err(failed) = self.install_outputs(cf, choice, Some(version), &outputs) {
+            if !failed.may_be_recorded {
                 outputs.discard(&self.fs, &self.dir);
             }
-            // Otherwise the record may be durable: the files stay until the next open knows.
-            return Err(error);
+            return Err(failed.error);
         }
         let replaced: Vec<_> = choice.files().map(|(_, file)| Arc::clone(file)).collect();
         self.warm_outputs(cf, &mut outputs, &replaced);
@@ -245,7 +245,7 @@ impl Engine {
         choice: &Choice,
         version: Option<&Version>,
         outputs: &TableOutputs,
-    ) -> Result<()> {
+    ) -> Result<(), ChangeFailed> {
         let removed = choice
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))

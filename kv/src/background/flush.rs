@@ -230,12 +230,13 @@ impl Engine {
                 self.tickers.blob_write_bytes.add(blob_bytes);
             },
         );
-        if installed.is_err() && self.cf(id).is_err() {
-            // Dropped meanwhile: nothing was recorded.
-            outputs.discard(&self.fs, &self.dir);
-            return Ok(Vec::new());
+        if let Err(failed) = installed {
+            if !failed.may_be_recorded {
+                outputs.discard(&self.fs, &self.dir);
+            }
+            // Unless it was dropped meanwhile.
+            return self.cf(id).map_or(Ok(Vec::new()), |_| Err(failed.error));
         }
-        installed?;
         self.warm_outputs(id, &mut outputs, &[]);
         for blob in &outputs.blobs {
             self.tell_blob_file(blob.number, blob.file_size);

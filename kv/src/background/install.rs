@@ -12,9 +12,32 @@ use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::CompactionStyle;
 use crate::options::Options;
-use crate::version::{COMPARATOR, CfEdit, Share, Version, VersionEdit};
+use crate::version::{COMPARATOR, CfEdit, Share, Version, VersionEdit, VersionSet};
 use crate::write::batch::CfId;
 use crate::write::stall::Stall;
+
+/// A change of the structure that failed: memory is as it was before.
+#[derive(Debug)]
+pub(crate) struct ChangeFailed {
+    pub(crate) error: Error,
+    /// After a crash the change may be found. The files that were made for it stay until the next open knows.
+    pub(crate) may_be_recorded: bool,
+}
+
+impl From<Error> for ChangeFailed {
+    fn from(error: Error) -> Self {
+        ChangeFailed {
+            error,
+            may_be_recorded: false,
+        }
+    }
+}
+
+impl From<ChangeFailed> for Error {
+    fn from(failed: ChangeFailed) -> Self {
+        failed.error
+    }
+}
 
 impl Engine {
     /// Records a change of one column family and installs its new version. `edit` is asked for
@@ -24,7 +47,7 @@ impl Engine {
         id: CfId,
         edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
         update: impl FnOnce(&mut View),
-    ) -> Result<()> {
+    ) -> Result<(), ChangeFailed> {
         self.change_cf_sharing(id, &[], edit, update)
     }
 
@@ -35,7 +58,7 @@ impl Engine {
         prepared: &[Share],
         edit: impl FnOnce(&State, &ColumnFamily) -> CfEdit,
         update: impl FnOnce(&mut View),
-    ) -> Result<()> {
+    ) -> Result<(), ChangeFailed> {
         // While it is held, versions stay as they are.
         let mut versions = self.versions.lock();
         let (cf, mut change) = {
@@ -90,16 +113,34 @@ impl Engine {
         told
     }
 
-    /// Records `edit`, in a new manifest if one is due.
-    fn record(&self, versions: &mut crate::version::VersionSet, edit: &VersionEdit) -> Result<()> {
+    /// Records `edit`, in a new manifest if one is due. Whether it reached a manifest that fails is not known, so
+    /// that one is replaced at once by one without it.
+    fn record(&self, versions: &mut VersionSet, edit: &VersionEdit) -> Result<(), ChangeFailed> {
         if versions.needs_new_manifest() {
-            let number = self.new_file_number();
-            let snapshot = self.structure();
-            if let Some(before) = versions.begin(number, &snapshot)? {
-                self.remove_file(FileName::Manifest(before));
-            }
+            self.begin_manifest(versions)?;
         }
-        versions.record(edit)
+        let number = versions.manifest_number().expect("a manifest is in force");
+        versions.record(edit).map_err(|error| {
+            let replaced = self.begin_manifest(versions);
+            if replaced.is_ok() {
+                self.remove_file(FileName::Manifest(number));
+            }
+            ChangeFailed {
+                error,
+                may_be_recorded: replaced.is_err(),
+            }
+        })
+    }
+
+    /// Puts a new manifest with the structure as it is in memory in force.
+    fn begin_manifest(&self, versions: &mut VersionSet) -> Result<()> {
+        let number = self.new_file_number();
+        let snapshot = self.structure();
+        let manifest = versions.create(number, &snapshot)?;
+        if let Some(before) = versions.put_in_force(manifest)? {
+            self.remove_file(FileName::Manifest(before));
+        }
+        Ok(())
     }
 
     /// The whole structure, as the first record of a manifest.
@@ -275,7 +316,14 @@ impl Engine {
             dropped: true,
             ..CfEdit::default()
         };
-        self.record(&mut versions, &VersionEdit::of_cf(id, change))?;
+        if let Err(failed) = self.record(&mut versions, &VersionEdit::of_cf(id, change)) {
+            drop(versions);
+            if failed.may_be_recorded {
+                // A crash might take along what is written to the family from now on.
+                self.harden(failed.error.clone());
+            }
+            return Err(failed.error);
+        }
         let cf = {
             let mut state = self.state.lock();
             let cf = state

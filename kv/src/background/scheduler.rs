@@ -113,12 +113,10 @@ fn watch_age(engine: &Arc<Engine>, state: &mut State) {
 /// Has the snapshot list say when a release lets a compaction drop what it had to keep.
 fn watch_snapshots(engine: &Engine, state: &State) {
     engine.snapshots.watch(|oldest| {
-        let merged = state.cfs.values().filter(|cf| {
-            let style = cf.options.compaction.style;
-            !cf.options.disable_auto_compactions && style != CompactionStyle::Fifo
-        });
-        merged
-            .filter_map(|cf| awaited(&cf.view().version, oldest))
+        let cfs = state.cfs.values();
+        let compacted = cfs.filter(|cf| !cf.options.disable_auto_compactions);
+        compacted
+            .filter_map(|cf| awaited(&cf.view().version, &cf.options.compaction, oldest))
             .min()
     });
 }

@@ -134,7 +134,7 @@ impl Engine {
     }
 
     /// The newest entry that a lookup may see in the tables of `version`.
-    fn newest_in(
+    pub(crate) fn newest_in(
         &self,
         version: &Version,
         lookup: &LookupKey,

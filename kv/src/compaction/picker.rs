@@ -23,8 +23,6 @@ use crate::options::Options;
 use crate::options::{CompactionOptions, CompactionStyle};
 use crate::version::{Level, Run, SstFile, Version};
 
-pub(crate) use hidden::awaited;
-
 use super::choice::{Action, Choice, InFlight, Input, into_newest_run, into_run};
 use super::shape::Shape;
 
@@ -146,6 +144,22 @@ pub(crate) fn pick(
     choice
         .or_else(|| hidden::pick(version, options.oldest_snapshot, busy))
         .or_else(|| stale::pick(version, busy))
+}
+
+/// The sequence number that the oldest snapshot must reach for something to be picked that is kept for snapshots
+/// while `oldest` is the oldest one; `None` where nothing is.
+pub(crate) fn awaited(
+    version: &Version,
+    policy: &CompactionOptions,
+    oldest: SeqNo,
+) -> Option<SeqNo> {
+    let deletions = match policy.style {
+        CompactionStyle::Fifo => return None,
+        CompactionStyle::Level => leveled::awaited(version, policy.tombstone_ratio, oldest),
+        _ => None,
+    };
+    let hidden = hidden::awaited(version, oldest);
+    deletions.into_iter().chain(hidden).min()
 }
 
 /// Levels that are due, the most urgent first.

@@ -72,7 +72,7 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
             opened.map_err(|error| named(error, FileName::Blob(number)))?;
         }
     }
-    engine.replay_logs(&recovered)?;
+    engine.replay_logs(&recovered, true)?;
     engine.state.lock().error = Some(BackgroundError {
         error: Error::ReadOnly {
             reason: Arc::from("it was opened for reading alone"),

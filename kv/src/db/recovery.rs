@@ -30,16 +30,29 @@ use crate::db::snapshot::SnapshotList;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::file_names::{self, FileName, FileNumber, LOCK};
+use crate::key::{LookupKey, MAX_SEQ, SeqNo};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
 use crate::stats::metrics::Tickers;
-use crate::version::{CfEdit, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet};
-use crate::write::batch::{BatchReader, CfId};
+use crate::version::{
+    CfEdit, ManifestWriter, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet,
+};
+use crate::write::batch::{BatchEntry, BatchReader, CfId};
 use crate::write::succession::Succession;
 use crate::write::wal::{self, ApplyError, Chain, WalWriter};
 
 /// Opens the database at `dir`.
 pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {
+    open_repaired(fs, dir, options, true)
+}
+
+/// The same where the manifest may not know which logs the tables have.
+pub(crate) fn open_repaired(
+    fs: FileSystemRef,
+    dir: &Path,
+    options: Options,
+    knows_logs: bool,
+) -> Result<Arc<Engine>> {
     options.validate()?;
     let (lock, recovered) = find(&fs, dir, &options)?;
     let is_new = recovered.is_none();
@@ -50,15 +63,14 @@ pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Ar
     }
     engine.install_recovered(&recovered, is_new)?;
     let first_made = engine.next_file.load(Ordering::Relaxed);
-    let written = engine.replay_logs(&recovered);
+    let written = engine.replay_logs(&recovered, knows_logs);
     let made = written
         .and_then(|()| engine.write_all_recovered())
-        .and_then(|()| engine.make_first_log());
-    if let Err(error) = made {
-        engine.remove_made(first_made);
-        return Err(error);
-    }
-    engine.switch_to_new_manifest()?;
+        .and_then(|()| engine.make_first_log())
+        .and_then(|()| engine.make_first_manifest());
+    let manifest = made.inspect_err(|_| engine.remove_made(first_made))?;
+    // From here on the recovered state is the database's.
+    engine.versions.lock().put_in_force(manifest)?;
     engine.store_options()?;
     engine.remove_orphans()?;
     let mut state = engine.state.lock();
@@ -268,7 +280,13 @@ impl Engine {
     }
 
     /// Replays what the column families need into memtables, and those that fill up into tables.
-    pub(crate) fn replay_logs(self: &Arc<Self>, recovered: &Recovered) -> Result<()> {
+    /// Unless the manifest `knows_logs`, entries that tables have are left out: a blob file must not be
+    /// referred to twice for one of them, nor a single deletion end the put of the log alone.
+    pub(crate) fn replay_logs(
+        self: &Arc<Self>,
+        recovered: &Recovered,
+        knows_logs: bool,
+    ) -> Result<()> {
         let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
         let Some(needed) = needed else {
             return Ok(());
@@ -289,7 +307,7 @@ impl Engine {
                 }
                 // What is torn, if anything, is the end of a log that was synced, and was being closed.
                 torn = None;
-                self.replay_batch(number, batch, recovered.next_cf, &mut chain)
+                self.replay_batch(number, batch, recovered.next_cf, &mut chain, knows_logs)
             })?;
             if too_late {
                 let (file, offset) = torn.expect("set above");
@@ -317,6 +335,7 @@ impl Engine {
         batch: BatchReader<'_>,
         next_cf: u32,
         chain: &mut Chain,
+        knows_logs: bool,
     ) -> Result<(), ApplyError> {
         let sequence = batch.sequence();
         let last = sequence + u64::from(batch.entry_count());
@@ -328,6 +347,9 @@ impl Engine {
             let entry = entry?;
             match cfs.get(&entry.cf) {
                 Some(cf) if cf.log_number.load(Ordering::Relaxed) <= log => {
+                    if !knows_logs && self.is_in_tables(cf, sequence, &entry)? {
+                        continue;
+                    }
                     let mem = &cf.view().mem.table;
                     mem.insert(sequence, entry.kind, entry.key, entry.value);
                 }
@@ -350,6 +372,22 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// True where tables have an entry of a log, or a newer one of its key. A deletion in the place of a value is
+    /// that of a repair which did not find it.
+    fn is_in_tables(
+        &self,
+        cf: &ColumnFamily,
+        sequence: SeqNo,
+        entry: &BatchEntry<'_>,
+    ) -> Result<bool> {
+        let lookup = LookupKey::new(entry.key, MAX_SEQ);
+        let newest = self.newest_in(&cf.view().version, &lookup)?;
+        Ok(newest.is_some_and(|(found, kind, _)| {
+            let same = kind.is_delete() == entry.kind.is_delete();
+            found > sequence || (found == sequence && same)
+        }))
     }
 
     /// Writes the memtable of `cf` into a table of level 0, known to memory only.
@@ -382,14 +420,12 @@ impl Engine {
         cfs.values().try_for_each(|cf| self.write_recovered(cf))
     }
 
-    /// Removes the tables and blob files from number `first` on: what an opening that failed had
-    /// written, and no manifest names. Were they left, each try on a full disk would fill it further.
+    /// Removes the files from number `first` on: what an opening that failed had written, and no
+    /// manifest names. Were they left, each try on a full disk would fill it further.
     fn remove_made(&self, first: FileNumber) {
         for entry in self.fs.list(&self.dir).unwrap_or_default() {
-            if let Some(FileName::Table(number) | FileName::Blob(number)) =
-                FileName::parse(&entry.name)
-                && number >= first
-            {
+            let number = FileName::parse(&entry.name).and_then(|name| name.number());
+            if number.is_some_and(|number| number >= first) {
                 let _ = self.fs.unlink(&self.dir.join(&entry.name));
             }
         }
@@ -409,13 +445,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Step 4: from here on the recovered state is the database's.
-    fn switch_to_new_manifest(&self) -> Result<()> {
-        let mut versions = self.versions.lock();
-        let manifest = self.new_file_number();
-        let structure = self.structure();
-        versions.begin(manifest, &structure)?;
-        Ok(())
+    /// The first half of step 4.
+    fn make_first_manifest(&self) -> Result<ManifestWriter> {
+        let number = self.new_file_number();
+        self.versions.lock().create(number, &self.structure())
     }
 
     /// Stores the options in force, those of each column family included, in a new file. Durable

@@ -8,8 +8,8 @@
 //! durable and is damaged is corruption, and the database is not opened.
 //!
 //! A failed append leaves it unknown whether the edit is durable, so the writer is not used
-//! again: the next change begins a new manifest, and until that is in force no file that the
-//! uncertain edit names or removes may be deleted.
+//! again: a new manifest is begun, and until that is in force no file that the uncertain edit
+//! names or removes may be deleted.
 
 use std::io::IoSlice;
 use std::path::Path;
@@ -36,20 +36,28 @@ pub(crate) struct ManifestWriter {
 }
 
 impl ManifestWriter {
-    /// Writes manifest `number`, beginning with `snapshot`, and makes it the one in force.
+    /// Writes manifest `number`, beginning with `snapshot`; durable on return. An error leaves no file.
     pub(crate) fn create(
         fs: &FileSystemRef,
         dir: &Path,
         number: FileNumber,
         snapshot: &VersionEdit,
     ) -> Result<ManifestWriter> {
-        let name = FileName::Manifest(number).to_string();
-        let writer = GroupWriter::create_tagged(fs, &dir.join(&name), EXPECTED_SIZE, number)?;
-        let mut manifest = ManifestWriter { writer, number };
-        manifest.append(snapshot)?;
-        fs.sync_dir(dir)?;
-        file_names::replace_file(fs, dir, CURRENT, format!("{name}\n").as_bytes())?;
-        Ok(manifest)
+        let path = dir.join(FileName::Manifest(number).to_string());
+        let create = || {
+            let writer = GroupWriter::create_tagged(fs, &path, EXPECTED_SIZE, number)?;
+            let mut manifest = ManifestWriter { writer, number };
+            manifest.append(snapshot)?;
+            fs.sync_dir(dir)?;
+            Ok(manifest)
+        };
+        create().inspect_err(|_| drop(fs.unlink(&path)))
+    }
+
+    /// Makes this manifest the one in force.
+    pub(crate) fn put_in_force(&self, fs: &FileSystemRef, dir: &Path) -> Result<()> {
+        let name = FileName::Manifest(self.number);
+        file_names::replace_file(fs, dir, CURRENT, format!("{name}\n").as_bytes())
     }
 
     /// Appends `edit`; durable on return. After an error the writer must be dropped.

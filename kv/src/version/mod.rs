@@ -21,6 +21,7 @@ pub(crate) use blob_file::{BlobFile, BlobMeta, BlobOpener, OpenBlob};
 pub use blobs::BlobUse;
 pub(crate) use blobs::{BlobSet, LiveBlob, Share, TableRefs};
 pub(crate) use edit::{CfEdit, VersionEdit, put_refs, take_refs};
+pub(crate) use manifest::ManifestWriter;
 pub(crate) use obsolete::ObsoleteFiles;
 pub(crate) use pieces::{Parts, Piece, Pieces};
 pub(crate) use set::{COMPARATOR, Recovered, RecoveredCf, VersionSet};

@@ -6,7 +6,9 @@
 //! writes by seconds if many went at once. Nothing waits where space is short (an eighth of the
 //! filesystem is free, or less) and where the database is closing.
 //!
-//! A crash leaves what was still queued; the next open removes what no version names.
+//! A crash leaves what was still queued, and what iterators hold when the database is closed stays: the directory
+//! may be another database's by the time they let go, with files of the same names. The next open removes what no
+//! version names.
 //!
 //! Locks: `removing` is held while files are removed, so that the end waits for what is under way;
 //! `queue`, taken after it, for queue operations and the pauses only.
@@ -50,7 +52,7 @@ struct Queue {
     files: VecDeque<(FileName, u64)>,
     /// A thread removes them at the rate.
     pacing: bool,
-    /// No pauses any more.
+    /// No pauses any more, and no more files.
     closing: bool,
 }
 
@@ -85,7 +87,7 @@ impl ObsoleteFiles {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// An obsolete file of so many bytes is held no more: it is removed soon.
+    /// An obsolete file of so many bytes is held no more: it is removed soon, unless the database is closing.
     pub(super) fn let_go(self: &Arc<Self>, name: FileName, bytes: u64) {
         self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.push(name, bytes);
@@ -93,9 +95,12 @@ impl ObsoleteFiles {
 
     fn push(self: &Arc<Self>, name: FileName, bytes: u64) {
         let mut queue = self.queue.lock();
+        if queue.closing {
+            return;
+        }
         queue.files.push_back((name, bytes));
         let this = Arc::clone(self);
-        if self.rate == 0 || queue.closing {
+        if self.rate == 0 {
             if queue.files.len() == 1 {
                 drop(queue);
                 self.env.schedule(Priority::Low, move || this.purge());

@@ -58,21 +58,26 @@ impl VersionSet {
             .is_none_or(|writer| writer.size() >= self.max_size)
     }
 
-    /// Begins manifest `number` with the structure `snapshot` and makes it the one in force.
-    /// Returns the number of the one before, if that is known, which may then be removed.
-    pub(crate) fn begin(
-        &mut self,
+    /// Writes manifest `number` with the structure `snapshot`. After an error all is as it was.
+    pub(crate) fn create(
+        &self,
         number: FileNumber,
         snapshot: &VersionEdit,
-    ) -> Result<Option<FileNumber>> {
+    ) -> Result<ManifestWriter> {
+        ManifestWriter::create(&self.fs, &self.dir, number, snapshot)
+    }
+
+    /// Makes a new manifest the one in force. Returns the number of the one before, if that is known, which
+    /// may then be removed. After an error it is unknown which of the two is in force.
+    pub(crate) fn put_in_force(&mut self, writer: ManifestWriter) -> Result<Option<FileNumber>> {
         let before = self.writer.take().map(|writer| writer.number());
-        let writer = ManifestWriter::create(&self.fs, &self.dir, number, snapshot)?;
+        writer.put_in_force(&self.fs, &self.dir)?;
         self.writer = Some(writer);
         Ok(before)
     }
 
     /// Records `edit`; durable on return. After an error it is unknown whether it is recorded,
-    /// and the next change begins a new manifest.
+    /// and a new manifest has to be begun.
     pub(crate) fn record(&mut self, edit: &VersionEdit) -> Result<()> {
         let writer = self.writer.as_mut().expect("a manifest is in force");
         let outcome = writer.append(edit);

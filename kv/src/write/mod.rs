@@ -273,7 +273,7 @@ impl Engine {
     }
 
     /// Turns the database read-only, whatever kind of error this is.
-    fn harden(self: &Arc<Self>, error: Error) {
+    pub(crate) fn harden(self: &Arc<Self>, error: Error) {
         self.fail(Error::ReadOnly {
             reason: Arc::from(error.to_string()),
         });

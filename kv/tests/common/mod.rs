@@ -131,7 +131,7 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 
 type Watcher = dyn Fn(&str, &Path) + Send + Sync;
 
-/// Asked before each change and each look at the free space, on the thread that makes it: the error that it
+/// Asked before each change, read and look at the free space, on the thread that makes it: the error that it
 /// fails with, if it is to fail.
 type Fault = dyn Fn(&str, &Path) -> Option<i32> + Send + Sync;
 
@@ -263,7 +263,7 @@ impl WatchFs {
         });
     }
 
-    /// From now on `fault` is asked before each change; no lock is held then, so that it may block.
+    /// From now on `fault` is asked before each change and read; no lock is held then, so that it may block.
     pub(crate) fn fail_where(
         &self,
         fault: impl Fn(&str, &Path) -> Option<i32> + Send + Sync + 'static,
@@ -322,6 +322,7 @@ impl FileSystem for WatchFs {
         Ok(self.wrap(self.inner.create(path, options)?, path))
     }
     fn open(&self, path: &Path) -> Result<FileRef> {
+        self.shared.check("open", path)?;
         Ok(self.wrap(self.inner.open(path)?, path))
     }
     fn metadata(&self, path: &Path) -> Result<Metadata> {
@@ -443,6 +444,7 @@ impl File for WatchFile {
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.shared.reads.fetch_add(1, Ordering::SeqCst);
+        self.shared.check("read", &self.path)?;
         self.inner.read_at(offset, buf)
     }
     fn read_unverified(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {

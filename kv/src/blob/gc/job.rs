@@ -179,13 +179,14 @@ impl Engine {
             edit
         };
         let committed = self.change_cf_sharing(cf, shares, edit, |_| {});
-        if committed.is_err() && self.cf(cf).is_ok() {
-            // The record may be durable: the files stay until the next open knows.
-            return committed.map(|()| 0);
-        }
-        if committed.is_err() || !wanted.get() {
-            self.remove_blobs(&heirs.numbers());
-            return Ok(0);
+        let failed = committed.err();
+        if failed.is_some() || !wanted.get() {
+            if failed.as_ref().is_none_or(|failed| !failed.may_be_recorded) {
+                self.remove_blobs(&heirs.numbers());
+            }
+            // Unless it was dropped meanwhile.
+            let failed = failed.filter(|_| self.cf(cf).is_ok());
+            return failed.map_or(Ok(0), |failed| Err(failed.error));
         }
         let mut bytes = 0;
         for meta in &heirs.files {

@@ -68,7 +68,7 @@ pub(super) fn pick_range(
 
 /// The sequence number that the oldest snapshot must reach for a table to qualify, the least of all that do not
 /// while `oldest` is the oldest snapshot.
-pub(crate) fn awaited(version: &Version, oldest: SeqNo) -> Option<SeqNo> {
+pub(super) fn awaited(version: &Version, oldest: SeqNo) -> Option<SeqNo> {
     let waiting = tables(version).filter(|(.., file)| is_worth_it(file));
     let newest = waiting.map(|(.., file)| file.meta.largest_seq);
     newest.filter(|&newest| newest > oldest).min()

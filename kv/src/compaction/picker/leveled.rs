@@ -4,7 +4,8 @@
 //! A level may have several runs after a change of policy. Then the oldest run gives its tables
 //! first, and the newest run of the level below takes them.
 
-use crate::version::Version;
+use crate::key::SeqNo;
+use crate::version::{SstMeta, Version};
 
 use super::super::choice::{Choice, InFlight, Input, into_newest_run};
 use super::{PickerOptions, by_overlap, due_levels, level_0, overlap, score};
@@ -39,6 +40,24 @@ fn pick_from_level(version: &Version, level: usize, busy: &[InFlight]) -> Option
     })
 }
 
+fn is_mostly_deletions(meta: &SstMeta, ratio: f64) -> bool {
+    meta.deletions >= TOMBSTONES_MIN && meta.deletions as f64 >= ratio * meta.entries as f64
+}
+
+/// The sequence number that the oldest snapshot must reach for [`pick_tombstones`] to choose a table, the least of
+/// all that it would not while `oldest` is the oldest snapshot.
+pub(super) fn awaited(version: &Version, ratio: f64, oldest: SeqNo) -> Option<SeqNo> {
+    let runs = version.levels[1..]
+        .iter()
+        .filter_map(|level| level.runs.last());
+    let files = runs
+        .filter(|_| ratio > 0.0)
+        .flat_map(|run| run.files.iter());
+    let waiting = files.filter(|file| is_mostly_deletions(&file.meta, ratio));
+    let newest = waiting.map(|file| file.meta.largest_seq);
+    newest.filter(|&newest| newest > oldest).min()
+}
+
 /// A table that is mostly deletions which every reader sees: it goes one level down, or is written
 /// anew where nothing older is left, and its deletions with what they hide go away.
 pub(super) fn pick_tombstones(
@@ -57,12 +76,8 @@ pub(super) fn pick_tombstones(
         let source = version.levels[level].runs.last();
         let files = source.iter().flat_map(|run| run.files.iter());
         let mut ripe: Vec<_> = files
-            .filter(|file| {
-                let meta = &file.meta;
-                meta.deletions >= TOMBSTONES_MIN
-                    && meta.deletions as f64 >= ratio * meta.entries as f64
-                    && meta.largest_seq <= options.oldest_snapshot
-            })
+            .filter(|file| file.meta.largest_seq <= options.oldest_snapshot)
+            .filter(|file| is_mostly_deletions(&file.meta, ratio))
             .collect();
         ripe.sort_by_key(|file| (std::cmp::Reverse(file.meta.deletions), file.meta.number));
         let choice = ripe.into_iter().find_map(|file| {

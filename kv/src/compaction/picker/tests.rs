@@ -437,7 +437,8 @@ fn a_table_of_the_last_level_is_written_anew_when_no_snapshot_needs_what_it_keep
         "in its place"
     );
     assert!(pick(&bottom, &seen(8), &[]).is_none(), "nothing to gain");
-    assert_eq!((awaited(&bottom, 8), awaited(&bottom, 9)), (Some(9), None));
+    let awaited = |oldest| awaited(&bottom, &CompactionOptions::default(), oldest);
+    assert_eq!((awaited(8), awaited(9)), (Some(9), None));
     let everything = (None, None);
     let by_hand = pick_range(&bottom, 6, everything, &seen(9), &[]).unwrap();
     assert_eq!(numbers(&by_hand.unwrap()), [88]);

@@ -15,7 +15,8 @@
 //! 4. The new structure is put in force with a new manifest, the one switch: before it nothing was
 //!    changed but for new files and second names. A crash leaves what was there, or the new structure.
 //! 5. The database is opened, which removes what it does not need; its logs are replayed, each
-//!    up to the first group that fails. It is closed again.
+//!    up to the first group that fails. Where there was no manifest, what tables have is left out. It is
+//!    closed again.
 //!
 //! A table that was obsolete when the manifest was lost counts too: what a compaction that dropped it
 //! had dropped with it, a key deleted long ago, may be back.
@@ -156,7 +157,7 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         disable_auto_compactions: true,
         ..options.clone()
     };
-    let engine = recovery::open(fs.clone(), dir, options)?;
+    let engine = recovery::open_repaired(fs.clone(), dir, options, report.manifest_kept)?;
     {
         let state = engine.state.lock();
         report.cfs = state.cfs.len() as u64;
@@ -510,7 +511,8 @@ impl Repair<'_> {
             edit.cfs.insert(id, change);
         }
         let (fs, dir) = (self.fs.clone(), self.dir.to_path_buf());
-        VersionSet::new(fs, dir, u64::MAX).begin(manifest, &edit)?;
+        let mut versions = VersionSet::new(fs, dir, u64::MAX);
+        versions.put_in_force(versions.create(manifest, &edit)?)?;
         Ok(())
     }
 }
