@@ -170,9 +170,7 @@ impl Stress {
             // One that panicked has ended too.
             let at_work = || workers.iter().any(|worker| !worker.is_finished());
             let supervised = self.supervise(shared, mounted, &mut rng, &mut reopened, at_work);
-            if let Err(error) = supervised {
-                shared.fail(error);
-            }
+            supervised.unwrap_or_else(|error| shared.fail(error));
             shared.stop.store(true, Ordering::Relaxed);
         });
         let db = shared
