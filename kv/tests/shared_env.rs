@@ -8,14 +8,16 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Rng, host, seed, tiny};
+use common::{Rng, WatchFs, copy_dir, host, seed, tiny};
+use lavafs::FileSystemRef;
 use lavakv::{
-    BlockCache, Db, Env, EnvOptions, Error, Options, Priority, ReadOptions, WriteOptions,
+    BlockCache, Db, Env, EnvOptions, Error, Options, Priority, ReadOptions, WriteBatch,
+    WriteOptions,
 };
 
 const LIMIT: usize = 24 << 20;
@@ -169,4 +171,130 @@ fn flushes_and_compactions_keep_to_the_rate() {
     db.close().unwrap();
     assert!(begin.elapsed() < Duration::from_secs(5));
     let _ = compaction.join().unwrap();
+}
+
+fn env_with(memory_limit: usize) -> Arc<Env> {
+    Env::with_options(EnvOptions {
+        memory_limit,
+        ..EnvOptions::default()
+    })
+}
+
+/// Memtables that are flushed for want of memory alone.
+fn large_buffers() -> Options {
+    Options {
+        create_if_missing: true,
+        write_buffer_size: 64 << 20,
+        min_blob_size: 0,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn the_memtables_of_a_read_only_view_have_nobody_flushed_all_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let at = Path::new("/viewed");
+    let db = Db::open(fs.clone(), at, large_buffers()).unwrap();
+    for number in 0..5_000_u64 {
+        let options = WriteOptions::default();
+        db.put(&number.to_be_bytes(), &[1; 1000], &options).unwrap();
+    }
+    db.close().unwrap();
+    drop(db);
+    let env = env_with(16 << 20);
+    let shared = Options {
+        env: Some(Arc::clone(&env)),
+        ..large_buffers()
+    };
+    let view = Db::open_read_only(fs.clone(), at, shared.clone()).unwrap();
+    let usage = env.ledger().unwrap().usage();
+    assert!(usage.memtables > usage.limit / 4, "{usage:?}");
+    let db = Db::open(fs, Path::new("/db"), shared).unwrap();
+    for number in 0..60_u64 {
+        let options = WriteOptions::default();
+        db.put(&number.to_be_bytes(), &[2; 10_000], &options)
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(db.tickers().flushes, 0);
+    drop(view);
+}
+
+#[test]
+fn many_families_with_a_little_each_stay_within_the_limit_and_do_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = env_with(16 << 20);
+    let options = Options {
+        env: Some(Arc::clone(&env)),
+        ..large_buffers()
+    };
+    let db = Db::open(host(dir.path()), Path::new("/db"), options).unwrap();
+    let family = |number| db.create_cf(&format!("family {number}")).unwrap();
+    let families: Vec<_> = (0..40).map(family).collect();
+    let begin = Instant::now();
+    for number in 0..1_200_u64 {
+        let mut batch = WriteBatch::new();
+        let cf = families[number as usize % families.len()];
+        batch.put_cf(cf, &number.to_be_bytes(), &[3; 8_000]);
+        db.write(batch, &WriteOptions::default()).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(30), "write {number}");
+    }
+    assert!(db.tickers().flushes > 0);
+}
+
+/// What was replayed so far was flushed, and the manifest said then that no log was needed any more.
+#[test]
+fn a_database_that_is_being_opened_is_not_flushed_for_the_memory_of_another() {
+    const KEYS: u64 = 12_000;
+    let dir = tempfile::tempdir().unwrap();
+    let at = Path::new("/db");
+    let put = |db: &Db, number: u64| {
+        let options = WriteOptions::default();
+        db.put(&number.to_be_bytes(), &[1; 1000], &options).unwrap();
+    };
+    let db = Db::open(host(dir.path()), at, large_buffers()).unwrap();
+    (0..KEYS).for_each(|number| put(&db, number));
+    db.close().unwrap();
+    drop(db);
+    let env = env_with(16 << 20);
+    let shared = Options {
+        env: Some(Arc::clone(&env)),
+        ..large_buffers()
+    };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Db::open(host(elsewhere.path()), at, shared.clone()).unwrap();
+    let copies = tempfile::tempdir().unwrap();
+    let copied = Arc::new(AtomicUsize::new(0));
+    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
+    {
+        let (copied, live) = (Arc::clone(&copied), dir.path().to_path_buf());
+        let copies = copies.path().to_path_buf();
+        fs.fail_where(move |op, path| {
+            let usage = env.ledger().unwrap().usage();
+            let replays = op == "read" && path.extension().is_some_and(|kind| kind == "wal");
+            if replays && usage.memtables > usage.limit / 4 && copied.load(Ordering::Relaxed) < 3 {
+                put(&other, 0);
+                std::thread::sleep(Duration::from_millis(100));
+                let number = copied.fetch_add(1, Ordering::Relaxed);
+                copy_dir(&live, &copies.join(number.to_string()));
+            }
+            None
+        });
+    }
+    let db = Db::open(fs as FileSystemRef, at, shared).unwrap();
+    let check = |db: &Db, place: &str| {
+        for number in 0..KEYS {
+            let found = db.get(&number.to_be_bytes(), &ReadOptions::default());
+            assert!(found.unwrap().is_some(), "{place}: {number}");
+        }
+    };
+    check(&db, "opened");
+    let copied = copied.load(Ordering::Relaxed);
+    assert!(copied > 0);
+    for number in 0..copied {
+        let fs = host(&copies.path().join(number.to_string()));
+        let db = Db::open(fs, at, large_buffers()).unwrap();
+        check(&db, "after a crash");
+    }
 }

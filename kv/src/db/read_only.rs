@@ -73,6 +73,10 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
         }
     }
     engine.replay_logs(&recovered, true)?;
+    for cf in cfs.values() {
+        // Nobody is to wait for them to be flushed.
+        cf.view().mem.table.seal();
+    }
     engine.state.lock().error = Some(BackgroundError {
         error: Error::ReadOnly {
             reason: Arc::from("it was opened for reading alone"),
@@ -112,6 +116,7 @@ impl Engine {
         let view = cf.view();
         let mut imms = view.imms.clone();
         imms.insert(0, Arc::clone(&view.mem));
+        view.mem.table.seal();
         let next = View {
             mem: self.new_mem(0),
             imms,

@@ -58,9 +58,6 @@ pub(crate) fn open_repaired(
     let is_new = recovered.is_none();
     let recovered = recovered.unwrap_or_default();
     let engine = engine_for(fs, dir, options, Some(lock), &recovered)?;
-    if let Some(ledger) = engine.env.ledger() {
-        ledger.join(&engine);
-    }
     engine.install_recovered(&recovered, is_new)?;
     let first_made = engine.next_file.load(Ordering::Relaxed);
     let written = engine.replay_logs(&recovered, knows_logs);
@@ -73,6 +70,10 @@ pub(crate) fn open_repaired(
     engine.versions.lock().put_in_force(manifest)?;
     engine.store_options()?;
     engine.remove_orphans()?;
+    if let Some(ledger) = engine.env.ledger() {
+        // Not before: what is being replayed must not be flushed for the sake of others, in the midst of a log.
+        ledger.join(&engine);
+    }
     let mut state = engine.state.lock();
     engine.recompute_stall(&mut state);
     scheduler::schedule(&engine, &mut state);

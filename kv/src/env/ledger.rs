@@ -295,16 +295,21 @@ impl MemoryLedger {
                 let members = self.members.lock();
                 members.iter().filter_map(Weak::upgrade).collect()
             };
-            let largest = members
-                .iter()
-                .filter_map(|engine| Some((engine.largest_memtable()?, engine)))
-                .filter(|((bytes, _), _)| *bytes >= self.fair_share() / 8)
-                .max_by_key(|((bytes, _), _)| *bytes);
-            let sealed = largest.is_some_and(|((_, cf), engine)| engine.seal_for_memory(cf));
-            if !sealed && members.is_empty() {
+            if members.is_empty() {
                 return;
             }
-            drop(members);
+            let families = members.iter().map(|engine| engine.state.lock().cfs.len());
+            // Where the pressure comes from what cannot be flushed, the others are not to be flushed all the time.
+            let least = self.active_max() / families.sum::<usize>().max(1) / 8;
+            // Only the one is kept while its writers are waited for.
+            let largest = members
+                .into_iter()
+                .filter_map(|engine| Some((engine.largest_memtable()?, engine)))
+                .filter(|((bytes, _), _)| *bytes >= least)
+                .max_by_key(|((bytes, _), _)| *bytes);
+            if let Some(((_, cf), engine)) = largest {
+                engine.seal_for_memory(cf);
+            }
             // What is sealed is flushed first: one after the other, or all would be.
             self.wait_for_memory(Duration::from_millis(20));
         }

@@ -355,10 +355,11 @@ impl Engine {
         true
     }
 
-    /// Makes the memtable of `cf` immutable for the sake of other databases; false where that
-    /// fails or brings nothing.
-    pub(crate) fn seal_for_memory(self: &Arc<Self>, cf: CfId) -> bool {
-        self.submit(WriteItem::Seal(cf)).is_ok()
+    /// Makes the memtable of `cf` immutable for the sake of other databases, if it can.
+    pub(crate) fn seal_for_memory(self: &Arc<Self>, cf: CfId) {
+        if let Err(error) = self.submit(WriteItem::Seal(cf)) {
+            tracing::debug!(%error, "not flushed for want of memory");
+        }
     }
 
     /// A column family whose memtable must be sealed before more is written.

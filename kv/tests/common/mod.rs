@@ -448,6 +448,7 @@ impl File for WatchFile {
         self.inner.read_at(offset, buf)
     }
     fn read_unverified(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.shared.check("read", &self.path)?;
         self.inner.read_unverified(offset, buf)
     }
     fn size(&self) -> FileSize {
