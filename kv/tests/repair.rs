@@ -452,17 +452,20 @@ fn a_repair_meets_a_single_deletion_in_the_input_and_the_output_of_a_merge() {
     assert_eq!(contents(&fs), before);
 }
 
-/// A log that one family needs holds what another one has in tables already. Without a manifest nobody knows, and
-/// all of it is replayed.
 #[test]
-fn what_is_in_a_table_and_in_a_log_too_is_accounted_for_once() {
+fn a_repaired_database_keeps_the_options_that_the_repair_was_given() {
     let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
     let fs = host(dir.path());
-    let options = Options {
-        write_buffer_size: 1 << 20,
-        disable_auto_compactions: true,
-        ..options()
-    };
+    repair(&fs);
+    let stored = Options::load(&fs, Path::new(AT)).unwrap();
+    assert!(!stored.disable_auto_compactions);
+    assert_eq!(stored.wal_recovery_mode, options().wal_recovery_mode);
+}
+
+/// A database with a log that one family needs, and that holds what another one has in tables already. Returns
+/// what it holds.
+fn with_logs_and_tables(fs: &FileSystemRef, options: &Options) -> Contents {
     let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
     let second = db.create_cf("second").unwrap();
     write(&db, second, 3, 0);
@@ -476,16 +479,78 @@ fn what_is_in_a_table_and_in_a_log_too_is_accounted_for_once() {
     db.sync_wal().unwrap();
     let before = contents_of(&db);
     db.close().unwrap();
-    drop(db);
-    lose_manifest(dir.path());
-    Db::repair(&fs, Path::new(AT), &options).unwrap();
-    let db = Db::open(fs.clone(), Path::new(AT), options).unwrap();
-    assert_eq!(contents_of(&db), before);
+    before
+}
+
+fn quiet_options() -> Options {
+    Options {
+        write_buffer_size: 1 << 20,
+        disable_auto_compactions: true,
+        ..options()
+    }
+}
+
+/// Each entry and each value counts once, before and after everything was merged.
+fn counts_once(fs: &FileSystemRef, options: &Options, before: &Contents, place: &str) {
+    let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
+    assert!(contents_of(&db) == *before, "{place}");
     db.verify_garbage().unwrap();
     db.collect_blob_garbage().unwrap();
-    assert_eq!(contents_of(&db), before);
+    assert!(contents_of(&db) == *before, "{place}");
     db.compact_range(None, None).unwrap();
     db.collect_blob_garbage().unwrap();
-    assert_eq!(db.verify_garbage().unwrap().garbage_bytes, 0);
-    assert_eq!(contents_of(&db), before);
+    assert_eq!(db.verify_garbage().unwrap().garbage_bytes, 0, "{place}");
+    assert!(contents_of(&db) == *before, "{place}");
+}
+
+/// Without a manifest nobody knows what the tables have of a log, and all of it is replayed.
+#[test]
+fn what_is_in_a_table_and_in_a_log_too_is_accounted_for_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let options = quiet_options();
+    let before = with_logs_and_tables(&fs, &options);
+    lose_manifest(dir.path());
+    Db::repair(&fs, Path::new(AT), &options).unwrap();
+    counts_once(&fs, &options, &before, "repaired");
+}
+
+/// Who finds a manifest in force after a crash opens the database, and need not know that it was being repaired.
+#[test]
+fn what_opens_after_a_crash_in_the_midst_of_a_repair_has_everything_once() {
+    let root = tempfile::tempdir().unwrap();
+    let live = root.path().join("live");
+    std::fs::create_dir(&live).unwrap();
+    let options = quiet_options();
+    let before = with_logs_and_tables(&host(&live), &options);
+    lose_manifest(&live);
+    let copies: Arc<Mutex<Vec<(PathBuf, String)>>> = Arc::default();
+    let watcher = {
+        let (live, root, copies) = (live.clone(), root.path().to_path_buf(), copies.clone());
+        move |op: &str, path: &Path| {
+            if op == "append" {
+                return;
+            }
+            let mut copies = copies.lock();
+            let copy = root.join(format!("copy{}", copies.len()));
+            copy_dir(&live, &copy);
+            copies.push((copy, format!("{op} {}", path.display())));
+        }
+    };
+    let watched: FileSystemRef = WatchFs::new(host(&live), Box::new(watcher));
+    Db::repair(&watched, Path::new(AT), &options).unwrap();
+    let mut opened = 0;
+    for (copy, step) in std::mem::take(&mut *copies.lock()) {
+        let fs = host(&copy);
+        match Db::open(fs.clone(), Path::new(AT), options.clone()) {
+            Ok(db) => {
+                opened += 1;
+                db.close().unwrap();
+            }
+            Err(_) => drop(Db::repair(&fs, Path::new(AT), &options).unwrap()),
+        }
+        counts_once(&fs, &options, &before, &format!("crash before {step}"));
+        std::fs::remove_dir_all(&copy).unwrap();
+    }
+    assert!(opened > 0);
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use lavafs::FileSystemRef;
 
 use crate::db::engine::{BackgroundError, Engine, View};
-use crate::db::recovery;
+use crate::db::recovery::{self, Replay};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::Options;
@@ -72,7 +72,7 @@ fn open_once(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<Arc<En
             opened.map_err(|error| named(error, FileName::Blob(number)))?;
         }
     }
-    engine.replay_logs(&recovered, true)?;
+    engine.replay_logs(&recovered, Replay::of(options))?;
     for cf in cfs.values() {
         // Nobody is to wait for them to be flushed.
         cf.view().mem.table.seal();

@@ -43,24 +43,54 @@ use crate::write::wal::{self, ApplyError, Chain, WalWriter};
 
 /// Opens the database at `dir`.
 pub(crate) fn open(fs: FileSystemRef, dir: &Path, options: Options) -> Result<Arc<Engine>> {
-    open_repaired(fs, dir, options, true)
+    options.validate()?;
+    let (lock, recovered) = find(&fs, dir, &options)?;
+    let replay = Replay::of(&options);
+    let engine = open_recovered(fs, dir, options, lock, recovered, replay)?;
+    if let Some(ledger) = engine.env.ledger() {
+        // Not before: what is being replayed must not be flushed for the sake of others, in the midst of a log.
+        ledger.join(&engine);
+    }
+    let mut state = engine.state.lock();
+    engine.recompute_stall(&mut state);
+    scheduler::schedule(&engine, &mut state);
+    drop(state);
+    Ok(engine)
 }
 
-/// The same where the manifest may not know which logs the tables have.
-pub(crate) fn open_repaired(
+/// How logs are replayed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay {
+    pub(crate) mode: WalRecoveryMode,
+    /// The structure says which logs its tables have. Where it does not, entries that tables have are left out: a blob
+    /// file must not be referred to twice for one of them, nor a single deletion end the put of the log alone.
+    pub(crate) knows_logs: bool,
+}
+
+impl Replay {
+    pub(crate) fn of(options: &Options) -> Replay {
+        Replay {
+            mode: options.wal_recovery_mode,
+            knows_logs: true,
+        }
+    }
+}
+
+/// Steps 2 to 5, with the structure that step 1 found or a repair has made. Nothing is scheduled.
+pub(crate) fn open_recovered(
     fs: FileSystemRef,
     dir: &Path,
     options: Options,
-    knows_logs: bool,
+    lock: FileLock,
+    recovered: Option<Recovered>,
+    replay: Replay,
 ) -> Result<Arc<Engine>> {
-    options.validate()?;
-    let (lock, recovered) = find(&fs, dir, &options)?;
     let is_new = recovered.is_none();
     let recovered = recovered.unwrap_or_default();
     let engine = engine_for(fs, dir, options, Some(lock), &recovered)?;
     engine.install_recovered(&recovered, is_new)?;
     let first_made = engine.next_file.load(Ordering::Relaxed);
-    let written = engine.replay_logs(&recovered, knows_logs);
+    let written = engine.replay_logs(&recovered, replay);
     let made = written
         .and_then(|()| engine.write_all_recovered())
         .and_then(|()| engine.make_first_log())
@@ -70,14 +100,6 @@ pub(crate) fn open_repaired(
     engine.versions.lock().put_in_force(manifest)?;
     engine.store_options()?;
     engine.remove_orphans()?;
-    if let Some(ledger) = engine.env.ledger() {
-        // Not before: what is being replayed must not be flushed for the sake of others, in the midst of a log.
-        ledger.join(&engine);
-    }
-    let mut state = engine.state.lock();
-    engine.recompute_stall(&mut state);
-    scheduler::schedule(&engine, &mut state);
-    drop(state);
     Ok(engine)
 }
 
@@ -144,7 +166,7 @@ pub(crate) fn lock_dir(fs: &FileSystemRef, dir: &Path) -> Result<FileLock> {
 
 /// Options are not needed to open, but their format tells of a newer database before any file of it
 /// is touched. A damaged options file is no reason to refuse: it only informs.
-fn refuse_newer(fs: &FileSystemRef, dir: &Path) -> Result<()> {
+pub(crate) fn refuse_newer(fs: &FileSystemRef, dir: &Path) -> Result<()> {
     match Options::find(fs, dir) {
         Err(error @ Error::Unsupported { .. }) => Err(error),
         Err(error) if !error.is_corrupt() => Err(error),
@@ -281,18 +303,16 @@ impl Engine {
     }
 
     /// Replays what the column families need into memtables, and those that fill up into tables.
-    /// Unless the manifest `knows_logs`, entries that tables have are left out: a blob file must not be
-    /// referred to twice for one of them, nor a single deletion end the put of the log alone.
     pub(crate) fn replay_logs(
         self: &Arc<Self>,
         recovered: &Recovered,
-        knows_logs: bool,
+        replay: Replay,
     ) -> Result<()> {
         let needed = recovered.cfs.values().map(|cf| cf.log_number).min();
         let Some(needed) = needed else {
             return Ok(());
         };
-        let mode = self.options.wal_recovery_mode;
+        let Replay { mode, knows_logs } = replay;
         let mut torn: Option<(String, u64)> = None;
         let mut chain = Chain::default();
         let logs = self.logs_on_disk()?;

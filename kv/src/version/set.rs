@@ -172,7 +172,8 @@ impl Recovered {
         Ok(recovered)
     }
 
-    fn apply(&mut self, edit: VersionEdit) -> Result<()> {
+    /// Adds what `edit` changes.
+    pub(crate) fn apply(&mut self, edit: VersionEdit) -> Result<()> {
         if let Some(name) = edit.comparator
             && name != COMPARATOR
         {

@@ -12,11 +12,11 @@
 //! 3. Files that will not be part of the new structure though it may miss them get a second name: damaged ones and
 //!    logs behind a damaged one `NAME.damaged`, and, where there was no manifest or a table is lost, blob files
 //!    that nothing refers to `NAME.orphan`.
-//! 4. The new structure is put in force with a new manifest, the one switch: before it nothing was
-//!    changed but for new files and second names. A crash leaves what was there, or the new structure.
-//! 5. The database is opened, which removes what it does not need; its logs are replayed, each
-//!    up to the first group that fails. Where there was no manifest, what tables have is left out. It is
-//!    closed again.
+//! 4. The new structure is opened as if a manifest had told it: the logs are replayed, each up to the first group
+//!    that fails. Where there was no manifest, what tables have is left out. What was replayed is in tables then, and
+//!    one new manifest with everything is put in force, the one switch: before it nothing was changed but for
+//!    new files and second names, and after it no old log counts. A crash leaves what was there, or the new structure.
+//! 5. What it does not need is removed, and the database is closed again.
 //!
 //! A table that was obsolete when the manifest was lost counts too: what a compaction that dropped it
 //! had dropped with it, a key deleted long ago, may be back.
@@ -37,13 +37,14 @@ use lavafs::FileSystemRef;
 use self::merge::{Lost, Target};
 use self::values::Values;
 use crate::cache::BlockCache;
-use crate::db::{foreign, recovery};
+use crate::db::foreign;
+use crate::db::recovery::{self, Replay};
 use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::sstable::{OpenOptions, Table};
 use crate::version::{
-    BlobMeta, COMPARATOR, CfEdit, Hidden, Recovered, RecoveredCf, SstMeta, VersionEdit, VersionSet,
+    BlobMeta, COMPARATOR, CfEdit, Hidden, Recovered, RecoveredCf, SstMeta, VersionEdit,
 };
 use crate::write::batch::CfId;
 use crate::write::wal::{self, Chain};
@@ -123,6 +124,7 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
         return Err(Error::invalid_argument(what));
     }
     foreign::refuse(fs, dir)?;
+    recovery::refuse_newer(fs, dir)?;
     let lock = recovery::lock_dir(fs, dir)?;
     let blobs = names.iter().filter_map(|name| match name {
         FileName::Blob(number) => Some(*number),
@@ -147,17 +149,16 @@ pub(crate) fn repair(fs: &FileSystemRef, dir: &Path, options: &Options) -> Resul
     repair.find_logged_families(&names)?;
     repair.write_anew()?;
     repair.set_aside(&names)?;
-    repair.switch()?;
+    let recovered = repair.structure()?;
     let mut report = repair.report;
     report.lost_values = repair.lost.count;
     report.lost_keys = repair.lost.keys;
-    drop(lock);
-    let options = Options {
-        wal_recovery_mode: WalRecoveryMode::TolerateCorruptedTail,
-        disable_auto_compactions: true,
-        ..options.clone()
+    let replay = Replay {
+        mode: WalRecoveryMode::TolerateCorruptedTail,
+        knows_logs: report.manifest_kept,
     };
-    let engine = recovery::open_repaired(fs.clone(), dir, options, report.manifest_kept)?;
+    let (fs, options, recovered) = (fs.clone(), options.clone(), Some(recovered));
+    let engine = recovery::open_recovered(fs, dir, options, lock, recovered, replay)?;
     {
         let state = engine.state.lock();
         report.cfs = state.cfs.len() as u64;
@@ -489,9 +490,8 @@ impl Repair<'_> {
         Ok(self.fs.sync_dir(self.dir)?)
     }
 
-    /// Puts the new structure in force.
-    fn switch(&mut self) -> Result<()> {
-        let manifest = self.next_file.fetch_add(1, Ordering::Relaxed);
+    /// The new structure, as a manifest would tell it.
+    fn structure(&self) -> Result<Recovered> {
         let mut edit = VersionEdit {
             comparator: Some(COMPARATOR.to_owned()),
             next_file_number: Some(self.next_file.load(Ordering::Relaxed)),
@@ -510,9 +510,8 @@ impl Repair<'_> {
             };
             edit.cfs.insert(id, change);
         }
-        let (fs, dir) = (self.fs.clone(), self.dir.to_path_buf());
-        let mut versions = VersionSet::new(fs, dir, u64::MAX);
-        versions.put_in_force(versions.create(manifest, &edit)?)?;
-        Ok(())
+        let mut recovered = Recovered::default();
+        recovered.apply(edit)?;
+        Ok(recovered)
     }
 }
