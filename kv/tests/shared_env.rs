@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use common::{Rng, WatchFs, copy_dir, host, seed, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{
-    BlockCache, Db, Env, EnvOptions, Error, Options, Priority, ReadOptions, WriteBatch,
-    WriteOptions,
+    BlockCache, Compression, Db, Env, EnvOptions, Error, Options, PrepopulateBlockCache, Priority,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 
 const LIMIT: usize = 24 << 20;
@@ -241,6 +241,54 @@ fn many_families_with_a_little_each_stay_within_the_limit_and_do_not_wait() {
         assert!(begin.elapsed() < Duration::from_secs(30), "write {number}");
     }
     assert!(db.tickers().flushes > 0);
+}
+
+/// What a flush and a compaction keep for the cache, of values that zstd makes very short, is charged until it is
+/// there.
+#[test]
+fn blocks_that_jobs_keep_for_the_cache_are_charged_as_long_as_they_are_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = env_with(16 << 20);
+    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
+    let charged = Arc::new(AtomicUsize::new(0));
+    {
+        let (env, charged) = (Arc::clone(&env), Arc::clone(&charged));
+        fs.fail_where(move |op, path| {
+            // The job's other buffers are gone by then.
+            if op == "fdatasync" && path.to_string_lossy().contains("MANIFEST") {
+                charged.fetch_max(env.ledger().unwrap().usage().io, Ordering::Relaxed);
+            }
+            None
+        });
+    }
+    let options = Options {
+        env: Some(Arc::clone(&env)),
+        compression: Compression::Zstd { level: 1 },
+        prepopulate_block_cache: PrepopulateBlockCache::FlushOnly,
+        disable_auto_compactions: true,
+        ..large_buffers()
+    };
+    let db = Db::open(fs as FileSystemRef, Path::new("/db"), options).unwrap();
+    let put = |number: u64, byte: u8| {
+        let options = WriteOptions::default();
+        db.put(&number.to_be_bytes(), &[byte; 1000], &options)
+            .unwrap();
+    };
+    (0..1_500).for_each(|number| put(number, 1));
+    db.flush().unwrap();
+    assert!(charged.swap(0, Ordering::Relaxed) > 1 << 20);
+    for number in 0..1_500_u64 {
+        db.get(&number.to_be_bytes(), &ReadOptions::default())
+            .unwrap();
+    }
+    (1_500..1_510).for_each(|number| put(number, 2));
+    put(0, 2);
+    db.flush().unwrap();
+    charged.store(0, Ordering::Relaxed);
+    db.compact_range(None, None).unwrap();
+    let table_bytes: u64 = db.stats().levels.iter().map(|level| level.bytes).sum();
+    assert!(table_bytes < 1 << 18, "{table_bytes}");
+    assert!(charged.load(Ordering::Relaxed) > 1 << 20);
 }
 
 /// What was replayed so far was flushed, and the manifest said then that no log was needed any more.

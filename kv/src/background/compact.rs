@@ -85,10 +85,10 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let family = self.cf(cf)?;
-        let kept_max = self.warm_bytes_of_compaction().min(choice.bytes() as usize);
-        let _kept = self.charge_io(kept_max);
+        let keep_bytes = self.warm_bytes_of_compaction(choice);
+        let _kept = self.charge_io(keep_bytes);
         let mut outputs = self.histograms.time(Timed::Compaction, || {
-            self.merge_inputs(choice, version, &family)
+            self.merge_inputs(choice, version, &family, keep_bytes)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
         if let Err(failed) = self.install_outputs(cf, choice, Some(version), &outputs) {
@@ -119,6 +119,7 @@ impl Engine {
         choice: &Choice,
         version: &Version,
         family: &ColumnFamily,
+        keep_bytes: usize,
     ) -> Result<TableOutputs> {
         let bytes_min = family.options.target_file_size_base;
         let along_max = family.options.blob_correlated_compaction_bytes;
@@ -126,7 +127,7 @@ impl Engine {
         let along = compaction::take_along(choice, version, along_max, &**self)?;
         self.tickers.blob_files_along.add(along.len() as u64);
         let parts = split(choice, family.options.max_subcompactions, bytes_min);
-        let keep_bytes = self.warm_bytes_of_compaction() / parts.len().max(1);
+        let keep_bytes = keep_bytes / parts.len().max(1);
         let merge = |part| self.merge_part(choice, version, family, part, &along, keep_bytes);
         let mut parts = parts.into_iter();
         let first = parts.next().expect("a compaction has a part");

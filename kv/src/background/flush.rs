@@ -45,6 +45,10 @@ pub(crate) fn output_memory(options: &Options, entries: u64) -> usize {
     TABLE_BUFFERS + hashes + filter + options.table_sample_bytes() + blobs
 }
 
+fn memory_of(mems: &[Arc<Mem>]) -> usize {
+    mems.iter().map(|mem| mem.table.approximate_memory()).sum()
+}
+
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
     /// `version` is the one that the table is for.
@@ -61,7 +65,7 @@ impl Engine {
             .iter()
             .map(|mem| Box::new(mem.table.checked_iter()) as Box<dyn InternalIterator>)
             .collect();
-        let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
+        let memory = memory_of(mems);
         let entries = mems.iter().map(|mem| mem.table.entries()).sum();
         let _buffers = self.charge_io(output_memory(&cf.options, entries));
         let nothing = Along::new();
@@ -69,7 +73,7 @@ impl Engine {
             fs: &self.fs,
             dir: &self.dir,
             table_options: TableOptions {
-                keep_bytes: self.warm_bytes_of_flush(),
+                keep_bytes: self.warm_bytes_of_flush(memory),
                 ..cf.named(cf.options.table_options(version, 0, entries, entries))
             },
             warm: match self.options.prepopulate_block_cache {
@@ -135,8 +139,7 @@ impl Engine {
         if mems.is_empty() {
             return Ok(());
         }
-        let memory: usize = mems.iter().map(|mem| mem.table.approximate_memory()).sum();
-        let mut job = self.begin_job(id, memory as u64, 0);
+        let mut job = self.begin_job(id, memory_of(&mems) as u64, 0);
         self.tell(|listener| listener.on_flush_begin(&job));
         let begin = Instant::now();
         let outcome = self.flush_mems(&cf, &mems, &version);
@@ -191,6 +194,7 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let id = cf.id;
+        let _kept = self.charge_io(self.warm_bytes_of_flush(memory_of(mems)));
         let mut outputs = self
             .histograms
             .time(Timed::Flush, || self.write_mems(cf, mems, version))?;

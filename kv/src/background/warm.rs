@@ -9,15 +9,15 @@
 //!
 //! What a flush keeps is at most an eighth of the cache, and enters it like what a scan reads: it goes first
 //! if nobody asks for it. What a compaction keeps takes the place of its inputs' blocks: those are the next
-//! to go, and these stay like what was read before. It is at most half of the cache, and charged to the
-//! memory ledger until it is in.
+//! to go, and these stay like what was read before. It is at most half of the cache. Both are charged to the
+//! memory ledger until they are in.
 //!
 //! Nothing depends on it: a failure is logged, and readers open the file and find out themselves.
 
 use std::sync::Arc;
 
 use crate::cache::WarmRank;
-use crate::compaction::TableOutputs;
+use crate::compaction::{Choice, TableOutputs};
 use crate::db::engine::Engine;
 use crate::file_names::FileNumber;
 use crate::sstable::KeptBlock;
@@ -27,6 +27,9 @@ use crate::write::batch::CfId;
 /// Bytes of blocks that one job keeps at most, whatever the cache has.
 const WARM_BYTES_MAX: usize = 32 << 20;
 
+/// Bytes of a block for each entry at most beside the entry: lengths, its parts of the restarts and of the hash index.
+const ENTRY_OVERHEAD: u64 = 16;
+
 /// Blocks of a job's tables, by table.
 struct Kept {
     blocks: Vec<(FileNumber, Vec<KeptBlock>)>,
@@ -34,14 +37,24 @@ struct Kept {
 }
 
 impl Engine {
-    /// Bytes of blocks that a flush may keep for the cache.
-    pub(crate) fn warm_bytes_of_flush(&self) -> usize {
-        (self.cache.capacity() / 8).min(WARM_BYTES_MAX)
+    /// Bytes of blocks that a flush of so much memory may keep for the cache.
+    pub(crate) fn warm_bytes_of_flush(&self, memory: usize) -> usize {
+        (self.cache.capacity() / 8).min(WARM_BYTES_MAX).min(memory)
     }
 
-    /// Bytes of blocks that a compaction may keep for the cache.
-    pub(crate) fn warm_bytes_of_compaction(&self) -> usize {
-        (self.cache.capacity() / 2).min(WARM_BYTES_MAX)
+    /// Bytes of blocks that a compaction may keep for the cache: not more than its inputs have before compression.
+    pub(crate) fn warm_bytes_of_compaction(&self, choice: &Choice) -> usize {
+        let raw = choice.files().map(|(_, file)| match file.opened() {
+            Some(table) => {
+                let properties = table.properties();
+                let raw = properties.raw_key_bytes + properties.raw_value_bytes;
+                raw + ENTRY_OVERHEAD * properties.entries
+            }
+            None => file.meta.file_size,
+        });
+        let raw = raw.fold(0, u64::saturating_add);
+        let most = (self.cache.capacity() / 2).min(WARM_BYTES_MAX);
+        most.min(usize::try_from(raw).unwrap_or(usize::MAX))
     }
 
     /// Warms what a job has committed; takes the blocks that it kept. `replaced` are the tables that its
