@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Rng, image, seed};
+use common::{Rng, host, image, seed};
 use lavafs::FileSystemRef;
 use lavakv::{Compression, Db, Env, EnvOptions, Options, ReadOptions, WriteOptions};
 use parking_lot::Mutex;
@@ -235,4 +235,35 @@ fn a_hundred_databases_allocate_no_more_than_one_limit() {
         dbs.iter().for_each(|db| db.close().unwrap());
     });
     check("a hundred databases", LIMIT, peak);
+}
+
+#[test]
+fn a_multi_get_of_very_many_keys_holds_few_blocks_at_a_time() {
+    const KEYS: u64 = 6_000;
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        create_if_missing: true,
+        bloom_bits_per_key: 0.0,
+        min_blob_size: 0,
+        block_cache_size: 1 << 20,
+        compression: Compression::None,
+        ..Options::default()
+    };
+    let db = Db::open(host(dir.path()), Path::new("/db"), options).unwrap();
+    for number in 0..KEYS {
+        let key = (number * 2).to_be_bytes();
+        db.put(&key, &[1; 4_000], &WriteOptions::default()).unwrap();
+    }
+    db.flush().unwrap();
+    // Keys that do not exist, each in the block of another one: the values found would take memory too.
+    let keys: Vec<[u8; 8]> = (0..KEYS - 1).map(|at| (at * 2 + 1).to_be_bytes()).collect();
+    let keys: Vec<&[u8]> = keys.iter().map(<[u8; 8]>::as_slice).collect();
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let found = db.multi_get(&keys, &ReadOptions::default()).unwrap();
+    let peak = PEAK.load(Ordering::Relaxed) - before;
+    assert!(found.iter().all(Option::is_none));
+    // 4 MiB as they are stored, the same as blocks, the cache, and what is known of each key.
+    assert!(peak <= 13 << 20, "{peak} bytes");
 }

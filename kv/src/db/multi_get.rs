@@ -2,9 +2,9 @@
 //!
 //! It goes in rounds. In each round every key that is not settled moves on to the next table, from
 //! new to old, that its filter does not rule out; all blocks that these tables need and that are
-//! not in the cache are read in one submission; then each key looks into its block. A key that is
-//! there is settled in its first round but for false positives of filters, so most calls submit
-//! once, whatever the number of levels. Values in blob files are read after the rounds, in one
+//! not in the cache are read in one submission, or a few MiB at a time where they are many; then each key looks into
+//! its block. A key that is there is settled in its first round but for false positives of filters, so most calls
+//! submit once, whatever the number of levels. Values in blob files are read after the rounds, in one
 //! submission more.
 //!
 //! In the statistics each key is a Get of its own, which took the requests of the filesystem that were made for
@@ -12,6 +12,7 @@
 //! another: the sum over the keys is what the call made.
 
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use lavafs::{FileRef, ReadRequest};
 
@@ -29,8 +30,9 @@ use crate::write::batch::CfId;
 /// Device reads of one submission that are in flight at a time.
 const QUEUE_DEPTH: usize = 32;
 
-/// Blocks read in one submission: bounds the memory of a call with very many keys.
-const BLOCKS_MAX: usize = 1024;
+/// Bytes of blocks, as they are stored, that are read in one submission and held at a time, unless one alone has more:
+/// bounds the memory of a call with very many keys.
+const BLOCK_BYTES_MAX: u64 = 4 << 20;
 
 /// A key whose value is not known yet.
 struct Pending {
@@ -56,6 +58,19 @@ impl Candidate<'_> {
     fn order(&self) -> (u64, u64) {
         (self.table.file_number(), self.place.start)
     }
+}
+
+/// How many of the candidates, which are in the order of their blocks, are looked for at once.
+fn part_len(candidates: &[Candidate<'_>]) -> usize {
+    let (mut len, mut bytes) = (0, 0);
+    for group in candidates.chunk_by(|a, b| a.order() == b.order()) {
+        bytes += group[0].place.end - group[0].place.start;
+        if len > 0 && bytes > BLOCK_BYTES_MAX {
+            break;
+        }
+        len += group.len();
+    }
+    len
 }
 
 impl Engine {
@@ -106,26 +121,29 @@ impl Engine {
             for key in pending.drain(..) {
                 candidates.extend(self.next_candidate(&runs, key, &mut settled)?);
             }
-            self.load_blocks(&mut candidates)?;
-            for candidate in candidates {
-                let Candidate {
+            candidates.sort_by_key(Candidate::order);
+            let mut candidates = candidates.into_iter();
+            while let Some(part) = self.load_part(&mut candidates)? {
+                for Candidate {
                     key,
                     table,
                     place,
                     block,
-                } = candidate;
-                let block = block.expect("every candidate's block was loaded");
-                match table.find_in(block, &place, &key.lookup, key.hash)? {
-                    Some(hit) if hit.kind == ValueKind::BlobReference => {
-                        wanted.push(separated(key.lookup.user_key(), &hit)?);
-                        separated_at.push(key.at);
-                        requests.push(key.requests);
+                } in part
+                {
+                    let block = block.expect("every candidate's block was loaded");
+                    match table.find_in(block, &place, &key.lookup, key.hash)? {
+                        Some(hit) if hit.kind == ValueKind::BlobReference => {
+                            wanted.push(separated(key.lookup.user_key(), &hit)?);
+                            separated_at.push(key.at);
+                            requests.push(key.requests);
+                        }
+                        Some(hit) => {
+                            results[key.at] = (!hit.kind.is_delete()).then(|| hit.value.to_vec());
+                            settled.push(key.requests);
+                        }
+                        None => pending.push(key),
                     }
-                    Some(hit) => {
-                        results[key.at] = (!hit.kind.is_delete()).then(|| hit.value.to_vec());
-                        settled.push(key.requests);
-                    }
-                    None => pending.push(key),
                 }
             }
         }
@@ -174,13 +192,16 @@ impl Engine {
         Ok(None)
     }
 
-    /// Gets the block of every candidate, from the cache or in one submission. Several keys may
-    /// want one block.
-    fn load_blocks(&self, candidates: &mut [Candidate<'_>]) -> Result<()> {
-        candidates.sort_by_key(Candidate::order);
-        let mut groups: Vec<&mut [Candidate<'_>]> = candidates
-            .chunk_by_mut(|a, b| a.order() == b.order())
-            .collect();
+    /// The next candidates with their blocks, from the cache or in one submission; none after the last. Several keys,
+    /// one after the other, may want one block.
+    fn load_part<'a>(
+        &self,
+        candidates: &mut IntoIter<Candidate<'a>>,
+    ) -> Result<Option<Vec<Candidate<'a>>>> {
+        let len = part_len(candidates.as_slice());
+        let mut part: Vec<Candidate<'a>> = candidates.take(len).collect();
+        let mut groups: Vec<&mut [Candidate<'_>]> =
+            part.chunk_by_mut(|a, b| a.order() == b.order()).collect();
         for group in &mut groups {
             let block = group[0].table.cached_block(&group[0].place);
             group
@@ -188,10 +209,10 @@ impl Engine {
                 .for_each(|one| one.block.clone_from(&block));
         }
         groups.retain(|group| group[0].block.is_none());
-        for groups in groups.chunks_mut(BLOCKS_MAX) {
-            self.read_blocks(groups)?;
+        if !groups.is_empty() {
+            self.read_blocks(&mut groups)?;
         }
-        Ok(())
+        Ok((len > 0).then_some(part))
     }
 
     fn read_blocks(&self, groups: &mut [&mut [Candidate<'_>]]) -> Result<()> {
