@@ -124,7 +124,10 @@ impl Engine {
         state.closing = true;
         self.changed.notify_all();
         let at_work = |state: &State| {
-            let watched = state.resuming || state.collections.watching || state.watching_age;
+            let watched = state.resuming
+                || state.collections.watching
+                || state.watching_age
+                || state.compactions_held.is_some();
             state.tasks > 0 || state.caller_jobs > 0 || watched
         };
         while at_work(&state) {
