@@ -411,6 +411,28 @@ fn what_an_iterator_of_a_closed_database_held_is_not_taken_from_a_new_one() {
     db.verify().unwrap();
 }
 
+#[test]
+fn a_family_is_made_whether_or_not_its_options_can_be_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
+    let shared: FileSystemRef = fs.clone();
+    let db = open(&shared, options());
+    fs.fail_where(|op, path| {
+        let hit = op == "append" && path.to_str().unwrap().contains("OPTIONS");
+        hit.then_some(libc::ENOSPC)
+    });
+    let cf = db.create_cf("logs").unwrap();
+    let mut batch = lavakv::WriteBatch::new();
+    batch.put_cf(cf, b"key", b"value");
+    db.write(batch, &WriteOptions::synced()).unwrap();
+    db.close().unwrap();
+    drop(db);
+    fs.fail_where(|_, _| None);
+    let db = open(&shared, options());
+    let found = db.get_cf(cf, b"key", &ReadOptions::default()).unwrap();
+    assert_eq!(found.as_deref(), Some(&b"value"[..]));
+}
+
 /// A compaction that does not fit writes all that is free before it finds that out.
 #[test]
 fn a_compaction_that_found_no_space_is_not_tried_again_until_there_is_more_and_flushes_go_on() {

@@ -293,8 +293,11 @@ impl Engine {
         };
         let cf = ColumnFamily::new(id, name.to_owned(), view, log_number, Arc::new(options));
         self.state.lock().cfs.insert(id, cf);
-        // With the structure's lock held: a close waits for it, and has the families to store then.
-        self.store_options()?;
+        // With the structure's lock held: a close waits for it, and has the families to store then. The family exists
+        // whatever becomes of this; stored options only inform.
+        if let Err(error) = self.store_options() {
+            tracing::warn!(%error, name, "options of a new column family are not stored");
+        }
         drop(versions);
         Ok(id)
     }
