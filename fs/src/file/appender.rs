@@ -148,6 +148,8 @@ impl OpenFile {
                 (tail.end(), tail.len)
             };
             if buffered == 0 && data.len() >= DIRECT_LEN_MIN && AlignedBuf::is_aligned(data) {
+                // A reader takes all behind the first byte in flight from memory.
+                self.finish_behind(appender, 0)?;
                 let (whole, rest) = data.split_at(align_down(data.len() as u64, unit) as usize);
                 appender.extend_check(end, whole);
                 self.write_runs(appender, end, whole, Durability::Volatile)?;
