@@ -42,7 +42,8 @@ pub(crate) struct Appender {
     pub(super) synced_end: u64,
     /// The last volatile write.
     pub(super) last_write: WriteTicket,
-    /// Journal ticket without which nothing of this file survives: its creation.
+    /// Journal ticket without which nothing that is appended now survives: of the file's creation, its last
+    /// cut, or the last exact size, which ends the file for recovery.
     pub(super) created_ticket: u64,
     /// Journal ticket of the last cut; see [`OpenFile::write_runs`].
     pub(super) cut_ticket: u64,
