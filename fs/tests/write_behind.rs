@@ -152,6 +152,32 @@ fn a_failed_write_behind_fails_the_sync_and_every_change_after_it() {
     assert!(bytes == pattern(BUFFER, 1));
 }
 
+/// A buffer whose write had failed was forgotten, and readers were given what the device held in its
+/// place: the bytes of a file that had been removed.
+#[test]
+fn bytes_whose_write_failed_are_not_read_from_the_device() {
+    let device = formatted(64 << 20, &MkfsOptions::default());
+    let fs = mount(&device);
+    let gone = create(&fs, "/gone");
+    append(&gone, &pattern(8 * BUFFER, 1));
+    gone.fsync().unwrap();
+    drop(gone);
+    fs.unlink(Path::new("/gone")).unwrap();
+    fs.commit().unwrap();
+    for failing in 0..3 {
+        let device = Arc::new(device.duplicate());
+        let fs = mount(&device);
+        let file = create(&fs, "/file");
+        let bytes = pattern(3 * BUFFER, 2);
+        append(&file, &bytes);
+        let fails_once =
+            FaultPlan::new(1).rule(FaultOn::Write, FaultWhen::Nth(failing), Fault::Eio);
+        device.set_faults(Some(fails_once));
+        file.fdatasync().unwrap_err();
+        assert!(contents(&file) == bytes, "write {failing}");
+    }
+}
+
 /// The blocks of a removed or cut file go to other files; a late write would land in those.
 #[test]
 fn no_write_in_flight_reaches_blocks_that_were_freed() {

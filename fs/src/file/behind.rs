@@ -192,7 +192,7 @@ impl OpenFile {
             }
             // Of a filesystem that has turned read-only; nothing reads these bytes as durable.
             Err(error) => {
-                self.pipeline.finish(start, |_| {});
+                self.pipeline.finish(start, true, |_| {});
                 Err(error)
             }
         }
@@ -207,7 +207,8 @@ impl OpenFile {
                 .core
                 .disk
                 .finish_write(oldest.device_offset, oldest.pending);
-            self.pipeline.finish(oldest.file_offset, |_| {});
+            let failed = finished.is_err();
+            self.pipeline.finish(oldest.file_offset, failed, |_| {});
             self.core.write_behind.give_back();
             appender.behind.spare = Arc::try_unwrap(oldest.buf).ok();
             match finished {
