@@ -340,8 +340,10 @@ impl Core {
             opened.closing += 1;
         }
         let removed = file.inode.state.read().links == 0;
-        if self.journal().is_ok()
-            && !removed
+        if removed {
+            // Not below, where it would hold up all who create, open or remove.
+            file.await_writes();
+        } else if self.journal().is_ok()
             && let Err(error) = file.write_back()
         {
             tracing::error!(%error, ino = file.ino().0, "what was appended could not be written out at close");
