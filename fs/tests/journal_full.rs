@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{formatted, mount};
-use lavafs::device::SimDevice;
+use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
     MkfsOptions, check,
@@ -126,4 +126,30 @@ fn opening_and_closing_files_does_not_use_the_journal_up() {
     }
     create(&fs, "/another").unwrap().append(&[1]).unwrap();
     fs.unmount().unwrap();
+}
+
+/// Without a thread in the background the commit that finds the journal half full makes a checkpoint. Its failure was
+/// returned as the commit's, though what that had been asked for was durable.
+#[test]
+fn a_commit_fails_only_where_it_made_nothing_durable() {
+    let device = device();
+    let fs = mount(&device);
+    let journal = FaultWhen::Within {
+        offset: 3 * BLOCK_SIZE,
+        len: 2 * 64 * BLOCK_SIZE,
+    };
+    let unreadable = FaultPlan::new(1).rule(FaultOn::Read, journal, Fault::Eio);
+    device.set_faults(Some(unreadable));
+    let durable = || {
+        let after = mount(&Arc::new(device.crash(1)));
+        after.list(Path::new("/")).unwrap().len()
+    };
+    let refused = (0..).find(|at| {
+        drop(create(&fs, &format!("/{at}")).unwrap());
+        fs.commit().is_err()
+    });
+    assert_eq!(Some(durable()), refused);
+    device.set_faults(None);
+    fs.commit().unwrap();
+    assert_eq!(durable(), refused.unwrap() + 1);
 }
