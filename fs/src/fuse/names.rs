@@ -316,16 +316,22 @@ impl Mount {
         }
     }
 
-    /// Makes namespace changes durable, and with `files` also what was written to open files.
+    /// Makes namespace changes durable, and with `files` also what was written to open files. All is tried even
+    /// if one fails, and that one again by the next commit.
     pub(super) fn commit(&self, files: bool) -> crate::Result<()> {
+        let mut outcome = Ok(());
         if files {
             for file in self.files.unsynced() {
                 file.unsynced.store(false, Ordering::Release);
                 self.drain(&file);
-                file.file.fsync()?;
+                let synced = file.file.fsync();
+                if synced.is_err() {
+                    file.mark_unsynced();
+                }
+                outcome = outcome.and(synced);
             }
         }
-        self.fs.commit()
+        outcome.and(self.fs.commit())
     }
 }
 

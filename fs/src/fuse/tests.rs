@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use crate::{CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
+use crate::{
+    BLOCK_SIZE, CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions,
+    SetAttributes, mkfs,
+};
 use fuser::{Errno, INodeNo};
 
 use super::names::{Caller, Changes};
@@ -130,6 +133,43 @@ fn what_is_written_beside_a_commit_is_committed_by_the_next() {
     before.commit(true).unwrap();
     let after = mount(&Arc::new(device.crash(1)), false);
     assert_eq!(size(&after, ino), 3 + (64 << 10));
+}
+
+/// A regular commit took a file's mark and failed; the commits after it passed the file over, so that a crash
+/// however much later took what nobody had synced.
+#[test]
+fn what_a_commit_could_not_make_durable_is_made_so_by_the_next() {
+    let device = device();
+    let before = mount(&device, false);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    let superblock = before.fs.superblock();
+    let journal = FaultWhen::Within {
+        offset: superblock.journal_start * BLOCK_SIZE,
+        len: 2 * superblock.journal_blocks * BLOCK_SIZE,
+    };
+    // No checkpoint can be read back, and the journal gets full.
+    let unreadable = FaultPlan::new(1).rule(FaultOn::Read, journal, Fault::Eio);
+    device.set_faults(Some(unreadable));
+    let full = (0..2000).any(|_| {
+        let touch = SetAttributes::default();
+        before.fs.set_attributes(LavaFs::ROOT, &touch).unwrap();
+        before.fs.commit().is_err()
+    });
+    assert!(full);
+    // The cut must be durable before its block is written again.
+    let cut = Changes {
+        size: Some(1),
+        ..Changes::default()
+    };
+    before.set_attributes(ME, INodeNo(ino.0), &cut).unwrap();
+    before.write(handle, 1, b"BCDE", 0).unwrap();
+    before.commit(true).unwrap_err();
+    device.set_faults(None);
+    before.commit(true).unwrap();
+    let after = mount(&Arc::new(device.crash(1)), false);
+    assert_eq!(size(&after, ino), 5);
 }
 
 #[test]
