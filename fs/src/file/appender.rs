@@ -152,8 +152,8 @@ impl OpenFile {
                 // A reader takes all behind the first byte in flight from memory.
                 self.finish_behind(appender, 0)?;
                 let (whole, rest) = data.split_at(align_down(data.len() as u64, unit) as usize);
-                appender.extend_check(end, whole);
                 self.write_runs(appender, end, whole, Durability::Volatile)?;
+                appender.extend_check(end, whole);
                 self.tail.write().start = end + whole.len() as u64;
                 appender.synced_end = end + whole.len() as u64;
                 data = rest;
