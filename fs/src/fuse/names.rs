@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::{
     BLOCK_SIZE, CreateOptions, Error, FileKind, FileSystem, Ino, Ownership, RenameMode,
@@ -322,13 +321,7 @@ impl Mount {
         let mut outcome = Ok(());
         if files {
             for file in self.files.unsynced() {
-                file.unsynced.store(false, Ordering::Release);
-                self.drain(&file);
-                let synced = file.file.fsync();
-                if synced.is_err() {
-                    file.mark_unsynced();
-                }
-                outcome = outcome.and(synced);
+                outcome = outcome.and(self.sync_present(&file, false));
             }
         }
         outcome.and(self.fs.commit())
