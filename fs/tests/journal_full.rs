@@ -186,3 +186,30 @@ fn an_append_that_failed_takes_nothing_from_the_next_sync() {
     let file = after.open(Path::new("/file")).unwrap();
     assert_eq!(file.size(), FileSize::Exact(5096));
 }
+
+/// An append that failed in its middle left its first part in the file.
+#[test]
+fn an_append_that_failed_leaves_nothing_in_the_file() {
+    let device = device();
+    let fs = mount(&device);
+    let file = create(&fs, "/file").unwrap();
+    file.append(&[1; 5000]).unwrap();
+    file.fsync().unwrap();
+    device.set_faults(Some(unreadable_journal()));
+    commit_until_refused(&fs);
+    file.truncate(100).unwrap();
+    file.append(&[2; 50]).unwrap();
+    file.append(&vec![3; 600 << 10]).unwrap_err();
+    assert_eq!(file.size(), FileSize::Exact(150));
+    device.set_faults(None);
+    file.append(&[4; 50]).unwrap();
+    file.fsync().unwrap();
+    let after = mount(&Arc::new(device.crash(1)));
+    let file = after.open(Path::new("/file")).unwrap();
+    let mut bytes = [0; 300];
+    assert_eq!(file.read_at(0, &mut bytes).unwrap(), 200);
+    let parts = [&bytes[..100], &bytes[100..150], &bytes[150..200]];
+    for (part, byte) in parts.into_iter().zip([1, 2, 4]) {
+        assert!(part.iter().all(|&found| found == byte), "{byte}");
+    }
+}
