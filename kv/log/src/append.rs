@@ -114,8 +114,8 @@ impl Inner {
     }
 
     fn admit(&self, building: &Building, item: &Pending) -> Outcome {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
+        if self.closed.get().is_some() {
+            return Err(self.ended());
         }
         let mut last = HashMap::new();
         let mut admissions = Vec::with_capacity(item.appends.len());

@@ -36,6 +36,18 @@ pub(crate) struct DataFile {
     pub(crate) generation: u64,
 }
 
+impl DataFile {
+    /// Reads the record of `entry` as a whole into `bytes`, unless `read` says that it is there: behind the
+    /// certain part of a size that nobody has settled since a crash. Checksums tell what is read there.
+    pub(crate) fn read_rest(&self, entry: Entry, bytes: &mut [u8], read: usize) -> Result<usize> {
+        if read == bytes.len() {
+            return Ok(read);
+        }
+        let offset = u64::from(entry.offset);
+        Ok(self.file.read_unverified(offset, bytes)?)
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     file: Arc<DataFile>,

@@ -84,6 +84,9 @@ pub enum Error {
     /// The engine was closed.
     #[error("the log engine is closed")]
     Closed,
+    /// The engine was opened for reading alone.
+    #[error("the log engine was opened for reading alone")]
+    ReadOnly,
     /// An argument is out of range.
     #[error("invalid argument: {what}")]
     Invalid {

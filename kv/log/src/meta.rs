@@ -287,12 +287,21 @@ impl MetaLog {
     }
 }
 
-/// The operations of one file up to its tail, and whether its snapshot is whole.
+/// Where a file of the metalog ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MetaEnd {
+    pub(crate) number: u32,
+    pub(crate) len: u64,
+    pub(crate) durable_len: u64,
+    pub(crate) sealed: bool,
+}
+
+/// The operations of one file up to its tail and where that is; `None` if its snapshot is not whole.
 pub(crate) fn read_meta_file(
     fs: &FileSystemRef,
     path: &Path,
     number: u32,
-) -> Result<(Vec<MetaOp>, bool)> {
+) -> Result<Option<(Vec<MetaOp>, MetaEnd)>> {
     let mut reader = GroupReader::open(fs.open(path)?, path)?;
     if reader.tag().is_some_and(|tag| tag != u64::from(number)) {
         return Err(Error::corrupt(path, 0, "the file has another file's name"));
@@ -308,7 +317,13 @@ pub(crate) fn read_meta_file(
             ops.extend(op);
         }
     }
-    Ok((ops, whole))
+    let end = MetaEnd {
+        number,
+        len: reader.valid_len(),
+        durable_len: reader.durable_len(),
+        sealed: reader.is_closed(),
+    };
+    Ok(whole.then_some((ops, end)))
 }
 
 pub(crate) fn meta_path(dir: &Path, number: u32) -> PathBuf {

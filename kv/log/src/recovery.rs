@@ -17,10 +17,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use lavafs::FileSystemRef;
+use lavafs::{FileLock, FileSystemRef};
 use parking_lot::{Mutex, RwLock};
 
 use crate::commit::GroupCommit;
@@ -29,7 +29,7 @@ use crate::engine::{Inner, Names};
 use crate::error::{Error, Result};
 use crate::group::{GroupReader, GroupWriter};
 use crate::index::Entry;
-use crate::meta::{MetaLog, MetaOp, meta_path, read_meta_file};
+use crate::meta::{MetaEnd, MetaLog, MetaOp, meta_path, read_meta_file};
 use crate::options::LogOptions;
 use crate::record::{
     DirectoryBuilder, DirectoryEntry, SECTION_DIRECTORY, SECTION_RECORDS, parse_directory,
@@ -42,19 +42,10 @@ use lavafs::codec::Decoder;
 pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Result<Inner> {
     fs.create_dir_all(dir)?;
     let lock = fs.lock(&dir.join("LOCK"))?;
-    let (meta_numbers, data_numbers) = list_files(&fs, dir)?;
-    let mut namespace = read_namespace(&fs, dir, &meta_numbers, data_numbers.is_empty())?;
-    let mut scanned = Vec::new();
-    for number in &data_numbers {
-        scanned.push(read_data_file(&fs, dir, *number)?);
-    }
-    check_sealed_in_order(&scanned)?;
-    namespace.place_records(&scanned)?;
-
+    let found = Found::read(&fs, dir)?;
     let files = FileTable::default();
-    let next_file = data_numbers.last().map_or(1, |last| last + 1);
-    let mut datalog = DataLog::new(dir, options.data_file_size, next_file);
-    for data in scanned {
+    let mut datalog = DataLog::new(dir, options.data_file_size, found.next_file());
+    for data in found.data {
         let number = data.number;
         match data.finish(&fs) {
             Ok(Some(file)) => files.add(number, file, true),
@@ -68,33 +59,84 @@ pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Re
             Err(error) => return Err(error),
         }
     }
-    let next_meta = meta_numbers.last().map_or(1, |last| last + 1);
-    let next_log = namespace.next_log;
-    let names = namespace.build(&files);
-    let inner = Inner {
-        commit: GroupCommit::new(),
-        data: Mutex::new(datalog),
-        meta: Mutex::new(None),
-        names: RwLock::new(names.0),
-        files,
-        next_op: AtomicU64::new(names.1),
-        durable: AtomicU64::new(0),
-        closed: AtomicBool::new(false),
-        fs,
-        dir: dir.to_path_buf(),
-        options: options.clone(),
-        _lock: lock,
-    };
+    let next_meta = found.meta_numbers.last().map_or(1, |last| last + 1);
+    let next_log = found.namespace.next_log;
+    let names = found.namespace.build(&files);
+    let inner = Inner::new(fs, dir, options, Some(lock), datalog, files, names);
     let snapshot = inner.snapshot(next_log);
     let meta = MetaLog::begin(&inner.fs, dir, next_meta, next_log, &snapshot)?;
     *inner.meta.lock() = Some(meta);
-    for number in meta_numbers {
+    for number in found.meta_numbers {
         inner.fs.unlink(&meta_path(dir, number))?;
     }
     // Behind the metalog: a file that is appended to takes space ahead.
     let durable = inner.data.lock().sync()?;
     inner.durable.store(durable, Ordering::Release);
     Ok(inner)
+}
+
+impl Inner {
+    /// An engine of what was recovered, without a metalog. Nobody can change one that has no `lock`.
+    pub(crate) fn new(
+        fs: FileSystemRef,
+        dir: &Path,
+        options: &LogOptions,
+        lock: Option<FileLock>,
+        datalog: DataLog,
+        files: FileTable,
+        (names, next_op): (Names, u64),
+    ) -> Inner {
+        let closed = match lock {
+            Some(_) => OnceLock::new(),
+            None => OnceLock::from(Ok(())),
+        };
+        Inner {
+            fs,
+            dir: dir.to_path_buf(),
+            options: options.clone(),
+            commit: GroupCommit::new(),
+            data: Mutex::new(datalog),
+            meta: Mutex::new(None),
+            names: RwLock::new(names),
+            files,
+            next_op: AtomicU64::new(next_op),
+            durable: AtomicU64::new(0),
+            closed,
+            lock,
+        }
+    }
+}
+
+/// What the files of an engine hold.
+pub(crate) struct Found {
+    pub(crate) meta_numbers: Vec<u32>,
+    pub(crate) data: Vec<Scanned>,
+    pub(crate) namespace: Namespace,
+}
+
+impl Found {
+    /// Reads and judges everything, and changes nothing.
+    pub(crate) fn read(fs: &FileSystemRef, dir: &Path) -> Result<Found> {
+        let (meta_numbers, data_numbers) = list_files(fs, dir)?;
+        // The datalog first: an owner who is at work makes a log before its records.
+        let mut data = Vec::new();
+        for number in &data_numbers {
+            data.push(read_data_file(fs, dir, *number)?);
+        }
+        let mut namespace = read_namespace(fs, dir, &meta_numbers, data.is_empty())?;
+        check_sealed_in_order(&data)?;
+        namespace.place_records(&data)?;
+        Ok(Found {
+            meta_numbers,
+            data,
+            namespace,
+        })
+    }
+
+    /// The number of the next file of the datalog.
+    pub(crate) fn next_file(&self) -> u32 {
+        self.data.last().map_or(1, |last| last.number + 1)
+    }
 }
 
 /// The numbers of the files of the metalog and of the datalog, ascending.
@@ -119,10 +161,12 @@ fn list_files(fs: &FileSystemRef, dir: &Path) -> Result<(Vec<u32>, Vec<u32>)> {
 }
 
 #[derive(Default)]
-struct Namespace {
+pub(crate) struct Namespace {
     path: PathBuf,
+    /// Of the file that holds; `None` for an engine that was never opened.
+    pub(crate) end: Option<MetaEnd>,
     logs: BTreeMap<u64, Recovered>,
-    next_log: u64,
+    pub(crate) next_log: u64,
     next_op: u64,
 }
 
@@ -140,10 +184,10 @@ fn read_namespace(
 ) -> Result<Namespace> {
     for number in numbers.iter().rev() {
         let path = meta_path(dir, *number);
-        let (ops, whole) = read_meta_file(fs, &path, *number)?;
-        if whole {
+        if let Some((ops, end)) = read_meta_file(fs, &path, *number)? {
             let mut namespace = Namespace {
                 path,
+                end: Some(end),
                 next_log: 1,
                 next_op: 1,
                 ..Namespace::default()
@@ -298,7 +342,7 @@ impl Namespace {
     }
 
     /// Builds the indexes and counts live records; also the next operation number.
-    fn build(self, files: &FileTable) -> (Names, u64) {
+    pub(crate) fn build(self, files: &FileTable) -> (Names, u64) {
         let mut names = Names::default();
         let mut live: HashMap<u32, u64> = HashMap::new();
         for recovered in self.logs.into_values() {
@@ -328,16 +372,18 @@ impl Namespace {
 }
 
 /// What was found in one data file.
-struct Scanned {
-    number: u32,
-    path: PathBuf,
+pub(crate) struct Scanned {
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
     generation: u64,
-    records: Vec<DirectoryEntry>,
+    pub(crate) records: Vec<DirectoryEntry>,
+    /// Bytes up to the end of the last valid group.
+    pub(crate) len: u64,
     /// The directory was read, or seen behind all records: none is missing.
     complete: bool,
     /// Present if the file is to be sealed.
-    unsealed: Option<GroupReader>,
-    file: lavafs::FileRef,
+    pub(crate) unsealed: Option<GroupReader>,
+    pub(crate) file: lavafs::FileRef,
 }
 
 fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned> {
@@ -351,6 +397,7 @@ fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned
         number,
         generation: reader.generation(),
         records: Vec::new(),
+        len: file.size().upper(),
         complete: true,
         unsealed: None,
         file,
@@ -362,6 +409,7 @@ fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned
     }
     let mut reader = GroupReader::open(scanned.file.clone(), &scanned.path)?;
     scanned.complete = scan_groups(&mut reader, &mut scanned.records)?;
+    scanned.len = reader.valid_len();
     if !reader.is_closed() {
         scanned.unsealed = Some(reader);
     }
@@ -474,7 +522,7 @@ impl Scanned {
         directory
     }
 
-    fn into_file(self) -> DataFile {
+    pub(crate) fn into_file(self) -> DataFile {
         DataFile {
             file: self.file,
             path: self.path,
