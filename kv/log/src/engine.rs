@@ -272,7 +272,8 @@ impl Log {
     /// # Errors
     /// [`Error::Trimmed`] below the floor; [`Error::Duplicate`] or [`Error::OutOfOrder`] as the
     /// mode says; [`Error::Deleted`]; [`Error::Invalid`] for data of about 1 GiB or more. An
-    /// error of the filesystem is final: no append succeeds after it.
+    /// error of the filesystem is final: no append succeeds after it. Want of space is not, and
+    /// ends with what a trim gives back; the record may be there all the same.
     pub fn append(&self, lsn: u64, data: &[u8], sync: bool) -> Result<Appended> {
         let append = PendingAppend {
             log: self.state.clone(),

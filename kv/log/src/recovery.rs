@@ -6,10 +6,10 @@
 //! 3. A record counts if its log is there, its LSN is not below the floor, and no truncation to a
 //!    later epoch covers it. Of several with one LSN the operation number decides. The place of
 //!    a record among files says nothing.
-//! 4. A data file that was not sealed is cut at its last valid group and sealed, a new file of
-//!    the metalog is begun with a snapshot, and the older ones are removed. A crash before any
-//!    of these steps leaves what was there before; they can be done again. Where there is no space to
-//!    seal the file, appends go on in it.
+//! 4. A data file that was not sealed is cut at its last valid group, a new file of the metalog is
+//!    begun with a snapshot, the older ones are removed, and the data file is sealed. A crash before
+//!    any of these steps leaves what was there before; they can be done again. Where there is no space
+//!    to seal the file, appends go on in it.
 //!
 //! Invariant: only the last data file with records can be unsealed; if another one ends without
 //! its directory, records that were durable are missing, and that is corruption. Nothing is
@@ -47,16 +47,8 @@ pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Re
     let mut datalog = DataLog::new(dir, options.data_file_size, found.next_file());
     for data in found.data {
         let number = data.number;
-        match data.finish(&fs) {
-            Ok(Some(file)) => files.add(number, file, true),
-            Ok(None) => {}
-            Err(Error::Fs(lavafs::Error::NoSpace { .. })) => {
-                let data = read_data_file(&fs, dir, number)?;
-                if let Some((file, sealed)) = data.go_on(&fs, &mut datalog)? {
-                    files.add(number, file, sealed);
-                }
-            }
-            Err(error) => return Err(error),
+        if let Some((file, sealed)) = data.finish(&fs, &mut datalog)? {
+            files.add(number, file, sealed);
         }
     }
     let next_meta = found.meta_numbers.last().map_or(1, |last| last + 1);
@@ -69,9 +61,15 @@ pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Re
     for number in found.meta_numbers {
         inner.fs.unlink(&meta_path(dir, number))?;
     }
-    // Behind the metalog: a file that is appended to takes space ahead.
-    let durable = inner.data.lock().sync()?;
+    // Behind the metalog, which must have space: what gives space back needs an open engine.
+    let mut data = inner.data.lock();
+    match data.seal(&inner.files) {
+        Err(error) if error.is_no_space() => {}
+        other => other?,
+    }
+    let durable = data.sync()?;
     inner.durable.store(durable, Ordering::Release);
+    drop(data);
     Ok(inner)
 }
 
@@ -483,35 +481,32 @@ fn check_sealed_in_order(files: &[Scanned]) -> Result<()> {
 }
 
 impl Scanned {
-    /// Seals the file if it is not, or removes it if it never got a header.
-    fn finish(self, fs: &FileSystemRef) -> Result<Option<DataFile>> {
-        if let Some(reader) = &self.unsealed {
-            if reader.tag().is_none() {
-                fs.unlink(&self.path)?;
-                return Ok(None);
-            }
-            tracing::info!(
-                file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
-                "sealing a file that was being written at the crash"
-            );
-            seal_with(GroupWriter::resume(reader)?, &self.directory())?;
+    /// Makes the file ready for use, or removes it if nothing was recorded before its crash. One that was
+    /// being written at the crash is given to `datalog`. Also whether it is sealed.
+    fn finish(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
+        let Some(reader) = &self.unsealed else {
+            return Ok(Some((self.into_file(), true)));
+        };
+        if self.records.is_empty() {
+            fs.unlink(&self.path)?;
+            return Ok(None);
         }
-        Ok(Some(self.into_file()))
-    }
-
-    /// On a device where the file's directory has no space: the next append goes to it, or it is removed
-    /// if it has no record. What gives space back needs an open engine. Also whether it is sealed.
-    fn go_on(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
-        let sealed = self.unsealed.is_none();
-        if let Some(reader) = &self.unsealed {
-            if self.records.is_empty() {
-                fs.unlink(&self.path)?;
-                return Ok(None);
-            }
-            let writer = GroupWriter::resume(reader)?;
-            datalog.resume(self.number, writer, self.directory());
+        tracing::info!(
+            file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
+            "sealing a file that was being written at the crash"
+        );
+        let mut writer = GroupWriter::resume(reader)?;
+        let directory = self.directory();
+        if !self.complete {
+            datalog.resume(self.number, writer, directory);
+            return Ok(Some((self.into_file(), false)));
         }
-        Ok(Some((self.into_file(), sealed)))
+        // It was sealed once and is not appended to, though its end is damaged and finds no space.
+        match seal_with(&mut writer, &directory) {
+            Err(error) if error.is_no_space() => {}
+            other => other?,
+        }
+        Ok(Some((self.into_file(), true)))
     }
 
     fn directory(&self) -> DirectoryBuilder {
