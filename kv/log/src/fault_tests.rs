@@ -1,7 +1,8 @@
-//! What failures leave: want of space, which ends, failed syncs, which do not.
+//! What failures leave: want of space, which ends, failed syncs, which do not, and a crash in the middle of a seal.
 
-use lavafs::FileSystemRef;
+use lavafs::{FileSize, FileSystem, FileSystemRef};
 
+use crate::look_tests::open_after_a_look;
 use crate::tests::{DENSE, data, dir, entries, mem, open, sparse};
 use crate::*;
 
@@ -187,4 +188,39 @@ fn records_stay_until_those_that_replaced_them_are_durable() {
     let log = open(&fs).unwrap().open_log("a").unwrap();
     assert_eq!(entries(&log).len(), 15);
     assert_eq!(log.read(1).unwrap(), data(1, 0, 4500));
+}
+
+/// A crash came between a file's closing group and its size: the file counted as sealed with a size that nobody
+/// settled, and what lies behind the size that was certain could not be read, ever again.
+#[test]
+fn a_file_whose_seal_outlived_its_size_is_read_and_gets_its_size() {
+    let (mem, fs) = mem();
+    let engine = open(&fs).unwrap();
+    let log = engine.create("a", DENSE).unwrap();
+    for lsn in 0..10 {
+        log.append(lsn, &data(lsn, 0, 3000), true).unwrap();
+    }
+    // The directory is synced, its closing group is not.
+    mem.fail_syncs_after(1);
+    assert!(engine.close().is_err());
+    let path = dir().join("data-00000001.log");
+    // What LavaFS knows of such a file's size is older still.
+    let after = mem.crash(|_, _, _| ());
+    after.lower_size(&path, 4096);
+    let fs: FileSystemRef = after.clone();
+    assert!(matches!(
+        after.contents()[&path].1,
+        FileSize::Between { .. }
+    ));
+    let engine = open_after_a_look(&after, &fs);
+    assert!(matches!(after.contents()[&path].1, FileSize::Exact(_)));
+    let log = engine.open_log("a").unwrap();
+    for lsn in 0..10 {
+        assert_eq!(log.read(lsn).unwrap(), data(lsn, 0, 3000));
+    }
+    drop((log, engine));
+    let before = after.counters();
+    open(&fs).unwrap();
+    let read = (after.counters() - before).read_bytes;
+    assert!(read < 10_000, "its payload is not read again: {read}");
 }

@@ -49,6 +49,8 @@ mod stats;
 mod sync;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod look_tests;

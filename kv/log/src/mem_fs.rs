@@ -101,6 +101,14 @@ impl MemFs {
         change(&mut file.state.lock().bytes);
     }
 
+    /// Of the size of a file that is uncertain, less is certain.
+    pub(crate) fn lower_size(&self, path: &Path, lower: usize) {
+        let file = self.files.lock()[path].clone();
+        let mut state = file.state.lock();
+        assert!(state.between.is_some() && lower <= state.synced);
+        state.synced = lower;
+    }
+
     /// From now on a sync takes this long, as on a device.
     pub(crate) fn slow_syncs(&self, us: u64) {
         self.shared.sync_us.store(us, Ordering::SeqCst);

@@ -9,7 +9,8 @@
 //! 4. A data file that was not sealed is cut at its last valid group, a new file of the metalog is
 //!    begun with a snapshot, the older ones are removed, and the data file is sealed. A crash before
 //!    any of these steps leaves what was there before; they can be done again. Where there is no space
-//!    to seal the file, appends go on in it.
+//!    to seal the file, appends go on in it. One whose seal is there while its size is uncertain gets
+//!    that size: a crash came between the two.
 //!
 //! Invariant: only the last data file with records can be unsealed; if another one ends without
 //! its directory, records that were durable are missing, and that is corruption. Nothing is
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use lavafs::{FileLock, FileSystemRef};
+use lavafs::{FileLock, FileSize, FileSystemRef};
 use parking_lot::{Mutex, RwLock};
 
 use crate::commit::GroupCommit;
@@ -485,6 +486,9 @@ impl Scanned {
     /// being written at the crash is given to `datalog`. Also whether it is sealed.
     fn finish(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
         let Some(reader) = &self.unsealed else {
+            if let FileSize::Between { .. } = self.file.size() {
+                self.file.settle(self.len)?;
+            }
             return Ok(Some((self.into_file(), true)));
         };
         if self.records.is_empty() {
