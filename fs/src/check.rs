@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::superblock::Superblock;
 use crate::fs::LavaFs;
-use crate::meta::recovery::{Recovered, recover};
+use crate::meta::recovery::{Recovered, check_owner, recover};
 use crate::meta::tables::Tables;
 use crate::mkfs::{write_block, write_superblock};
 use crate::types::BLOCK_SIZE;
@@ -27,9 +27,11 @@ pub enum CheckMode {
     /// Nothing (`-n`).
     #[default]
     ReadOnly,
-    /// What is safe without asking (`-p`): damaged copies, orphans.
+    /// What is safe without asking (`-p`): damaged copies, orphans. Refused where a process of another machine may
+    /// have it mounted.
     Preen,
-    /// Everything that can be repaired (`-y`), even where it loses what cannot be read.
+    /// Everything that can be repaired (`-y`), even where it loses what cannot be read, or takes over from another
+    /// machine.
     Yes,
 }
 
@@ -78,7 +80,7 @@ impl CheckReport {
 /// Checks the filesystem on `device`, which nobody may have mounted read-write.
 ///
 /// # Errors
-/// `NotLavaFs`, `Unsupported` (to repair what this program may only read, too), `Io`. A filesystem whose metadata cannot be read at all is a report
+/// `NotLavaFs`, `Unsupported` (to repair what this program may only read, too), `InUse`, `Io`. A filesystem whose metadata cannot be read at all is a report
 /// with that problem, not an error.
 pub fn check(device: Arc<dyn BlockDevice>, mode: CheckMode) -> Result<CheckReport> {
     let disk = Disk::new(device.clone());
@@ -96,6 +98,9 @@ pub fn check(device: Arc<dyn BlockDevice>, mode: CheckMode) -> Result<CheckRepor
         let what =
             format!("repairing what has ro_compat features {features:#x} of a newer program");
         return Err(Error::Unsupported { what });
+    }
+    if mode == CheckMode::Preen {
+        check_owner(&disk)?;
     }
     repair(&device, recovered, mode, &mut report)?;
     Ok(report)
@@ -262,7 +267,33 @@ fn clear_damaged_journal(device: &dyn BlockDevice, recovered: &Recovered) -> Res
 mod tests {
     use super::*;
     use crate::device::SimDevice;
+    use crate::format::owner::Owner;
+    use crate::format::superblock::OWNER_BLOCK;
     use crate::{MkfsOptions, mkfs};
+
+    /// A mount refuses it; `fsck -p`, as a boot runs it, changed it under the machine that had it mounted.
+    #[test]
+    fn what_another_machine_may_have_mounted_is_repaired_only_by_force() {
+        let device = Arc::new(SimDevice::new(4 << 20, 512));
+        mkfs(&*device, &MkfsOptions::default()).unwrap();
+        let owner = Owner {
+            host: "another machine".to_owned(),
+            ..Owner::this_process(0)
+        };
+        let durably = Durability::Durable;
+        write_block(&*device, OWNER_BLOCK, &owner.encode(), durably).unwrap();
+        device.flip_bit(BLOCK_SIZE + 100, 0);
+        let before = device.counters();
+        let error = check(device.clone(), CheckMode::Preen).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        assert_eq!((device.counters() - before).write_ios, 0);
+        assert!(
+            !check(device.clone(), CheckMode::Yes)
+                .unwrap()
+                .has_uncorrected()
+        );
+        assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
+    }
 
     #[test]
     fn what_may_only_be_read_is_checked_and_not_repaired() {

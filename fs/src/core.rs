@@ -117,8 +117,11 @@ impl Core {
         }
         let half_full = journal.commit(ticket)?;
         self.release_quarantine()?;
-        if half_full && !self.ask(Work::Checkpoint) {
-            self.checkpoint()?;
+        if half_full
+            && !self.ask(Work::Checkpoint)
+            && let Err(error) = self.checkpoint()
+        {
+            tracing::warn!(%error, "a checkpoint failed, behind a commit that did not");
         }
         Ok(())
     }
@@ -340,8 +343,10 @@ impl Core {
             opened.closing += 1;
         }
         let removed = file.inode.state.read().links == 0;
-        if self.journal().is_ok()
-            && !removed
+        if removed {
+            // Not below, where it would hold up all who create, open or remove.
+            file.await_writes();
+        } else if self.journal().is_ok()
             && let Err(error) = file.write_back()
         {
             tracing::error!(%error, ino = file.ino().0, "what was appended could not be written out at close");

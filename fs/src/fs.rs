@@ -24,7 +24,7 @@ use crate::file::{ReadaheadBudget, WriteBehindBudget, read_batch};
 use crate::format::owner::Owner;
 use crate::format::superblock::{COMPAT_DISCARD, OWNER_BLOCK, Superblock};
 use crate::meta::journal::Journal;
-use crate::meta::recovery::{Recovered, recover, recover_moving};
+use crate::meta::recovery::{Recovered, check_owner, recover, recover_moving};
 use crate::meta::superblocks;
 use crate::meta::tables::{ROOT, Tables};
 use crate::namespace::{Ownership, RenameMode};
@@ -80,7 +80,10 @@ impl LavaFs {
             disk.refuse_changes("it is mounted so");
             return Ok(fs);
         }
-        fs.take_ownership(options.take_over)?;
+        if !options.take_over {
+            check_owner(&disk)?;
+        }
+        fs.write_owner(&Owner::this_process(fs.core.now_ns()))?;
         superblocks::write(&disk, &fs.superblock(), &bad_copies)?;
         fs.remove_orphans();
         fs.core.checkpoint()?;
@@ -155,24 +158,6 @@ impl LavaFs {
         LavaFs {
             core: Arc::new(core),
         }
-    }
-
-    /// Writes the owner record, unless a living process of another machine may own the device.
-    fn take_ownership(&self, take_over: bool) -> Result<()> {
-        let disk = &self.core.disk;
-        let mut block = AlignedBuf::zeroed(BLOCK_SIZE as usize);
-        disk.read(OWNER_BLOCK * BLOCK_SIZE, &mut block)?;
-        let me = Owner::this_process(self.core.now_ns());
-        if let Some(owner) = Owner::decode(&block)
-            && owner.host != me.host
-            && !take_over
-        {
-            return Err(Error::InUse {
-                target: disk.name().to_owned(),
-                owner: format!("{owner}, which did not unmount it (take over if it is gone)"),
-            });
-        }
-        self.write_owner(&me)
     }
 
     fn write_owner(&self, owner: &Owner) -> Result<()> {

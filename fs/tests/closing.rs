@@ -106,6 +106,38 @@ fn a_close_that_comes_late_does_not_cut_what_was_synced_meanwhile() {
     assert_eq!(&bytes, b"firstsecondthird");
 }
 
+/// A file was opened anew while its last close wrote it out. The size that the close enqueued was not
+/// durable, and the new handle's fdatasync did not make it so, since nothing was appended behind it: a crash brought the
+/// size of the last commit back, as exact, without bytes that were synced.
+#[test]
+fn a_sync_makes_the_size_durable_that_a_close_beside_it_enqueued() {
+    let device = formatted();
+    let gated = Gated::new(&device);
+    let fs = mount(&gated, false);
+    let path = Path::new("/file");
+    let first = fs.create(path, &CreateOptions::default()).unwrap();
+    first.append(b"first").unwrap();
+    first.fsync().unwrap();
+    first.append(b"second").unwrap();
+    let [journal, idle] = regions(&device, REGION_BLOCKS);
+    let late = std::thread::scope(|scope| {
+        gated.close(journal.end.max(idle.end)..16 << 20);
+        scope.spawn(|| drop(first));
+        gated.await_waiter();
+        let late = fs.open(path).unwrap();
+        gated.open();
+        late
+    });
+    late.fdatasync().unwrap();
+
+    let crashed = Arc::new(device.crash(1));
+    let fs = mount(&Gated::new(&crashed), false);
+    let file = fs.open(path).unwrap();
+    let mut bytes = [0; 11];
+    assert_eq!(file.read_unverified(0, &mut bytes).unwrap(), 11);
+    assert_eq!(&bytes, b"firstsecond");
+}
+
 /// The background thread, told by its commit that the journal is half full, asked for a checkpoint; the
 /// unmount held the lock for that and waited for the thread to end.
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{formatted, mount};
-use lavafs::device::SimDevice;
+use lavafs::device::{AlignedBuf, Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use lavafs::{
     BLOCK_SIZE, CheckMode, CreateOptions, Error, FileRef, FileSize, FileSystem, LavaFs,
     MkfsOptions, check,
@@ -49,6 +49,24 @@ fn fill(fs: &LavaFs) {
         matches!(outcome, Err(Error::NoSpace { .. }))
     });
     assert!(refused.is_some(), "the journal takes any number of extents");
+}
+
+/// No checkpoint can be read back.
+fn unreadable_journal() -> FaultPlan {
+    let journal = FaultWhen::Within {
+        offset: 3 * BLOCK_SIZE,
+        len: 2 * 64 * BLOCK_SIZE,
+    };
+    FaultPlan::new(1).rule(FaultOn::Read, journal, Fault::Eio)
+}
+
+/// Commits files one by one until the journal is full, and returns how many it took.
+fn commit_until_refused(fs: &LavaFs) -> usize {
+    let refused = (0..).find(|at| {
+        drop(create(fs, &format!("/{at}")).unwrap());
+        fs.commit().is_err()
+    });
+    refused.unwrap()
 }
 
 /// A close wrote out what was buffered, found no room in the journal for the extent, and logged it:
@@ -126,4 +144,72 @@ fn opening_and_closing_files_does_not_use_the_journal_up() {
     }
     create(&fs, "/another").unwrap().append(&[1]).unwrap();
     fs.unmount().unwrap();
+}
+
+/// Without a thread in the background the commit that finds the journal half full makes a checkpoint. Its failure was
+/// returned as the commit's, though what that had been asked for was durable.
+#[test]
+fn a_commit_fails_only_where_it_made_nothing_durable() {
+    let device = device();
+    let fs = mount(&device);
+    device.set_faults(Some(unreadable_journal()));
+    let durable = || {
+        let after = mount(&Arc::new(device.crash(1)));
+        after.list(Path::new("/")).unwrap().len()
+    };
+    let refused = commit_until_refused(&fs);
+    assert_eq!(durable(), refused);
+    device.set_faults(None);
+    fs.commit().unwrap();
+    assert_eq!(durable(), refused + 1);
+}
+
+/// A long append that failed before anything was written counted in the checksum over what the next fsync covers, so that
+/// recovery did not believe that one's size: synced bytes were lost.
+#[test]
+fn an_append_that_failed_takes_nothing_from_the_next_sync() {
+    let device = device();
+    let fs = mount(&device);
+    let file = create(&fs, "/file").unwrap();
+    file.append(&[1; 5000]).unwrap();
+    file.fsync().unwrap();
+    device.set_faults(Some(unreadable_journal()));
+    commit_until_refused(&fs);
+    // The cut must be durable before anything is written behind it.
+    file.truncate(4096).unwrap();
+    file.append(&AlignedBuf::zeroed(64 << 10)).unwrap_err();
+    assert_eq!(file.size(), FileSize::Exact(4096));
+    device.set_faults(None);
+    file.append(&[2; 1000]).unwrap();
+    file.fsync().unwrap();
+    let after = mount(&Arc::new(device.crash(1)));
+    let file = after.open(Path::new("/file")).unwrap();
+    assert_eq!(file.size(), FileSize::Exact(5096));
+}
+
+/// An append that failed in its middle left its first part in the file.
+#[test]
+fn an_append_that_failed_leaves_nothing_in_the_file() {
+    let device = device();
+    let fs = mount(&device);
+    let file = create(&fs, "/file").unwrap();
+    file.append(&[1; 5000]).unwrap();
+    file.fsync().unwrap();
+    device.set_faults(Some(unreadable_journal()));
+    commit_until_refused(&fs);
+    file.truncate(100).unwrap();
+    file.append(&[2; 50]).unwrap();
+    file.append(&vec![3; 600 << 10]).unwrap_err();
+    assert_eq!(file.size(), FileSize::Exact(150));
+    device.set_faults(None);
+    file.append(&[4; 50]).unwrap();
+    file.fsync().unwrap();
+    let after = mount(&Arc::new(device.crash(1)));
+    let file = after.open(Path::new("/file")).unwrap();
+    let mut bytes = [0; 300];
+    assert_eq!(file.read_at(0, &mut bytes).unwrap(), 200);
+    let parts = [&bytes[..100], &bytes[100..150], &bytes[150..200]];
+    for (part, byte) in parts.into_iter().zip([1, 2, 4]) {
+        assert!(part.iter().all(|&found| found == byte), "{byte}");
+    }
 }

@@ -7,7 +7,9 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, OpenMode, create_image, open};
+use lavafs::device::{
+    AlignedBuf, Fault, FaultOn, FaultPlan, FaultWhen, OpenMode, create_image, open,
+};
 use lavafs::{
     CheckMode, CreateOptions, FileRef, FileSystem, LavaFs, MkfsOptions, MountOptions, check, mkfs,
 };
@@ -88,6 +90,42 @@ fn a_file_has_eight_buffers_in_flight_at_most_and_a_mount_what_its_option_says()
     assert!((fs.counters() - before).write_bytes >= 3 * BUFFER);
 }
 
+/// A long append in aligned memory went straight to the device beside buffers in flight; a reader across both
+/// got nothing at all for its bytes, and no error.
+#[test]
+fn what_is_written_at_once_beside_what_is_in_flight_reads_back() {
+    let device = formatted(64 << 20, &MkfsOptions::default());
+    let fs = mount(&device);
+    let file = create(&fs, "/file");
+    let bytes = pattern(4 * BUFFER, 1);
+    append(&file, &bytes[..BUFFER as usize]);
+    let mut aligned = AlignedBuf::zeroed(BUFFER as usize);
+    aligned.copy_from_slice(&bytes[BUFFER as usize..2 * BUFFER as usize]);
+    file.append(&aligned).unwrap();
+    append(&file, &bytes[2 * BUFFER as usize..]);
+    assert!(contents(&file) == bytes);
+}
+
+/// The same where other files took the shares that the file had needed to go on with as much in flight.
+#[test]
+fn what_found_no_share_beside_what_is_in_flight_reads_back() {
+    let device = formatted(64 << 20, &MkfsOptions::default());
+    let fs = mount(&device);
+    let file = create(&fs, "/file");
+    let mut bytes = pattern(8 * BUFFER, 1);
+    append(&file, &bytes);
+    let others: Vec<FileRef> = (0..2).map(|n| create(&fs, &format!("/{n}"))).collect();
+    for other in &others {
+        append(other, &pattern(8 * BUFFER, 3));
+    }
+    for round in 0..4 {
+        let more = pattern(BUFFER, round);
+        append(&file, &more);
+        bytes.extend_from_slice(&more);
+        assert!(contents(&file) == bytes, "round {round}");
+    }
+}
+
 #[test]
 fn a_failed_write_behind_fails_the_sync_and_every_change_after_it() {
     let device = formatted(64 << 20, &MkfsOptions::default());
@@ -112,6 +150,32 @@ fn a_failed_write_behind_fails_the_sync_and_every_change_after_it() {
     let mut bytes = vec![0; BUFFER as usize];
     file.read_at(0, &mut bytes).unwrap();
     assert!(bytes == pattern(BUFFER, 1));
+}
+
+/// A buffer whose write had failed was forgotten, and readers were given what the device held in its
+/// place: the bytes of a file that had been removed.
+#[test]
+fn bytes_whose_write_failed_are_not_read_from_the_device() {
+    let device = formatted(64 << 20, &MkfsOptions::default());
+    let fs = mount(&device);
+    let gone = create(&fs, "/gone");
+    append(&gone, &pattern(8 * BUFFER, 1));
+    gone.fsync().unwrap();
+    drop(gone);
+    fs.unlink(Path::new("/gone")).unwrap();
+    fs.commit().unwrap();
+    for failing in 0..3 {
+        let device = Arc::new(device.duplicate());
+        let fs = mount(&device);
+        let file = create(&fs, "/file");
+        let bytes = pattern(3 * BUFFER, 2);
+        append(&file, &bytes);
+        let fails_once =
+            FaultPlan::new(1).rule(FaultOn::Write, FaultWhen::Nth(failing), Fault::Eio);
+        device.set_faults(Some(fails_once));
+        file.fdatasync().unwrap_err();
+        assert!(contents(&file) == bytes, "write {failing}");
+    }
 }
 
 /// The blocks of a removed or cut file go to other files; a late write would land in those.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 550;
 
 /// Files that are longer, how long they may be, and why.
-const LONG: [(&str, usize, &str); 8] = [
+const LONG: [(&str, usize, &str); 9] = [
     (
         "fs/tests/conformance/mod.rs",
         600,
@@ -44,6 +44,11 @@ const LONG: [(&str, usize, &str); 8] = [
         "kv/tests/api.rs",
         660,
         "one list of what the handle promises",
+    ),
+    (
+        "tools/tests/bench_kv.rs",
+        590,
+        "one list of what db_bench's scripts expect",
     ),
 ];
 

@@ -32,7 +32,7 @@ pub struct Fsck {
     /// Correct what can be corrected without losing anything
     #[arg(short = 'p', long, visible_short_alias = 'a', group = "mode")]
     preen: bool,
-    /// Correct everything that can be corrected
+    /// Correct everything that can be corrected, even where another machine may have it mounted
     #[arg(short = 'y', long, group = "mode")]
     yes: bool,
     /// Print one JSON object

@@ -11,6 +11,7 @@ pub mod fuse;
 pub mod kv_command;
 pub mod lava;
 pub mod log_command;
+mod log_stats;
 pub mod manual;
 pub mod metered;
 pub mod mkfs;

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use lavafs::DirEntry;
-use lavalog::{LogConfig, LogEngine, LogOptions, Mode, ScanItem};
+use lavafs::{DirEntry, FileSystem};
+use lavalog::{LogConfig, LogEngine, LogOptions, LogStats, Mode, ScanItem};
 use serde_json::json;
 
 use crate::cli::{Access, Context, Failure, Outcome, Table, Target, human_count, json_line, line};
+use crate::log_stats;
 
 /// Look at and change logs
 #[derive(Debug, Subcommand)]
@@ -31,7 +32,9 @@ pub enum LogCommand {
     Delete(Named),
     /// List the logs
     Ls(List),
-    /// Read every record of every log and check it; exit code 1 on a problem
+    /// Print figures of both physical logs: what is alive, on disk, dead and durable
+    Stats(List),
+    /// Read every record of every log and check it, changing nothing; exit code 1 on a problem
     Verify(List),
 }
 
@@ -145,7 +148,7 @@ impl LogCommand {
                 Ok(())
             }),
             LogCommand::Append(append) => append.run(),
-            LogCommand::Read(read) => read.at.with(true, |engine| {
+            LogCommand::Read(read) => read.at.look(|engine| {
                 let data = engine.open_log(&read.name)?.read(read.lsn)?;
                 let mut out = std::io::stdout().lock();
                 out.write_all(&data)?;
@@ -159,8 +162,9 @@ impl LogCommand {
             LogCommand::Delete(named) => named
                 .at
                 .with(true, |engine| Ok(engine.delete(&named.name)?)),
-            LogCommand::Ls(list) => list.at.with(true, |engine| list.print(engine)),
-            LogCommand::Verify(list) => list.at.with(true, |engine| list.verify(engine)),
+            LogCommand::Ls(list) => list.at.look(|engine| list.print(engine)),
+            LogCommand::Stats(list) => list.stats(),
+            LogCommand::Verify(list) => list.at.look(|engine| list.verify(engine)),
         }
     }
 }
@@ -172,15 +176,7 @@ impl Where {
         let mounted = self.fs.open(Access::ReadWrite)?;
         mounted.with(|fs, mounted| {
             if existing {
-                let none = |why| {
-                    let at = self.log.display();
-                    Err(Failure::new(format!("no log engine at {at}: {why}")))
-                };
-                match fs.list(&self.log) {
-                    Err(error) if error.is_not_found() => return none("not found"),
-                    Ok(entries) if !entries.iter().any(is_metalog) => return none("no metalog"),
-                    other => other.context(|| self.log.display())?,
-                };
+                self.check_exists(fs)?;
             }
             let options = LogOptions::default();
             let engine = LogEngine::open(Arc::clone(mounted.fs()), &self.log, &options)?;
@@ -190,6 +186,29 @@ impl Where {
             Ok(closed?)
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Opens the engine for reading alone, on a target that nothing is written to.
+    fn look(&self, work: impl FnOnce(&LogEngine) -> Outcome<()>) -> Outcome {
+        let mounted = self.fs.open(Access::ReadOnly)?;
+        mounted.with(|fs, mounted| {
+            self.check_exists(fs)?;
+            let fs = Arc::clone(mounted.fs());
+            work(&LogEngine::open_read_only(fs, &self.log)?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn check_exists(&self, fs: &dyn FileSystem) -> Outcome<()> {
+        let none = |why| {
+            let at = self.log.display();
+            Err(Failure::new(format!("no log engine at {at}: {why}")))
+        };
+        match fs.list(&self.log) {
+            Err(error) if error.is_not_found() => none("not found"),
+            Ok(entries) if !entries.iter().any(is_metalog) => none("no metalog"),
+            other => other.map(drop).context(|| self.log.display()),
+        }
     }
 }
 
@@ -227,7 +246,7 @@ impl Append {
 
 impl Scan {
     fn run(self) -> Outcome {
-        self.at.with(true, |engine| {
+        self.at.look(|engine| {
             let log = engine.open_log(&self.name)?;
             for item in log.scan(self.from..=self.to) {
                 match (item?, self.json) {
@@ -283,6 +302,19 @@ impl List {
             ]);
         }
         if self.json { Ok(()) } else { line(table) }
+    }
+
+    fn stats(&self) -> Outcome {
+        let mounted = self.at.fs.open(Access::ReadOnly)?;
+        mounted.with(|fs, mounted| {
+            self.at.check_exists(fs)?;
+            let stats = LogStats::read(mounted.fs(), &self.at.log)?;
+            if self.json {
+                return json_line(&log_stats::object(&stats));
+            }
+            line(log_stats::text(&stats))
+        })?;
+        Ok(ExitCode::SUCCESS)
     }
 
     fn verify(&self, engine: &LogEngine) -> Outcome<()> {

@@ -42,7 +42,8 @@ pub(crate) struct Appender {
     pub(super) synced_end: u64,
     /// The last volatile write.
     pub(super) last_write: WriteTicket,
-    /// Journal ticket without which nothing of this file survives: its creation.
+    /// Journal ticket without which nothing that is appended now survives: of the file's creation, its last
+    /// cut, or the last exact size, which ends the file for recovery.
     pub(super) created_ticket: u64,
     /// Journal ticket of the last cut; see [`OpenFile::write_runs`].
     pub(super) cut_ticket: u64,
@@ -114,8 +115,8 @@ impl Appender {
 }
 
 impl OpenFile {
-    /// Appends `parts`; see [`crate::File::append_vectored`]. Without the space for all of it,
-    /// nothing is appended.
+    /// Appends `parts`; see [`crate::File::append_vectored`]. Without the space for all of it, or the room in the
+    /// journal, nothing is appended.
     pub(super) fn append(&self, parts: &[IoSlice<'_>]) -> Result<u64> {
         let mut appender = self.lock_to_append();
         self.core.disk.check_writable()?;
@@ -130,8 +131,13 @@ impl OpenFile {
         let offset = self.tail.read().end();
         let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
         self.reserve(&mut appender, offset + len)?;
+        let check = (appender.check_from, appender.check_crc);
         for part in parts {
-            self.append_part(&mut appender, part)?;
+            if let Err(error) = self.append_part(&mut appender, part) {
+                self.take_back(&mut appender, offset);
+                (appender.check_from, appender.check_crc) = check;
+                return Err(error);
+            }
         }
         if len > 0 {
             appender.dirty = true;
@@ -148,9 +154,11 @@ impl OpenFile {
                 (tail.end(), tail.len)
             };
             if buffered == 0 && data.len() >= DIRECT_LEN_MIN && AlignedBuf::is_aligned(data) {
+                // A reader takes all behind the first byte in flight from memory.
+                self.finish_behind(appender, 0)?;
                 let (whole, rest) = data.split_at(align_down(data.len() as u64, unit) as usize);
-                appender.extend_check(end, whole);
                 self.write_runs(appender, end, whole, Durability::Volatile)?;
+                appender.extend_check(end, whole);
                 self.tail.write().start = end + whole.len() as u64;
                 appender.synced_end = end + whole.len() as u64;
                 data = rest;
@@ -164,6 +172,22 @@ impl OpenFile {
             }
         }
         Ok(())
+    }
+
+    /// Ends the file at `end` again, behind which an append failed in its middle. No size that was journaled is beyond.
+    fn take_back(&self, appender: &mut Appender, end: u64) {
+        // A failure of the device is final, and leaves nothing to go on with.
+        if self.finish_behind(appender, 0).is_err() || self.core.disk.check_writable().is_err() {
+            return;
+        }
+        let _gate = self.keep_readers_out();
+        let mut tail = self.tail.write();
+        if tail.start <= end {
+            tail.len = (end - tail.start) as usize;
+        } else {
+            *tail = Tail::empty_at(end);
+        }
+        appender.synced_end = appender.synced_end.min(end);
     }
 
     /// True where all appended bytes are durable, or in flight to be.
@@ -298,5 +322,44 @@ impl OpenFile {
         let ticket = self.core.disk.write(&writes, durability)?;
         appender.last_write = appender.last_write.max(ticket);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::device::{AlignedBuf, SimDevice};
+    use crate::file::LavaFile;
+    use crate::{CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+
+    #[test]
+    fn what_was_taken_back_is_not_read_and_the_file_goes_on_where_it_ended() {
+        let device = Arc::new(SimDevice::new(16 << 20, 512));
+        mkfs(&*device, &MkfsOptions::default()).unwrap();
+        let fs = LavaFs::mount(device, &MountOptions::default()).unwrap();
+        for (before, failed) in [(0, 100), (1000, 3000), (1000, 300 << 10), (5000, 1 << 20)] {
+            let path = format!("/{before}-{failed}");
+            let file = fs
+                .create(Path::new(&path), &CreateOptions::default())
+                .unwrap();
+            let open = &file.as_any().downcast_ref::<LavaFile>().unwrap().open;
+            file.append(&vec![1; before]).unwrap();
+            file.append(&vec![2; failed]).unwrap();
+            let mut bytes = AlignedBuf::zeroed(4 << 20);
+            for at in 0..4 {
+                file.read_at(at << 16, &mut bytes[..64 << 10]).unwrap();
+            }
+            open.take_back(&mut open.appender.lock(), before as u64);
+            file.append(&vec![3; 400 << 10]).unwrap();
+            for _ in 0..2 {
+                let len = file.read_at(0, &mut bytes).unwrap();
+                assert_eq!(len, before + (400 << 10));
+                assert!(bytes[..before].iter().all(|&byte| byte == 1));
+                assert!(bytes[before..len].iter().all(|&byte| byte == 3));
+                file.fdatasync().unwrap();
+            }
+        }
     }
 }

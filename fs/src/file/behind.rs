@@ -9,9 +9,10 @@
 //!
 //! Each file holds at most [`BUFFERS_MAX`] buffers in flight, all files of a mount together
 //! [`crate::MountOptions::write_behind`] bytes, and one file no more than leaves some to others ([`SHARE`]). A file
-//! that gets no share waits for its own oldest buffer, or writes before it returns.
+//! that gets no share waits for its own oldest buffers, or writes before it returns where it has none.
 //!
-//! Invariants: buffers leave in the order of their offsets; the pipeline holds either these or durable
+//! Invariants: buffers leave in the order of their offsets; what is in flight ends where the tail begins, so that
+//! nothing is written otherwise beside it; the pipeline holds either these or durable
 //! appends, never both; nothing is in flight when blocks of the file are freed, or blocks that have gone to
 //! another file would be overwritten.
 
@@ -134,16 +135,13 @@ impl OpenFile {
     /// Empties the full tail buffer: hands it to the device, or writes it where too much is in flight.
     pub(super) fn hand_over(&self, appender: &mut Appender) -> Result<()> {
         let budget = &self.core.write_behind;
-        if appender.behind.queue.len() == BUFFERS_MAX {
-            self.finish_behind(appender, BUFFERS_MAX - 1)?;
-        }
-        let own = appender.behind.queue.len();
-        if !budget.take(own) {
-            let left = own.saturating_sub(1);
-            self.finish_behind(appender, left)?;
-            if !budget.take(left) {
+        let mut own = appender.behind.queue.len();
+        while own == BUFFERS_MAX || !budget.take(own) {
+            if own == 0 {
                 return self.write_out(appender, Durability::Volatile);
             }
+            own -= 1;
+            self.finish_behind(appender, own)?;
         }
         match self.begin_behind(appender) {
             // A device that writes at once tells of a failure at once.
@@ -194,14 +192,14 @@ impl OpenFile {
             }
             // Of a filesystem that has turned read-only; nothing reads these bytes as durable.
             Err(error) => {
-                self.pipeline.finish(start, |_| {});
+                self.pipeline.finish(start, true, |_| {});
                 Err(error)
             }
         }
     }
 
     /// Waits until at most `keep` buffers are in flight, for all of them even if one fails.
-    fn finish_behind(&self, appender: &mut Appender, keep: usize) -> Result<()> {
+    pub(super) fn finish_behind(&self, appender: &mut Appender, keep: usize) -> Result<()> {
         let mut outcome = Ok(());
         while appender.behind.queue.len() > keep {
             let oldest = appender.behind.queue.pop_front().expect("more than none");
@@ -209,7 +207,8 @@ impl OpenFile {
                 .core
                 .disk
                 .finish_write(oldest.device_offset, oldest.pending);
-            self.pipeline.finish(oldest.file_offset, |_| {});
+            let failed = finished.is_err();
+            self.pipeline.finish(oldest.file_offset, failed, |_| {});
             self.core.write_behind.give_back();
             appender.behind.spare = Arc::try_unwrap(oldest.buf).ok();
             match finished {

@@ -147,8 +147,13 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Forgets buffered bytes of a file that is about to be removed. What the device is still writing is
-    /// waited for: the blocks go to other files next.
+    /// Waits for what the device is still writing.
+    pub(crate) fn await_writes(&self) {
+        let _lost = self.lock_and_finish();
+    }
+
+    /// Forgets buffered bytes of a file that is about to be removed, of which nothing is being written any more: the
+    /// blocks go to other files next.
     pub(crate) fn discard_tail(&self) {
         let (mut appender, _lost) = self.lock_and_finish();
         appender.closed = true;
@@ -173,5 +178,45 @@ impl OpenFile {
         let ticket = self.core.enqueue_unchecked(&op);
         drop(state);
         self.core.quarantine(freed, ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::device::{AlignedBuf, SimDevice};
+    use crate::file::LavaFile;
+    use crate::{CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+
+    /// The last close of a removed file waited for the device while it held the table of open files.
+    #[test]
+    fn a_removed_file_that_is_still_being_written_holds_nobody_up() {
+        let device = Arc::new(SimDevice::new(8 << 20, 512));
+        mkfs(&*device, &MkfsOptions::default()).unwrap();
+        let fs = LavaFs::mount(device, &MountOptions::default()).unwrap();
+        let create = |path| fs.create(Path::new(path), &CreateOptions::default());
+        let file = create("/removed").unwrap();
+        let open = file
+            .as_any()
+            .downcast_ref::<LavaFile>()
+            .unwrap()
+            .open
+            .clone();
+        fs.unlink(Path::new("/removed")).unwrap();
+        open.pipeline.push(0, Arc::new(AlignedBuf::zeroed(0)));
+        let (sender, created) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(file));
+            std::thread::sleep(Duration::from_millis(100));
+            scope.spawn(move || sender.send(create("/other").map(drop)));
+            let created = created.recv_timeout(Duration::from_secs(5));
+            open.pipeline.finish(0, false, |_| {});
+            created.expect("nobody waits").unwrap();
+        });
+        assert!(fs.core.opened(open.ino()).is_none());
+        fs.unmount().unwrap();
     }
 }

@@ -7,6 +7,9 @@
 //! file is always a prefix. After a crash later appends may be on the device without an earlier
 //! one; nobody was told of either, and the engine's checksums end the file before the gap.
 //!
+//! An append that failed, and those behind it, stay in memory for readers: what the device holds in their place may
+//! be another file's bytes. The filesystem is read-only then, so that no more come.
+//!
 //! Lock: `state` is a leaf, and held across no I/O. Whoever else changes the file (sync, truncate, close)
 //! holds the appender's lock and waits for the pipeline to drain first.
 
@@ -35,7 +38,14 @@ pub(super) struct Pipeline {
 struct InFlight {
     offset: u64,
     buf: Arc<AlignedBuf>,
-    done: bool,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Progress {
+    Begun,
+    Written,
+    Failed,
 }
 
 impl InFlight {
@@ -72,35 +82,49 @@ impl Pipeline {
     /// Waits until nothing is in flight.
     pub(super) fn drain(&self) {
         let mut queue = self.state.lock();
-        while !queue.is_empty() {
+        while has_begun(&queue, u64::MAX) {
             self.moved.wait(&mut queue);
         }
     }
 
     pub(super) fn push(&self, offset: u64, buf: Arc<AlignedBuf>) {
-        self.state.lock().push_back(InFlight {
+        let mut queue = self.state.lock();
+        // Or `copy` would leave out what lies between.
+        assert!(queue.back().is_none_or(|last| last.end() == offset));
+        queue.push_back(InFlight {
             offset,
             buf,
-            done: false,
+            progress: Progress::Begun,
         });
     }
 
-    /// Marks the append at `offset` as done, and waits until all before it are. `acknowledge` is
-    /// called, in order, with the end of each append that leaves.
-    pub(super) fn finish(&self, offset: u64, mut acknowledge: impl FnMut(u64)) {
+    /// Notes that the append at `offset` is written or has failed, and waits until all before it are or have.
+    /// `acknowledge` is called, in order, with the end of each append that leaves.
+    pub(super) fn finish(&self, offset: u64, failed: bool, mut acknowledge: impl FnMut(u64)) {
         let mut queue = self.state.lock();
         if let Some(entry) = queue.iter_mut().find(|entry| entry.offset == offset) {
-            entry.done = true;
+            entry.progress = if failed {
+                Progress::Failed
+            } else {
+                Progress::Written
+            };
         }
-        while queue.front().is_some_and(|entry| entry.done) {
+        let is_written = |entry: &InFlight| entry.progress == Progress::Written;
+        while queue.front().is_some_and(is_written) {
             let entry = queue.pop_front().expect("it was there just now");
             acknowledge(entry.end());
         }
         self.moved.notify_all();
-        while queue.front().is_some_and(|entry| entry.offset <= offset) {
+        while has_begun(&queue, offset) {
             self.moved.wait(&mut queue);
         }
     }
+}
+
+/// True where an append at `offset` or before is in flight.
+fn has_begun(queue: &VecDeque<InFlight>, offset: u64) -> bool {
+    let mut up_to = queue.iter().take_while(|entry| entry.offset <= offset);
+    up_to.any(|entry| entry.progress == Progress::Begun)
 }
 
 impl OpenFile {
@@ -120,9 +144,8 @@ impl OpenFile {
         };
         let written = self.core.disk.write(&[write], Durability::Durable);
         // A failed write made the filesystem read-only: nothing after it is acknowledged either.
-        let failed = written.is_err();
-        self.pipeline.finish(place.offset, |end| {
-            if !failed && self.core.disk.check_writable().is_ok() {
+        self.pipeline.finish(place.offset, written.is_err(), |end| {
+            if self.core.disk.check_writable().is_ok() {
                 let mut state = self.inode.state.write();
                 state.size = state.size.max(end);
                 state.durable_size = state.durable_size.max(end);

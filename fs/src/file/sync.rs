@@ -125,6 +125,7 @@ impl OpenFile {
         state.durable_size = size;
         appender.dirty = false;
         appender.restart_check(size);
-        self.core.enqueue(&op, data)
+        appender.created_ticket = self.core.enqueue(&op, data);
+        appender.created_ticket
     }
 }

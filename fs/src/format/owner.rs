@@ -55,11 +55,13 @@ impl Owner {
     /// True where the process may still run: it does on this machine, or the machine is another one,
     /// of which nothing is known. A process id that was given out again counts as running.
     pub fn may_live(&self) -> bool {
-        let me = Owner::this_process(0);
-        if self.host != me.host {
-            return true;
-        }
-        self.boot == me.boot && std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
+        let is_running = || std::path::Path::new(&format!("/proc/{}", self.pid)).exists();
+        self.is_elsewhere() || self.boot == Owner::this_process(0).boot && is_running()
+    }
+
+    /// True where the process is, or was, one of another machine.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.host != Owner::this_process(0).host
     }
 
     /// The record of an unmounted filesystem.

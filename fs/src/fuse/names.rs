@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::{
     BLOCK_SIZE, CreateOptions, Error, FileKind, FileSystem, Ino, Ownership, RenameMode,
@@ -316,16 +315,16 @@ impl Mount {
         }
     }
 
-    /// Makes namespace changes durable, and with `files` also what was written to open files.
+    /// Makes namespace changes durable, and with `files` also what was written to open files. All is tried even
+    /// if one fails, and that one again by the next commit.
     pub(super) fn commit(&self, files: bool) -> crate::Result<()> {
+        let mut outcome = Ok(());
         if files {
             for file in self.files.unsynced() {
-                file.unsynced.store(false, Ordering::Release);
-                self.drain(&file);
-                file.file.fsync()?;
+                outcome = outcome.and(self.sync_present(&file, false));
             }
         }
-        self.fs.commit()
+        outcome.and(self.fs.commit())
     }
 }
 

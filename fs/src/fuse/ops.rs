@@ -323,15 +323,24 @@ impl Mount {
     }
 
     fn sync(&self, file: &OpenFile, data_only: bool) -> Answer<()> {
+        let synced = answer("fsync", file.ino.0, self.sync_present(file, data_only));
+        file.behind.check_whole().and(synced)
+    }
+
+    /// Syncs what is in a file, lost bytes or not. Where that fails it stays marked as unsynced.
+    pub(super) fn sync_present(&self, file: &OpenFile, data_only: bool) -> crate::Result<()> {
+        // First: what is answered from here on marks it again.
         file.unsynced.store(false, Ordering::Release);
         self.drain(file);
-        file.behind.check_whole()?;
         let synced = if data_only && self.size_free {
             file.file.fdatasync()
         } else {
             file.file.fsync()
         };
-        answer("fsync", file.ino.0, synced)
+        if synced.is_err() {
+            file.mark_unsynced();
+        }
+        synced
     }
 
     /// A path of `ino` for messages: the first one found. Looks through the whole tree, so it is

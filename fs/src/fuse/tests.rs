@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
-use crate::{CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions, mkfs};
+use crate::{
+    BLOCK_SIZE, CreateOptions, FileSize, FileSystem, Ino, LavaFs, MkfsOptions, MountOptions,
+    SetAttributes, mkfs,
+};
 use fuser::{Errno, INodeNo};
 
 use super::names::{Caller, Changes};
@@ -130,6 +133,43 @@ fn what_is_written_beside_a_commit_is_committed_by_the_next() {
     before.commit(true).unwrap();
     let after = mount(&Arc::new(device.crash(1)), false);
     assert_eq!(size(&after, ino), 3 + (64 << 10));
+}
+
+/// A regular commit took a file's mark and failed; the commits after it passed the file over, so that a crash
+/// however much later took what nobody had synced.
+#[test]
+fn what_a_commit_could_not_make_durable_is_made_so_by_the_next() {
+    let device = device();
+    let before = mount(&device, false);
+    let (ino, handle) = create(&before, "f");
+    before.write(handle, 0, b"abc", 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    let superblock = before.fs.superblock();
+    let journal = FaultWhen::Within {
+        offset: superblock.journal_start * BLOCK_SIZE,
+        len: 2 * superblock.journal_blocks * BLOCK_SIZE,
+    };
+    // No checkpoint can be read back, and the journal gets full.
+    let unreadable = FaultPlan::new(1).rule(FaultOn::Read, journal, Fault::Eio);
+    device.set_faults(Some(unreadable));
+    let full = (0..2000).any(|_| {
+        let touch = SetAttributes::default();
+        before.fs.set_attributes(LavaFs::ROOT, &touch).unwrap();
+        before.fs.commit().is_err()
+    });
+    assert!(full);
+    // The cut must be durable before its block is written again.
+    let cut = Changes {
+        size: Some(1),
+        ..Changes::default()
+    };
+    before.set_attributes(ME, INodeNo(ino.0), &cut).unwrap();
+    before.write(handle, 1, b"BCDE", 0).unwrap();
+    before.commit(true).unwrap_err();
+    device.set_faults(None);
+    before.commit(true).unwrap();
+    let after = mount(&Arc::new(device.crash(1)), false);
+    assert_eq!(size(&after, ino), 5);
 }
 
 #[test]
@@ -327,35 +367,38 @@ fn new_entries_of_a_set_group_id_directory_have_its_group() {
 /// inherited it does it, took the failure with it, and an fsync said that all was well.
 #[test]
 fn no_sync_succeeds_after_bytes_that_were_answered_were_lost() {
-    let device = SimDevice::new(256 << 20, 512);
-    mkfs(&device, &MkfsOptions::default()).unwrap();
-    let mount = mount(&Arc::new(device), false);
-    mount.start_writers().unwrap();
-    let (ino, handle) = create(&mount, "f");
-    let other = mount.open(ino, libc::O_WRONLY).unwrap();
-    mount.write(handle, 0, b"kept", 0).unwrap();
+    let device = Arc::new(SimDevice::new(256 << 20, 512));
+    mkfs(&*device, &MkfsOptions::default()).unwrap();
+    let before = mount(&device, false);
+    before.start_writers().unwrap();
+    let (ino, handle) = create(&before, "f");
+    let other = before.open(ino, libc::O_WRONLY).unwrap();
+    before.write(handle, 0, b"kept", 0).unwrap();
     let bytes = vec![1; 512 << 10];
-    mount.write(handle, 4, &bytes, 0).unwrap();
+    before.write(handle, 4, &bytes, 0).unwrap();
     let all = CreateOptions {
-        expected_size: mount.fs.space().free,
+        expected_size: before.fs.space().free,
         ..CreateOptions::default()
     };
-    let hog = mount.fs.create(Path::new("/hog"), &all).unwrap();
-    assert_eq!(mount.flush(other), Err(Errno::ENOSPC));
-    mount.close(other);
-    assert_eq!(mount.fsync(handle, false), Err(Errno::ENOSPC));
-    assert_eq!(mount.fsync(handle, true), Err(Errno::ENOSPC));
-    assert_eq!(mount.flush(handle), Err(Errno::ENOSPC));
+    let hog = before.fs.create(Path::new("/hog"), &all).unwrap();
+    assert_eq!(before.flush(other), Err(Errno::ENOSPC));
+    before.close(other);
+    assert_eq!(before.fsync(handle, false), Err(Errno::ENOSPC));
+    assert_eq!(before.fsync(handle, true), Err(Errno::ENOSPC));
+    assert_eq!(before.flush(handle), Err(Errno::ENOSPC));
 
+    // What is in the file is durable all the same.
+    let after = mount(&Arc::new(device.crash(1)), false);
+    assert_eq!(size(&after, ino), 4);
     // A program that chooses a new end has been told.
     drop(hog);
-    mount.fs.unlink(Path::new("/hog")).unwrap();
+    before.fs.unlink(Path::new("/hog")).unwrap();
     let cut = Changes {
         size: Some(0),
         ..Changes::default()
     };
-    mount.set_attributes(ME, INodeNo(ino.0), &cut).unwrap();
-    mount.write(handle, 0, &bytes, 0).unwrap();
-    mount.fsync(handle, false).unwrap();
-    assert_eq!(size(&mount, ino), 512 << 10);
+    before.set_attributes(ME, INodeNo(ino.0), &cut).unwrap();
+    before.write(handle, 0, &bytes, 0).unwrap();
+    before.fsync(handle, false).unwrap();
+    assert_eq!(size(&before, ino), 512 << 10);
 }

@@ -266,6 +266,7 @@ impl FileSystem for HostFs {
             .open(&host)
             .map_err(|error| path_error("create", path, error))?;
         self.names.changed(&host);
+        let key = kernel.metadata().map(|stat| FileKey::of(&stat)).ok();
         let made = give_attribute(&kernel, path, options.tail).and_then(|_| {
             if options.expected_size > 0 {
                 preallocate(&kernel, path, options.expected_size)?;
@@ -277,7 +278,7 @@ impl FileSystem for HostFs {
             self.handle(path, kernel, begin)
         });
         if made.is_err()
-            && let Err(error) = std::fs::remove_file(&host)
+            && let Err(error) = self.names.remove(&host, key)
         {
             tracing::warn!(path = %host.display(), %error, "a file that could not be made stays");
         }

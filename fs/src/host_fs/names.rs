@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
+use super::file::FileKey;
 use super::io::{KernelIo, path_error};
 use crate::error::{Error, Result};
 
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct Names {
     root: PathBuf,
-    /// Serialises directory syncs and renames; held across them. Taken before `dirty`.
+    /// Serialises directory syncs, renames and removals of one certain file; held across them. Taken before `dirty`.
     syncing: Mutex<()>,
     /// Changes so far, and for each directory the number of its last one. An entry leaves only
     /// after its sync, so that a caller who finds none may rely on it. Not held across I/O.
@@ -72,6 +73,16 @@ impl Names {
         self.changed(from);
         self.changed(to);
         Ok(())
+    }
+
+    /// Removes the name `host`, if it still is that of `file`: no rename comes in between.
+    pub(super) fn remove(&self, host: &Path, file: Option<FileKey>) -> io::Result<()> {
+        let _syncing = self.syncing.lock();
+        let named = std::fs::symlink_metadata(host).map(|stat| FileKey::of(&stat));
+        match named.ok() {
+            Some(named) if file == Some(named) => std::fs::remove_file(host),
+            _ => Ok(()),
+        }
     }
 
     /// Makes every change so far durable.
@@ -152,7 +163,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::host_fs::HostFs;
-    use crate::vfs::FileSystem;
+    use crate::vfs::{CreateOptions, FileSystem};
 
     use super::*;
 
@@ -173,5 +184,31 @@ mod tests {
         });
         let dirty = fs.names.dirty.lock();
         assert!(dirty.last_change.contains_key(&fs.root.join("to")));
+    }
+
+    /// A create that failed removed its file by the name alone; meanwhile that had been given to another file.
+    #[test]
+    fn a_create_that_fails_takes_no_name_that_was_given_to_another_file() {
+        let root = tempfile::tempdir().unwrap();
+        let fs = HostFs::open(root.path()).unwrap();
+        let (wanted, other) = (fs.root.join("wanted"), fs.root.join("other"));
+        std::fs::write(&other, b"kept").unwrap();
+        let options = CreateOptions {
+            expected_size: u64::MAX,
+            ..CreateOptions::default()
+        };
+        std::thread::scope(|scope| {
+            let dirty = fs.names.dirty.lock();
+            let created = scope.spawn(|| fs.create(Path::new("/wanted"), &options));
+            while !wanted.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::fs::rename(&other, &wanted).unwrap();
+            drop(dirty);
+            created.join().unwrap().unwrap_err();
+        });
+        assert_eq!(std::fs::read(&wanted).unwrap(), b"kept");
+        fs.create(Path::new("/another"), &options).unwrap_err();
+        assert!(!fs.root.join("another").exists());
     }
 }

@@ -17,7 +17,7 @@ mod window;
 
 use window::Window;
 
-pub(crate) use follow::{for_each_record, read_on, read_owner, recover_moving};
+pub(crate) use follow::{check_owner, for_each_record, read_on, read_owner, recover_moving};
 
 use xxhash_rust::xxh3::xxh3_64;
 

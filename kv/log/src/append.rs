@@ -83,8 +83,17 @@ impl Inner {
     /// Commits `items`, as leader.
     ///
     /// # Errors
-    /// A failure of the filesystem, which is final. What an item does wrong is its own outcome.
+    /// A failure of the filesystem, which is final. What an item does wrong is its own outcome. So is
+    /// want of space, which a trim or delete ends: it is told to all items.
     pub(crate) fn commit(&self, items: Vec<Pending>) -> Result<Vec<Outcome>> {
+        let count = items.len();
+        match self.commit_groups(items) {
+            Err(error) if error.is_no_space() => Ok(vec![Err(error); count]),
+            other => other,
+        }
+    }
+
+    fn commit_groups(&self, items: Vec<Pending>) -> Result<Vec<Outcome>> {
         let mut data = self.data.lock();
         let mut building = Building::default();
         let mut outcomes = Vec::with_capacity(items.len());
@@ -114,8 +123,8 @@ impl Inner {
     }
 
     fn admit(&self, building: &Building, item: &Pending) -> Outcome {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
+        if self.closed.get().is_some() {
+            return Err(self.ended());
         }
         let mut last = HashMap::new();
         let mut admissions = Vec::with_capacity(item.appends.len());

@@ -36,6 +36,18 @@ pub(crate) struct DataFile {
     pub(crate) generation: u64,
 }
 
+impl DataFile {
+    /// Reads the record of `entry` as a whole into `bytes`, unless `read` says that it is there: behind the
+    /// certain part of a size that nobody has settled since a crash. Checksums tell what is read there.
+    pub(crate) fn read_rest(&self, entry: Entry, bytes: &mut [u8], read: usize) -> Result<usize> {
+        if read == bytes.len() {
+            return Ok(read);
+        }
+        let offset = u64::from(entry.offset);
+        Ok(self.file.read_unverified(offset, bytes)?)
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     file: Arc<DataFile>,
@@ -150,7 +162,7 @@ impl DataLog {
         }
     }
 
-    /// Goes on in a file that recovery could not seal; `directory` is of the records that it holds.
+    /// Goes on in a file that is not sealed; `directory` is of the records that it holds.
     pub(crate) fn resume(&mut self, number: u32, writer: GroupWriter, directory: DirectoryBuilder) {
         assert!(
             self.active.is_none(),
@@ -177,7 +189,14 @@ impl DataLog {
             let tag = u64::from(number);
             // On a small or nearly full device a whole file's space would be all there is.
             let expected_size = self.file_size.min(fs.space().free / 16);
-            let writer = GroupWriter::create_tagged(fs, &path, expected_size, tag)?;
+            let made = GroupWriter::create_tagged(fs, &path, expected_size, tag);
+            let writer = made.or_else(|error| {
+                // The next append tries again, under the same name.
+                if error.is_no_space() {
+                    remove_unused(fs, &path)?;
+                }
+                Err(error)
+            })?;
             let file = DataFile {
                 file: writer.file().clone(),
                 path,
@@ -202,7 +221,8 @@ impl DataLog {
     /// Appends a group of records to the file that [`DataLog::prepare`] named.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(Position, &mut DirectoryBuilder)> {
         let active = self.active.as_mut().expect("a group is prepared first");
-        let position = active.writer.append(&[IoSlice::new(payload)])?;
+        let writer = active.writer.forgive_no_space();
+        let position = writer.append(&[IoSlice::new(payload)])?;
         Ok((position, &mut active.directory))
     }
 
@@ -210,30 +230,40 @@ impl DataLog {
     pub(crate) fn sync(&mut self) -> Result<u64> {
         match &mut self.active {
             Some(active) => {
-                active.writer.sync()?;
+                active.writer.forgive_no_space().sync()?;
                 Ok(place(active.number, active.writer.len()))
             }
             None => Ok(place(self.next_number, 0)),
         }
     }
 
-    /// Ends the present file with its directory; the next append begins another.
+    /// Ends the present file with its directory; the next append begins another. One that could not be
+    /// ended stays: its records are not durable, or a later file would be taken for proof that it lost its end.
     pub(crate) fn seal(&mut self, files: &FileTable) -> Result<()> {
-        if let Some(active) = self.active.take() {
-            seal_with(active.writer, &active.directory)?;
+        if let Some(active) = &mut self.active {
+            seal_with(&mut active.writer, &active.directory)?;
             files.seal(active.number);
+            self.active = None;
         }
         Ok(())
     }
 }
 
-/// Writes the directory and the closing group.
-pub(crate) fn seal_with(mut writer: GroupWriter, directory: &DirectoryBuilder) -> Result<()> {
+/// Writes the directory and the closing group. Where there was no space for them it can be done again.
+pub(crate) fn seal_with(writer: &mut GroupWriter, directory: &DirectoryBuilder) -> Result<()> {
     // With the records durable first, the directory's group is proof that none is missing.
-    writer.sync()?;
+    writer.forgive_no_space().sync()?;
     let position = writer.append(&[IoSlice::new(directory.payload())])?;
     let start = position.offset - GROUP_HEADER_LEN as u64;
-    writer.close_with(&directory.footer(start))
+    writer.end_with(&directory.footer(start))
+}
+
+/// Removes a file that could not be begun.
+pub(crate) fn remove_unused(fs: &FileSystemRef, path: &Path) -> Result<()> {
+    match fs.unlink(path) {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// A place in the datalog as one number: file, then offset.

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lavafs::{FileLock, FileSystemRef};
 use parking_lot::{Mutex, RwLock};
@@ -54,7 +54,7 @@ pub enum ReadLevel {
 /// [`LogEngine::close`] is a crash: what was appended without sync may be lost.
 #[derive(Clone)]
 pub struct LogEngine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// One log. Cheap to clone; keeps the engine open.
@@ -77,8 +77,10 @@ pub(crate) struct Inner {
     pub(crate) next_op: AtomicU64,
     /// The place in the datalog before which every record is durable.
     pub(crate) durable: AtomicU64,
-    pub(crate) closed: AtomicBool,
-    pub(crate) _lock: FileLock,
+    /// How the close ended, if there was one. Set with the datalog's lock held.
+    pub(crate) closed: OnceLock<Result<()>>,
+    /// `None` for an engine that was opened for reading alone; it counts as closed.
+    pub(crate) lock: Option<FileLock>,
 }
 
 #[derive(Debug, Default)]
@@ -218,23 +220,19 @@ impl LogEngine {
         self.inner.submit(pending)?;
         match &mut *self.inner.meta.lock() {
             Some(meta) => meta.sync(),
-            None => Err(Error::Closed),
+            None => Err(self.inner.ended()),
         }
     }
 
     /// Seals the files, so that the next open reads no payload, and makes everything durable.
     /// Every later change fails with [`Error::Closed`]; reads still work.
+    ///
+    /// # Errors
+    /// A failure of the filesystem. Every further close fails so too.
     pub fn close(&self) -> Result<()> {
         let mut data = self.inner.data.lock();
-        if self.inner.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        data.seal(&self.inner.files)?;
-        self.inner.durable.store(u64::MAX, Ordering::Release);
-        match self.inner.meta.lock().take() {
-            Some(meta) => meta.close(),
-            None => Ok(()),
-        }
+        let outcome = self.inner.closed.get_or_init(|| self.inner.end(&mut data));
+        outcome.clone()
     }
 
     /// Number of physical files of the datalog.
@@ -274,7 +272,8 @@ impl Log {
     /// # Errors
     /// [`Error::Trimmed`] below the floor; [`Error::Duplicate`] or [`Error::OutOfOrder`] as the
     /// mode says; [`Error::Deleted`]; [`Error::Invalid`] for data of about 1 GiB or more. An
-    /// error of the filesystem is final: no append succeeds after it.
+    /// error of the filesystem is final: no append succeeds after it. Want of space is not, and
+    /// ends with what a trim gives back; the record may be there all the same.
     pub fn append(&self, lsn: u64, data: &[u8], sync: bool) -> Result<Appended> {
         let append = PendingAppend {
             log: self.state.clone(),
@@ -310,6 +309,7 @@ impl Log {
         }
         let mut bytes = vec![0; entry.len as usize];
         let read = file.file.read_at(u64::from(entry.offset), &mut bytes)?;
+        let read = file.read_rest(entry, &mut bytes, read)?;
         unframe(&bytes[..read], self.state.id, entry, &file)
     }
 
@@ -429,13 +429,32 @@ impl Inner {
         self.commit.submit(pending, |items| self.commit(items))?
     }
 
+    /// Ends both physical logs, each whatever comes of the other.
+    fn end(&self, data: &mut DataLog) -> Result<()> {
+        let sealed = data.seal(&self.files);
+        if sealed.is_ok() {
+            self.durable.store(u64::MAX, Ordering::Release);
+        }
+        let meta = self.meta.lock().take();
+        let closed = meta.map_or(Ok(()), MetaLog::close);
+        sealed.and(closed)
+    }
+
+    /// Why nothing can be changed any more.
+    pub(crate) fn ended(&self) -> Error {
+        match self.lock {
+            Some(_) => Error::Closed,
+            None => Error::ReadOnly,
+        }
+    }
+
     pub(crate) fn take_op(&self) -> u64 {
         self.next_op.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The metalog, in a new file if the present one is full. The caller holds its lock.
     fn writable<'a>(&self, meta: &'a mut Option<MetaLog>) -> Result<&'a mut MetaLog> {
-        let meta = meta.as_mut().ok_or(Error::Closed)?;
+        let meta = meta.as_mut().ok_or_else(|| self.ended())?;
         if meta.is_full(self.options.meta_file_size) {
             let snapshot = self.snapshot(meta.next_log);
             meta.roll(&self.fs, &snapshot)?;
@@ -445,19 +464,8 @@ impl Inner {
 
     /// The state of every log. The caller holds the metalog's lock, so nothing changes meanwhile.
     pub(crate) fn snapshot(&self, next_log: u64) -> Vec<MetaOp> {
-        let names = self.names.read();
-        let logs = names.by_id.len() as u64;
-        let mut ops: Vec<_> = names
-            .by_id
-            .values()
-            .map(|state| create_op(state, &state.core.lock(), 0))
-            .collect();
-        ops.push(MetaOp::SnapshotEnd {
-            next_log,
-            next_op: self.next_op.load(Ordering::Relaxed),
-            logs,
-        });
-        ops
+        let next_op = self.next_op.load(Ordering::Relaxed);
+        snapshot_ops(&self.names.read(), next_log, next_op)
     }
 
     /// Runs `remove`, which takes entries out of an index, and counts them off their files; true
@@ -489,6 +497,20 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// What a snapshot of these logs holds.
+pub(crate) fn snapshot_ops(names: &Names, next_log: u64, next_op: u64) -> Vec<MetaOp> {
+    let states = names.by_id.values();
+    let mut ops: Vec<_> = states
+        .map(|state| create_op(state, &state.core.lock(), 0))
+        .collect();
+    ops.push(MetaOp::SnapshotEnd {
+        next_log,
+        next_op,
+        logs: names.by_id.len() as u64,
+    });
+    ops
 }
 
 fn create_op(state: &LogState, core: &Core, op: u64) -> MetaOp {

@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug, Error)]
 pub enum Error {
     /// The filesystem refused or failed. After a failed append or sync the engine accepts no
-    /// change any more.
+    /// change any more, unless all that failed is that there was no space.
     #[error(transparent)]
     Fs(#[from] lavafs::Error),
     /// Bytes of a file disagree with the format. Never a caller's mistake.
@@ -84,6 +84,9 @@ pub enum Error {
     /// The engine was closed.
     #[error("the log engine is closed")]
     Closed,
+    /// The engine was opened for reading alone.
+    #[error("the log engine was opened for reading alone")]
+    ReadOnly,
     /// An argument is out of range.
     #[error("invalid argument: {what}")]
     Invalid {
@@ -104,6 +107,11 @@ impl Error {
             offset,
             detail: detail.into(),
         }
+    }
+
+    /// True where a device is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(self, Error::Fs(lavafs::Error::NoSpace { .. }))
     }
 
     /// True for bytes that disagree with the format, found by this crate or the filesystem.

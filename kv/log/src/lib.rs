@@ -40,12 +40,20 @@ pub mod group;
 mod index;
 mod meta;
 mod options;
+mod read_only;
 mod record;
 mod recovery;
 mod scan;
 mod state;
+mod stats;
 mod sync;
 
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod look_tests;
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(
     not(test),
@@ -61,3 +69,4 @@ pub use error::{Error, Result};
 pub use group::{FILE_MAGIC as GROUP_FILE_MAGIC, Group, GroupReader, GroupWriter, Position, Tail};
 pub use options::{Duplicates, LogConfig, LogOptions, Mode};
 pub use scan::{GapKind, Scan, ScanItem};
+pub use stats::{FileStats, LogStats};

@@ -32,7 +32,8 @@ pub(crate) struct MemFs {
 #[derive(Debug, Default)]
 struct Shared {
     counters: Mutex<DeviceCounters>,
-    fail_syncs: AtomicBool,
+    /// Syncs that succeed before all others fail, less 2^62.
+    good_syncs: AtomicI64,
     full: AtomicBool,
     /// Bytes that can still be appended, less 2^62.
     room: AtomicI64,
@@ -100,6 +101,14 @@ impl MemFs {
         change(&mut file.state.lock().bytes);
     }
 
+    /// Of the size of a file that is uncertain, less is certain.
+    pub(crate) fn lower_size(&self, path: &Path, lower: usize) {
+        let file = self.files.lock()[path].clone();
+        let mut state = file.state.lock();
+        assert!(state.between.is_some() && lower <= state.synced);
+        state.synced = lower;
+    }
+
     /// From now on a sync takes this long, as on a device.
     pub(crate) fn slow_syncs(&self, us: u64) {
         self.shared.sync_us.store(us, Ordering::SeqCst);
@@ -116,13 +125,35 @@ impl MemFs {
     }
 
     pub(crate) fn fail_syncs(&self) {
-        self.shared.fail_syncs.store(true, Ordering::SeqCst);
+        self.fail_syncs_after(0);
+    }
+
+    /// So many further syncs succeed, and no others.
+    pub(crate) fn fail_syncs_after(&self, count: i64) {
+        let good = count - PLENTY;
+        self.shared.good_syncs.store(good, Ordering::SeqCst);
+    }
+
+    /// Further syncs succeed.
+    pub(crate) fn mend_syncs(&self) {
+        self.shared.good_syncs.store(0, Ordering::SeqCst);
+    }
+
+    /// Every file's bytes and size.
+    pub(crate) fn contents(&self) -> BTreeMap<PathBuf, (Vec<u8>, FileSize)> {
+        let files = self.files.lock();
+        let contents = files.iter().map(|(path, file)| {
+            let bytes = file.state.lock().bytes.clone();
+            (path.clone(), (bytes, file.size()))
+        });
+        contents.collect()
     }
 }
 
 impl MemFile {
     fn sync(&self) -> Result<()> {
-        if self.shared.fail_syncs.load(Ordering::SeqCst) {
+        let before = self.shared.good_syncs.fetch_sub(1, Ordering::SeqCst);
+        if PLENTY + before <= 0 {
             let source = std::io::Error::other("injected");
             return Err(Error::io("flush", "memory", 0, source));
         }

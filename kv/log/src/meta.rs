@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use lavafs::FileSystemRef;
 
+use crate::data::remove_unused;
 use crate::error::{Error, Result};
 use crate::group::{GroupReader, GroupWriter};
 use crate::options::{Duplicates, Mode};
@@ -218,8 +219,24 @@ pub(crate) struct MetaLog {
 }
 
 impl MetaLog {
-    /// Begins file `number` with a durable snapshot.
+    /// Begins file `number` with a durable snapshot. Where there is no space for it, nothing is left of it.
     pub(crate) fn begin(
+        fs: &FileSystemRef,
+        dir: &Path,
+        number: u32,
+        next_log: u64,
+        snapshot: &[MetaOp],
+    ) -> Result<MetaLog> {
+        let begun = MetaLog::write_snapshot(fs, dir, number, next_log, snapshot);
+        if begun.as_ref().is_err_and(Error::is_no_space) {
+            // It must not come back: with a whole snapshot it would count.
+            remove_unused(fs, &meta_path(dir, number))?;
+            fs.sync_dir(dir)?;
+        }
+        begun
+    }
+
+    fn write_snapshot(
         fs: &FileSystemRef,
         dir: &Path,
         number: u32,
@@ -249,12 +266,13 @@ impl MetaLog {
     pub(crate) fn append(&mut self, op: &MetaOp) -> Result<()> {
         let mut payload = Vec::new();
         op.encode(&mut payload);
-        self.writer.append(&[IoSlice::new(&payload)])?;
+        let writer = self.writer.forgive_no_space();
+        writer.append(&[IoSlice::new(&payload)])?;
         Ok(())
     }
 
     pub(crate) fn sync(&mut self) -> Result<()> {
-        self.writer.sync()
+        self.writer.forgive_no_space().sync()
     }
 
     /// True where a new file with a snapshot would be much smaller.
@@ -271,13 +289,7 @@ impl MetaLog {
                 let old = std::mem::replace(self, next);
                 Ok(fs.unlink(&meta_path(&self.dir, old.number))?)
             }
-            Err(Error::Fs(lavafs::Error::NoSpace { .. })) => {
-                // It must not come back: with a whole snapshot it would count.
-                match fs.unlink(&meta_path(&self.dir, number)) {
-                    Err(error) if !error.is_not_found() => Err(error.into()),
-                    _ => Ok(fs.sync_dir(&self.dir)?),
-                }
-            }
+            Err(error) if error.is_no_space() => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -287,12 +299,21 @@ impl MetaLog {
     }
 }
 
-/// The operations of one file up to its tail, and whether its snapshot is whole.
+/// Where a file of the metalog ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MetaEnd {
+    pub(crate) number: u32,
+    pub(crate) len: u64,
+    pub(crate) durable_len: u64,
+    pub(crate) sealed: bool,
+}
+
+/// The operations of one file up to its tail and where that is; `None` if its snapshot is not whole.
 pub(crate) fn read_meta_file(
     fs: &FileSystemRef,
     path: &Path,
     number: u32,
-) -> Result<(Vec<MetaOp>, bool)> {
+) -> Result<Option<(Vec<MetaOp>, MetaEnd)>> {
     let mut reader = GroupReader::open(fs.open(path)?, path)?;
     if reader.tag().is_some_and(|tag| tag != u64::from(number)) {
         return Err(Error::corrupt(path, 0, "the file has another file's name"));
@@ -308,7 +329,13 @@ pub(crate) fn read_meta_file(
             ops.extend(op);
         }
     }
-    Ok((ops, whole))
+    let end = MetaEnd {
+        number,
+        len: reader.valid_len(),
+        durable_len: reader.durable_len(),
+        sealed: reader.is_closed(),
+    };
+    Ok(whole.then_some((ops, end)))
 }
 
 pub(crate) fn meta_path(dir: &Path, number: u32) -> PathBuf {

@@ -6,10 +6,11 @@
 //! 3. A record counts if its log is there, its LSN is not below the floor, and no truncation to a
 //!    later epoch covers it. Of several with one LSN the operation number decides. The place of
 //!    a record among files says nothing.
-//! 4. A data file that was not sealed is cut at its last valid group and sealed, a new file of
-//!    the metalog is begun with a snapshot, and the older ones are removed. A crash before any
-//!    of these steps leaves what was there before; they can be done again. Where there is no space to
-//!    seal the file, appends go on in it.
+//! 4. A data file that was not sealed is cut at its last valid group, a new file of the metalog is
+//!    begun with a snapshot, the older ones are removed, and the data file is sealed. A crash before
+//!    any of these steps leaves what was there before; they can be done again. Where there is no space
+//!    to seal the file, appends go on in it. One whose seal is there while its size is uncertain gets
+//!    that size: a crash came between the two.
 //!
 //! Invariant: only the last data file with records can be unsealed; if another one ends without
 //! its directory, records that were durable are missing, and that is corruption. Nothing is
@@ -17,10 +18,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use lavafs::FileSystemRef;
+use lavafs::{FileLock, FileSize, FileSystemRef};
 use parking_lot::{Mutex, RwLock};
 
 use crate::commit::GroupCommit;
@@ -29,7 +30,7 @@ use crate::engine::{Inner, Names};
 use crate::error::{Error, Result};
 use crate::group::{GroupReader, GroupWriter};
 use crate::index::Entry;
-use crate::meta::{MetaLog, MetaOp, meta_path, read_meta_file};
+use crate::meta::{MetaEnd, MetaLog, MetaOp, meta_path, read_meta_file};
 use crate::options::LogOptions;
 use crate::record::{
     DirectoryBuilder, DirectoryEntry, SECTION_DIRECTORY, SECTION_RECORDS, parse_directory,
@@ -42,59 +43,99 @@ use lavafs::codec::Decoder;
 pub(crate) fn recover(fs: FileSystemRef, dir: &Path, options: &LogOptions) -> Result<Inner> {
     fs.create_dir_all(dir)?;
     let lock = fs.lock(&dir.join("LOCK"))?;
-    let (meta_numbers, data_numbers) = list_files(&fs, dir)?;
-    let mut namespace = read_namespace(&fs, dir, &meta_numbers, data_numbers.is_empty())?;
-    let mut scanned = Vec::new();
-    for number in &data_numbers {
-        scanned.push(read_data_file(&fs, dir, *number)?);
-    }
-    check_sealed_in_order(&scanned)?;
-    namespace.place_records(&scanned)?;
-
+    let found = Found::read(&fs, dir)?;
     let files = FileTable::default();
-    let next_file = data_numbers.last().map_or(1, |last| last + 1);
-    let mut datalog = DataLog::new(dir, options.data_file_size, next_file);
-    for data in scanned {
+    let mut datalog = DataLog::new(dir, options.data_file_size, found.next_file());
+    for data in found.data {
         let number = data.number;
-        match data.finish(&fs) {
-            Ok(Some(file)) => files.add(number, file, true),
-            Ok(None) => {}
-            Err(Error::Fs(lavafs::Error::NoSpace { .. })) => {
-                let data = read_data_file(&fs, dir, number)?;
-                if let Some((file, sealed)) = data.go_on(&fs, &mut datalog)? {
-                    files.add(number, file, sealed);
-                }
-            }
-            Err(error) => return Err(error),
+        if let Some((file, sealed)) = data.finish(&fs, &mut datalog)? {
+            files.add(number, file, sealed);
         }
     }
-    let next_meta = meta_numbers.last().map_or(1, |last| last + 1);
-    let next_log = namespace.next_log;
-    let names = namespace.build(&files);
-    let inner = Inner {
-        commit: GroupCommit::new(),
-        data: Mutex::new(datalog),
-        meta: Mutex::new(None),
-        names: RwLock::new(names.0),
-        files,
-        next_op: AtomicU64::new(names.1),
-        durable: AtomicU64::new(0),
-        closed: AtomicBool::new(false),
-        fs,
-        dir: dir.to_path_buf(),
-        options: options.clone(),
-        _lock: lock,
-    };
+    let next_meta = found.meta_numbers.last().map_or(1, |last| last + 1);
+    let next_log = found.namespace.next_log;
+    let names = found.namespace.build(&files);
+    let inner = Inner::new(fs, dir, options, Some(lock), datalog, files, names);
     let snapshot = inner.snapshot(next_log);
     let meta = MetaLog::begin(&inner.fs, dir, next_meta, next_log, &snapshot)?;
     *inner.meta.lock() = Some(meta);
-    for number in meta_numbers {
+    for number in found.meta_numbers {
         inner.fs.unlink(&meta_path(dir, number))?;
     }
-    // Behind the metalog: a file that is appended to takes space ahead.
-    let durable = inner.data.lock().sync()?;
+    // Behind the metalog, which must have space: what gives space back needs an open engine.
+    let mut data = inner.data.lock();
+    match data.seal(&inner.files) {
+        Err(error) if error.is_no_space() => {}
+        other => other?,
+    }
+    let durable = data.sync()?;
     inner.durable.store(durable, Ordering::Release);
+    drop(data);
     Ok(inner)
+}
+
+impl Inner {
+    /// An engine of what was recovered, without a metalog. Nobody can change one that has no `lock`.
+    pub(crate) fn new(
+        fs: FileSystemRef,
+        dir: &Path,
+        options: &LogOptions,
+        lock: Option<FileLock>,
+        datalog: DataLog,
+        files: FileTable,
+        (names, next_op): (Names, u64),
+    ) -> Inner {
+        let closed = match lock {
+            Some(_) => OnceLock::new(),
+            None => OnceLock::from(Ok(())),
+        };
+        Inner {
+            fs,
+            dir: dir.to_path_buf(),
+            options: options.clone(),
+            commit: GroupCommit::new(),
+            data: Mutex::new(datalog),
+            meta: Mutex::new(None),
+            names: RwLock::new(names),
+            files,
+            next_op: AtomicU64::new(next_op),
+            durable: AtomicU64::new(0),
+            closed,
+            lock,
+        }
+    }
+}
+
+/// What the files of an engine hold.
+pub(crate) struct Found {
+    pub(crate) meta_numbers: Vec<u32>,
+    pub(crate) data: Vec<Scanned>,
+    pub(crate) namespace: Namespace,
+}
+
+impl Found {
+    /// Reads and judges everything, and changes nothing.
+    pub(crate) fn read(fs: &FileSystemRef, dir: &Path) -> Result<Found> {
+        let (meta_numbers, data_numbers) = list_files(fs, dir)?;
+        // The datalog first: an owner who is at work makes a log before its records.
+        let mut data = Vec::new();
+        for number in &data_numbers {
+            data.push(read_data_file(fs, dir, *number)?);
+        }
+        let mut namespace = read_namespace(fs, dir, &meta_numbers, data.is_empty())?;
+        check_sealed_in_order(&data)?;
+        namespace.place_records(&data)?;
+        Ok(Found {
+            meta_numbers,
+            data,
+            namespace,
+        })
+    }
+
+    /// The number of the next file of the datalog.
+    pub(crate) fn next_file(&self) -> u32 {
+        self.data.last().map_or(1, |last| last.number + 1)
+    }
 }
 
 /// The numbers of the files of the metalog and of the datalog, ascending.
@@ -119,10 +160,12 @@ fn list_files(fs: &FileSystemRef, dir: &Path) -> Result<(Vec<u32>, Vec<u32>)> {
 }
 
 #[derive(Default)]
-struct Namespace {
+pub(crate) struct Namespace {
     path: PathBuf,
+    /// Of the file that holds; `None` for an engine that was never opened.
+    pub(crate) end: Option<MetaEnd>,
     logs: BTreeMap<u64, Recovered>,
-    next_log: u64,
+    pub(crate) next_log: u64,
     next_op: u64,
 }
 
@@ -140,10 +183,10 @@ fn read_namespace(
 ) -> Result<Namespace> {
     for number in numbers.iter().rev() {
         let path = meta_path(dir, *number);
-        let (ops, whole) = read_meta_file(fs, &path, *number)?;
-        if whole {
+        if let Some((ops, end)) = read_meta_file(fs, &path, *number)? {
             let mut namespace = Namespace {
                 path,
+                end: Some(end),
                 next_log: 1,
                 next_op: 1,
                 ..Namespace::default()
@@ -298,7 +341,7 @@ impl Namespace {
     }
 
     /// Builds the indexes and counts live records; also the next operation number.
-    fn build(self, files: &FileTable) -> (Names, u64) {
+    pub(crate) fn build(self, files: &FileTable) -> (Names, u64) {
         let mut names = Names::default();
         let mut live: HashMap<u32, u64> = HashMap::new();
         for recovered in self.logs.into_values() {
@@ -328,16 +371,18 @@ impl Namespace {
 }
 
 /// What was found in one data file.
-struct Scanned {
-    number: u32,
-    path: PathBuf,
+pub(crate) struct Scanned {
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
     generation: u64,
-    records: Vec<DirectoryEntry>,
+    pub(crate) records: Vec<DirectoryEntry>,
+    /// Bytes up to the end of the last valid group.
+    pub(crate) len: u64,
     /// The directory was read, or seen behind all records: none is missing.
     complete: bool,
     /// Present if the file is to be sealed.
-    unsealed: Option<GroupReader>,
-    file: lavafs::FileRef,
+    pub(crate) unsealed: Option<GroupReader>,
+    pub(crate) file: lavafs::FileRef,
 }
 
 fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned> {
@@ -351,6 +396,7 @@ fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned
         number,
         generation: reader.generation(),
         records: Vec::new(),
+        len: file.size().upper(),
         complete: true,
         unsealed: None,
         file,
@@ -362,6 +408,7 @@ fn read_data_file(fs: &FileSystemRef, dir: &Path, number: u32) -> Result<Scanned
     }
     let mut reader = GroupReader::open(scanned.file.clone(), &scanned.path)?;
     scanned.complete = scan_groups(&mut reader, &mut scanned.records)?;
+    scanned.len = reader.valid_len();
     if !reader.is_closed() {
         scanned.unsealed = Some(reader);
     }
@@ -435,35 +482,35 @@ fn check_sealed_in_order(files: &[Scanned]) -> Result<()> {
 }
 
 impl Scanned {
-    /// Seals the file if it is not, or removes it if it never got a header.
-    fn finish(self, fs: &FileSystemRef) -> Result<Option<DataFile>> {
-        if let Some(reader) = &self.unsealed {
-            if reader.tag().is_none() {
-                fs.unlink(&self.path)?;
-                return Ok(None);
+    /// Makes the file ready for use, or removes it if nothing was recorded before its crash. One that was
+    /// being written at the crash is given to `datalog`. Also whether it is sealed.
+    fn finish(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
+        let Some(reader) = &self.unsealed else {
+            if let FileSize::Between { .. } = self.file.size() {
+                self.file.settle(self.len)?;
             }
-            tracing::info!(
-                file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
-                "sealing a file that was being written at the crash"
-            );
-            seal_with(GroupWriter::resume(reader)?, &self.directory())?;
+            return Ok(Some((self.into_file(), true)));
+        };
+        if self.records.is_empty() {
+            fs.unlink(&self.path)?;
+            return Ok(None);
         }
-        Ok(Some(self.into_file()))
-    }
-
-    /// On a device where the file's directory has no space: the next append goes to it, or it is removed
-    /// if it has no record. What gives space back needs an open engine. Also whether it is sealed.
-    fn go_on(self, fs: &FileSystemRef, datalog: &mut DataLog) -> Result<Option<(DataFile, bool)>> {
-        let sealed = self.unsealed.is_none();
-        if let Some(reader) = &self.unsealed {
-            if self.records.is_empty() {
-                fs.unlink(&self.path)?;
-                return Ok(None);
-            }
-            let writer = GroupWriter::resume(reader)?;
-            datalog.resume(self.number, writer, self.directory());
+        tracing::info!(
+            file = %self.path.display(), tail = ?reader.tail(), records = self.records.len(),
+            "sealing a file that was being written at the crash"
+        );
+        let mut writer = GroupWriter::resume(reader)?;
+        let directory = self.directory();
+        if !self.complete {
+            datalog.resume(self.number, writer, directory);
+            return Ok(Some((self.into_file(), false)));
         }
-        Ok(Some((self.into_file(), sealed)))
+        // It was sealed once and is not appended to, though its end is damaged and finds no space.
+        match seal_with(&mut writer, &directory) {
+            Err(error) if error.is_no_space() => {}
+            other => other?,
+        }
+        Ok(Some((self.into_file(), true)))
     }
 
     fn directory(&self) -> DirectoryBuilder {
@@ -474,7 +521,7 @@ impl Scanned {
         directory
     }
 
-    fn into_file(self) -> DataFile {
+    pub(crate) fn into_file(self) -> DataFile {
         DataFile {
             file: self.file,
             path: self.path,

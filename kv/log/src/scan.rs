@@ -145,11 +145,12 @@ impl Scan {
         self.inner.fs.read_batch(&mut requests, READ_DEPTH)?;
         let lens: Vec<usize> = requests.iter().map(|request| request.read).collect();
         let mut lens = lens.into_iter();
-        for (found, buf) in found.into_iter().zip(buffers) {
+        for (found, mut buf) in found.into_iter().zip(buffers) {
             let item = match found {
                 Found::Gap(kind, lsns) => ScanItem::Gap { kind, lsns },
                 Found::Record(entry, file) => {
                     let len = lens.next().expect("one request for each record");
+                    let len = file.read_rest(entry, &mut buf, len)?;
                     ScanItem::Entry {
                         lsn: entry.lsn,
                         data: unframe(&buf[..len], self.state.id, entry, &file)?,

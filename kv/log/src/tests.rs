@@ -11,11 +11,11 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::mem_fs::MemFs;
 use crate::*;
 
-fn dir() -> &'static Path {
+pub(crate) fn dir() -> &'static Path {
     Path::new("/logs")
 }
 
-fn open(fs: &FileSystemRef) -> Result<LogEngine> {
+pub(crate) fn open(fs: &FileSystemRef) -> Result<LogEngine> {
     let options = LogOptions {
         data_file_size: 64 << 10,
         meta_file_size: 4 << 10,
@@ -23,26 +23,26 @@ fn open(fs: &FileSystemRef) -> Result<LogEngine> {
     LogEngine::open(fs.clone(), dir(), &options)
 }
 
-fn mem() -> (Arc<MemFs>, FileSystemRef) {
+pub(crate) fn mem() -> (Arc<MemFs>, FileSystemRef) {
     let fs = MemFs::new(512);
     (fs.clone(), fs)
 }
 
-fn sparse(duplicates: Duplicates) -> LogConfig {
+pub(crate) fn sparse(duplicates: Duplicates) -> LogConfig {
     LogConfig {
         mode: Mode::Sparse { duplicates },
     }
 }
 
-const DENSE: LogConfig = LogConfig { mode: Mode::Dense };
+pub(crate) const DENSE: LogConfig = LogConfig { mode: Mode::Dense };
 
-fn data(lsn: u64, tag: u64, len: usize) -> Vec<u8> {
+pub(crate) fn data(lsn: u64, tag: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|i| (i * 3 + lsn * 7 + tag * 13) as u8)
         .collect()
 }
 
-fn entries(log: &Log) -> BTreeMap<u64, Vec<u8>> {
+pub(crate) fn entries(log: &Log) -> BTreeMap<u64, Vec<u8>> {
     let items = log.scan(..).map(|item| item.unwrap());
     items
         .filter_map(|item| match item {
@@ -641,7 +641,7 @@ fn run_model(seed: u64, steps: usize) {
                     });
                     fs = mem.clone();
                 }
-                engine = open(&fs).unwrap();
+                engine = crate::look_tests::open_after_a_look(&mem, &fs);
                 after_crash(&engine, &mut model);
             }
             81..83 => {

@@ -78,6 +78,17 @@ pub(crate) fn read_owner(disk: &Disk) -> Result<Option<Owner>> {
     Ok(Owner::decode(&block))
 }
 
+/// Refuses a device that a living process of another machine may own.
+pub(crate) fn check_owner(disk: &Disk) -> Result<()> {
+    match read_owner(disk)? {
+        Some(owner) if owner.is_elsewhere() => Err(Error::InUse {
+            target: disk.name().to_owned(),
+            owner: format!("{owner}, which did not unmount it (take over if it is gone)"),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// How the records of a region end.
 #[derive(Debug)]
 pub(crate) struct RecordsEnd {

@@ -63,6 +63,8 @@ pub struct GroupReader {
     window: Window,
     /// Behind the last valid group.
     end: u64,
+    /// What the groups so far say that was durable when they were written.
+    durable_upto: u64,
     next_sequence: u64,
     /// `None` after a seek: the next group may continue any chain.
     prev_crc: Option<u32>,
@@ -99,6 +101,7 @@ impl GroupReader {
             upper,
             window: Window::default(),
             end: 0,
+            durable_upto: 0,
             next_sequence: 0,
             prev_crc: None,
             closed: false,
@@ -216,6 +219,15 @@ impl GroupReader {
         self.end
     }
 
+    /// Bytes of [`GroupReader::valid_len`] that are proven to be durable: by a later group, or by the
+    /// closing one.
+    pub fn durable_len(&self) -> u64 {
+        if self.closed {
+            return self.end;
+        }
+        self.durable_upto.min(self.end)
+    }
+
     /// The file's name.
     pub fn path(&self) -> &Path {
         &self.path
@@ -273,6 +285,7 @@ impl GroupReader {
     fn accept(&mut self, found: Found) -> Result<Option<Group<'_>>> {
         let Found { header, position } = found;
         self.end = position.end();
+        self.durable_upto = self.durable_upto.max(header.durable_upto);
         self.next_sequence = header.sequence + 1;
         self.prev_crc = Some(header.crc);
         if header.kind == Kind::Closing {

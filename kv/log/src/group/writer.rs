@@ -139,6 +139,11 @@ impl GroupWriter {
     /// # Panics
     /// If the footer is longer than [`FOOTER_LEN_MAX`].
     pub fn close_with(mut self, footer: &[u8]) -> Result<()> {
+        self.end_with(footer)
+    }
+
+    /// [`GroupWriter::close_with`] for who may have to do it again; nothing else can follow.
+    pub(crate) fn end_with(&mut self, footer: &[u8]) -> Result<()> {
         assert!(footer.len() <= FOOTER_LEN_MAX, "a footer fits in one unit");
         self.sync()?;
         self.append_kind(Kind::Closing, &[IoSlice::new(footer)])?;
@@ -173,6 +178,15 @@ impl GroupWriter {
     /// Bytes of the file that are known to be durable.
     pub fn durable_len(&self) -> u64 {
         self.durable
+    }
+
+    /// Goes on after an append or sync that found no space: of the group nothing is in the file, and no flush
+    /// has failed.
+    pub(crate) fn forgive_no_space(&mut self) -> &mut GroupWriter {
+        if self.failed.as_ref().is_some_and(Error::is_no_space) {
+            self.failed = None;
+        }
+        self
     }
 
     fn append_kind(&mut self, kind: Kind, parts: &[IoSlice<'_>]) -> Result<Position> {
