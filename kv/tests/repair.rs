@@ -163,6 +163,10 @@ fn a_healthy_database_with_blob_files_comes_out_as_it_was_however_often() {
         let again = repair(&fs);
         assert!(again.manifest_kept && again.lost.is_empty(), "{again:?}");
         assert_eq!(again.blobs, report.blobs);
+        // Stored are the options that it was given.
+        let stored = Options::load(&fs, Path::new(AT)).unwrap();
+        assert!(!stored.disable_auto_compactions);
+        assert_eq!(stored.wal_recovery_mode, options().wal_recovery_mode);
         assert_eq!(contents(&fs), before);
     }
 }
@@ -450,17 +454,6 @@ fn a_repair_meets_a_single_deletion_in_the_input_and_the_output_of_a_merge() {
     lose_manifest(dir.path());
     repair(&fs);
     assert_eq!(contents(&fs), before);
-}
-
-#[test]
-fn a_repaired_database_keeps_the_options_that_the_repair_was_given() {
-    let dir = tempfile::tempdir().unwrap();
-    made(dir.path());
-    let fs = host(dir.path());
-    repair(&fs);
-    let stored = Options::load(&fs, Path::new(AT)).unwrap();
-    assert!(!stored.disable_auto_compactions);
-    assert_eq!(stored.wal_recovery_mode, options().wal_recovery_mode);
 }
 
 /// A database with a log that one family needs, and that holds what another one has in tables already. Returns

@@ -31,7 +31,7 @@ const LONG: [(&str, usize, &str); 9] = [
     ),
     (
         "kv/tests/collection.rs",
-        580,
+        600,
         "one list of what collections promise",
     ),
     ("kv/tests/durability.rs", 690, "one list of what survives"),
