@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use common::{Rng, WatchFs, copy_dir, host, mount, seed, sim_device, tiny};
+use common::{Rng, copy_dir, host, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{
-    CollectionEvent, Compression, Db, Env, EnvOptions, Error, EventListener, FileEvent, FileKind,
-    Options, ReadOptions, WriteBatch, WriteOptions,
+    CollectionEvent, Compression, Db, Env, EnvOptions, EventListener, FileEvent, FileKind, Options,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 
 const AT: &str = "/db";
@@ -561,30 +561,4 @@ fn a_crash_around_a_collection_loses_nothing() {
         db.collect_blob_garbage().unwrap();
         check(&db, keys);
     }
-}
-
-#[test]
-fn a_collection_that_was_asked_for_tells_that_it_found_no_space() {
-    let dir = tempfile::tempdir().unwrap();
-    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
-    let db = open(&(fs.clone() as FileSystemRef), options());
-    with_garbage(&db, 300);
-    let no_space = |outcome: lavakv::Result<()>| {
-        let error = outcome.unwrap_err();
-        assert!(
-            matches!(error, Error::Fs(lavafs::Error::NoSpace { .. })),
-            "{error:?}"
-        );
-    };
-    // It is found out by writing, and told before anything is written.
-    fs.fill_for(Some(".blob"));
-    no_space(db.collect_blob_garbage());
-    fs.fill_for(None);
-    fs.set_space(1000);
-    no_space(db.collect_blob_garbage());
-    check(&db, 300);
-    fs.set_space(1 << 30);
-    db.collect_blob_garbage().unwrap();
-    assert_eq!(db.stats().blobs.garbage_bytes, 0);
-    check(&db, 300);
 }

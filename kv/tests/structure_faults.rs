@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{Rng, WatchFs, copy_dir, host, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Compression, Db, Env, Options, ReadOptions, WriteOptions};
+use lavakv::{Compression, Db, Options, ReadOptions, WriteOptions};
 
 const AT: &str = "/db";
 const KEYS: u64 = 90;
@@ -431,53 +431,4 @@ fn a_family_is_made_whether_or_not_its_options_can_be_stored() {
     let db = open(&shared, options());
     let found = db.get_cf(cf, b"key", &ReadOptions::default()).unwrap();
     assert_eq!(found.as_deref(), Some(&b"value"[..]));
-}
-
-/// A compaction that does not fit writes all that is free before it finds that out.
-#[test]
-fn a_compaction_that_found_no_space_is_not_tried_again_until_there_is_more_and_flushes_go_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let fs = WatchFs::new(host(dir.path()), Box::new(|_, _| {}));
-    fs.set_space(1 << 30);
-    let shared: FileSystemRef = fs.clone();
-    let db = open(&shared, options());
-    let mut model = Map::new();
-    for round in 0..4 {
-        write(&db, &mut model, round, 0..KEYS);
-        db.flush().unwrap();
-    }
-    db.close().unwrap();
-    drop(db);
-    let tries = Arc::new(AtomicI64::new(0));
-    {
-        let tries = Arc::clone(&tries);
-        fs.fail_where(move |op, path| {
-            let compacts = std::thread::current().name() == Some("lavakv-compact");
-            let hit = compacts && op == "append" && path.to_str().unwrap().ends_with(".sst");
-            tries.fetch_add(i64::from(hit), Ordering::SeqCst);
-            hit.then_some(libc::ENOSPC)
-        });
-    }
-    let compacting = Options {
-        disable_auto_compactions: false,
-        level0_file_num_compaction_trigger: 2,
-        // Nobody else's flushes keep its thread for flushes from this one's.
-        env: Some(Env::new(1, 1)),
-        ..options()
-    };
-    let db = open(&shared, compacting);
-    wait_for("tried", || tries.load(Ordering::SeqCst) > 0);
-    std::thread::sleep(Duration::from_millis(500));
-    for round in 4..8 {
-        write(&db, &mut model, round, 0..10);
-        db.flush().unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    assert_eq!(tries.load(Ordering::SeqCst), 1);
-    fs.fail_where(|_, _| None);
-    fs.set_space(2 << 30);
-    let begin = Instant::now();
-    wait_for("more space", || db.tickers().compactions > 0);
-    assert!(begin.elapsed() < Duration::from_secs(5));
-    assert_eq!(contents(&db), model);
 }

@@ -7,8 +7,6 @@
 //! A task that fails for want of space, or with an error of the system that may pass, sets a
 //! transient error: nothing is scheduled until a thread of its own sees free space again, or a pause that
 //! doubles is over, and clears it. Any other failure is hard; [`resume`] clears it on request.
-//! A compaction that finds no space has written all that was free, and would do so again: after one, flushes go on, and
-//! compactions when there is more space or some time has passed.
 //! A panic poisons the database: its state in memory cannot be trusted.
 
 use std::any::Any;
@@ -32,9 +30,6 @@ use crate::write::batch::CfId;
 /// How often free space is looked at after it ran out, and the first pause after other transient
 /// errors.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long no compaction is begun after one that found no space, unless there is more.
-const COMPACTION_PAUSE: Duration = Duration::from_secs(10);
 
 /// Bounds of the age that the pause between two looks at the age of tables is reckoned from.
 const AGE_PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -145,45 +140,8 @@ fn oldest_ttl(state: &State) -> Option<u64> {
         .min()
 }
 
-/// Has no compaction begun until there is more space than one found, or some time has passed.
-fn hold_compactions(engine: &Arc<Engine>, choice: &Choice) {
-    let free = engine.fs.space().free;
-    let more = free.saturating_add(choice.bytes() / 8 + 1);
-    let mut state = engine.state.lock();
-    let then = Instant::now() + COMPACTION_PAUSE;
-    if state.compactions_held.replace((more, then)).is_some() {
-        // Somebody waits already.
-        return;
-    }
-    let waiting = Arc::clone(engine);
-    let spawned = std::thread::Builder::new()
-        .name("lavakv-space".to_owned())
-        .spawn(move || {
-            let mut state = waiting.state.lock();
-            while !state.closing && holds_compactions(&waiting, &state) {
-                waiting.changed.wait_for(&mut state, RESUME_INTERVAL);
-            }
-            state.compactions_held = None;
-            schedule(&waiting, &mut state);
-            drop(state);
-            waiting.changed.notify_all();
-        });
-    if let Err(error) = spawned {
-        state.compactions_held = None;
-        tracing::warn!(%error, "no thread to wait for space");
-    }
-}
-
-fn holds_compactions(engine: &Engine, state: &State) -> bool {
-    let held = state.compactions_held;
-    held.is_some_and(|(more, then)| Instant::now() < then && engine.fs.space().free < more)
-}
-
 /// The compaction that is due, if one is.
 pub(crate) fn next_compaction(engine: &Engine, state: &State) -> Option<(CfId, Choice)> {
-    if holds_compactions(engine, state) {
-        return None;
-    }
     state.cfs.values().find_map(|cf| {
         if cf.options.disable_auto_compactions {
             return None;
@@ -235,11 +193,7 @@ fn compact_once(engine: &Arc<Engine>) -> Result<()> {
     // Others may run beside it.
     schedule(engine, &mut state);
     drop(state);
-    let outcome = engine.compact(cf, &choice, &version);
-    if outcome.as_ref().is_err_and(Error::is_no_space) {
-        hold_compactions(engine, &choice);
-    }
-    outcome
+    engine.compact(cf, &choice, &version)
 }
 
 /// Queues one task and counts it until it has ended.

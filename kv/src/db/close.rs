@@ -124,10 +124,7 @@ impl Engine {
         state.closing = true;
         self.changed.notify_all();
         let at_work = |state: &State| {
-            let watched = state.resuming
-                || state.collections.watching
-                || state.watching_age
-                || state.compactions_held.is_some();
+            let watched = state.resuming || state.collections.watching || state.watching_age;
             state.tasks > 0 || state.caller_jobs > 0 || watched
         };
         while at_work(&state) {

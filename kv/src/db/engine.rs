@@ -18,7 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use lavafs::{FileLock, FileSystemRef};
@@ -184,8 +183,6 @@ pub(crate) struct State {
     /// Background tasks queued or running.
     pub(crate) tasks: usize,
     pub(crate) compaction_tasks: usize,
-    /// Free bytes, and a time, before which no compaction is begun: one found no space. A thread waits for them.
-    pub(crate) compactions_held: Option<(u64, Instant)>,
     pub(crate) manual_compactions: usize,
     /// Jobs that change files on threads of callers ([`crate::db::close::CallerJob`]).
     pub(crate) caller_jobs: usize,

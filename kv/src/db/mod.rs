@@ -349,8 +349,7 @@ impl Db {
     /// file of which at least a fiftieth is garbage is replaced by one without.
     ///
     /// # Errors
-    /// What the collection failed with; want of space where that left any garbage, after everything that fits was
-    /// collected. A file that is damaged is left as it is, without an error.
+    /// What the collection failed with. A file that is damaged is left as it is, without an error.
     pub fn collect_blob_garbage(&self) -> Result<()> {
         self.engine().collect_all()
     }

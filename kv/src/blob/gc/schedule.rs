@@ -237,19 +237,6 @@ fn next(state: &State, effort: Effort, disk: Disk) -> Option<Due> {
     due.max_by(|a, b| gain(&a.pick).total_cmp(&gain(&b.pick)))
 }
 
-/// Fails where there is something to collect that finds no space.
-fn fails_for_space(state: &State, effort: Effort, disk: Disk) -> Result<()> {
-    let roomy = Disk {
-        free: u64::MAX - 1,
-        ..disk
-    };
-    next(state, effort, roomy).map_or(Ok(()), |due| {
-        let needed = due.pick.copied_bytes;
-        let free = disk.free;
-        Err(lavafs::Error::NoSpace { needed, free }.into())
-    })
-}
-
 /// Bytes freed for each byte copied.
 fn gain(pick: &GcPick) -> f64 {
     pick.freed_bytes as f64 / (pick.copied_bytes as f64).max(1.0)
@@ -301,17 +288,13 @@ impl Engine {
             smallest_first: false,
             is_asked_for: true,
         };
-        // Who asks may know that there is space again.
-        let mut state = self.state.lock();
-        state.collections.held.retain(|_, free| *free == u64::MAX);
-        drop(state);
         loop {
             let mut state = self.state.lock();
             crate::write::check_writable(&state)?;
             let disk = Disk::of(self);
             let Some(due) = next(&state, all, disk) else {
                 if state.collections.files.is_empty() {
-                    return fails_for_space(&state, all, disk);
+                    return Ok(());
                 }
                 self.changed.wait(&mut state);
                 continue;
