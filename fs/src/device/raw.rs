@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::counters::AtomicCounters;
-use super::sys::block_device_discard;
+use super::sys::{block_device_discard, unlock};
 use super::{Geometry, check_aligned, check_range};
 
 /// What an open file is.
@@ -20,6 +20,11 @@ pub(super) enum RawKind {
 }
 
 /// An open block device or image. Dropping it releases its exclusive claim or lock.
+///
+/// An image's lock is given up by name and not by the close: the close may not be the last one. A
+/// child between fork and exec has the same open file, and so has a request of io_uring that a
+/// worker of the kernel carried out, until the ring's thread next enters its ring. A block
+/// device's claim has no other end than the last close.
 #[derive(Debug)]
 pub(super) struct Raw {
     pub(super) file: File,
@@ -28,6 +33,16 @@ pub(super) struct Raw {
     pub(super) geometry: Geometry,
     pub(super) writable: bool,
     pub(super) counters: AtomicCounters,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if self.kind == RawKind::Image && self.writable {
+            if let Err(error) = unlock(&self.file) {
+                tracing::warn!(image = %self.name, %error, "its lock ends with its last close");
+            }
+        }
+    }
 }
 
 impl Raw {
@@ -126,4 +141,38 @@ impl Raw {
 /// True for an error after which the same call is simply made again.
 pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sys::try_lock_exclusive;
+    use super::*;
+
+    /// Once in some thousand times a worker of io_uring still had the image when its device was
+    /// dropped, and kept it until the thread that had written went to its ring again: the same
+    /// process found its own image in use for as long as that thread slept.
+    #[test]
+    fn a_dropped_image_is_free_although_its_open_file_lives_on() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let file = image.reopen().unwrap();
+        assert!(try_lock_exclusive(&file).unwrap());
+        let held_elsewhere = file.try_clone().unwrap();
+        let raw = Raw {
+            file,
+            name: image.path().display().to_string(),
+            kind: RawKind::Image,
+            geometry: Geometry {
+                size: 0,
+                logical_block: 512,
+                volatile_cache: true,
+            },
+            writable: true,
+            counters: AtomicCounters::default(),
+        };
+        let next = image.reopen().unwrap();
+        assert!(!try_lock_exclusive(&next).unwrap());
+        drop(raw);
+        assert!(try_lock_exclusive(&next).unwrap());
+        drop(held_elsewhere);
+    }
 }

@@ -120,8 +120,8 @@ pub(crate) fn block_device_discard(file: &File, offset: u64, len: u64) -> io::Re
     }
 }
 
-/// Takes the exclusive advisory lock (flock) of `file` for as long as it is open; false where
-/// another open file has it.
+/// Takes the exclusive advisory lock (flock) of `file`; false where another open file has it. It
+/// ends with [`unlock`], or when nobody has this open file any more.
 pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
     // SAFETY: the descriptor is open; no memory is passed.
     let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
@@ -133,4 +133,15 @@ pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
         return Ok(false);
     }
     Err(error)
+}
+
+/// Gives up the lock of `file`, also where others have the same open file.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open; no memory is passed.
+    let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
