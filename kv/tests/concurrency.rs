@@ -211,3 +211,40 @@ fn close_in_the_middle(fs: FileSystemRef) {
     let db = Db::open(fs, Path::new("/db"), tiny()).unwrap();
     db.verify().unwrap();
 }
+
+/// With more readers than processors, some are between two steps of a read when the database goes.
+#[test]
+fn a_read_beside_a_close_finds_the_key_or_fails() {
+    const READERS: u64 = 16;
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    for _ in 0..8 {
+        let db = Db::open(Arc::clone(&fs), Path::new("/db"), tiny()).unwrap();
+        db.put(b"key", b"value", &WriteOptions::default()).unwrap();
+        let started = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for reader in 0..READERS {
+                let (db, started) = (db.clone(), &started);
+                scope.spawn(move || {
+                    let options = ReadOptions::default();
+                    let read = || match reader % 2 {
+                        0 => Ok::<_, lavakv::Error>(db.get(b"key", &options)?.is_some()),
+                        _ => {
+                            let mut iter = db.iter(&options)?;
+                            iter.seek_to_first();
+                            Ok(iter.valid())
+                        }
+                    };
+                    started.fetch_add(1, Ordering::Relaxed);
+                    while let Ok(found) = read() {
+                        assert!(found, "a key that is there was not found");
+                    }
+                });
+            }
+            while started.load(Ordering::Relaxed) < READERS {
+                thread::yield_now();
+            }
+            db.close().unwrap();
+        });
+    }
+}

@@ -39,8 +39,9 @@ impl Engine {
         id: CfId,
         options: &ReadOptions,
     ) -> Result<(Guard<Arc<View>>, SeqNo)> {
-        self.refuse_when_closed()?;
         let view = self.borrow_view(id)?;
+        // After the view, as a closed database's shows nothing.
+        self.refuse_when_closed()?;
         let sequence = match &options.snapshot {
             Some(snapshot) if !snapshot.is_of(&self.snapshots) => {
                 return Err(Error::invalid_argument(
