@@ -351,7 +351,9 @@ impl Level {
             self.runs.insert(at, Run { id: run_id, files });
         }
         let files = Arc::make_mut(&mut self.runs[at].files);
-        let index = files.partition_point(|other| other.meta.smallest < file.meta.smallest);
+        let index = files.partition_point(|other| {
+            other.meta.smallest_user_key() < file.meta.smallest_user_key()
+        });
         files.insert(index, file);
     }
 }
