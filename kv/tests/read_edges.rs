@@ -145,7 +145,8 @@ impl World {
                 70_000,
                 1 << 20,
                 u32::MAX as usize,
-            ][rng.below(7) as usize],
+                usize::MAX,
+            ][rng.below(8) as usize],
             ..ReadOptions::default()
         };
         let mut map = &self.families[at].map;

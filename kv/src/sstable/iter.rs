@@ -279,7 +279,7 @@ impl Readahead {
             let end = table
                 .properties()
                 .data_bytes
-                .min(place.start + self.size as u64);
+                .min(place.start.saturating_add(self.size as u64));
             if fixed == 0 && self.reserved.as_ref().is_none_or(|held| held.0 < self.size) {
                 self.reserved = Some((self.size, table.cache().reserve(self.size)));
             }
