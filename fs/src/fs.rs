@@ -239,6 +239,21 @@ impl LavaFs {
         Ok(ino)
     }
 
+    /// What `then` makes of the inode that a path names. Another may take its name before that, and is meant then.
+    fn of_name<T>(&self, path: &Path, then: impl Fn(Ino) -> Result<T>) -> Result<T> {
+        let mut ino = self.resolve(path)?;
+        loop {
+            let outcome = then(ino).map_err(|error| at_path(error, path));
+            if !outcome.as_ref().is_err_and(Error::is_not_found) {
+                return outcome;
+            }
+            let before = std::mem::replace(&mut ino, self.resolve(path)?);
+            if ino == before {
+                return outcome;
+            }
+        }
+    }
+
     /// The directory that holds a path's last component, and that component.
     pub fn resolve_parent<'a>(&self, path: &'a Path) -> Result<(Ino, &'a OsStr)> {
         let invalid = || Error::path(path, PathError::InvalidName);
@@ -298,12 +313,11 @@ impl FileSystem for LavaFs {
     }
 
     fn open(&self, path: &Path) -> Result<FileRef> {
-        let ino = self.resolve(path)?;
-        self.open_ino(ino).map_err(|error| at_path(error, path))
+        self.of_name(path, |ino| self.open_ino(ino))
     }
 
     fn metadata(&self, path: &Path) -> Result<Metadata> {
-        let attributes = self.attributes(self.resolve(path)?)?;
+        let attributes = self.of_name(path, |ino| self.attributes(ino))?;
         Ok(Metadata {
             kind: attributes.kind,
             size: attributes.size,

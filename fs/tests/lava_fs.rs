@@ -394,3 +394,25 @@ fn any_number_of_removals_without_a_sync_can_be_committed() {
     fs.unmount().unwrap();
     assert_clean(&device);
 }
+
+#[test]
+fn a_name_that_a_rename_replaces_is_always_there() {
+    let fs = mount(&device(64 * MIB));
+    let (name, next) = (Path::new("/CURRENT"), Path::new("/CURRENT.tmp"));
+    let replace = || {
+        drop(fs.create(next, &CreateOptions::default()).unwrap());
+        fs.rename(next, name).unwrap();
+    };
+    replace();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..50_000).for_each(|_| replace());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            fs.open(name).unwrap();
+            fs.metadata(name).unwrap();
+        }
+    });
+}
