@@ -587,8 +587,9 @@ fn any_failed_step_of_the_log_thread_is_told_or_made_good() {
                 let db = open(crashed(&device, seed));
                 written.check(&db, written.durable, &place);
             }
-            told += usize::from(!written.failed.is_empty());
             let closed = world.db.close();
+            // Where the log thread is slow, writers do its steps, and the one that fails may come last.
+            told += usize::from(!written.failed.is_empty() || closed.is_err());
             println!(
                 "{place}: {} failed, closed {closed:?}",
                 written.failed.len()

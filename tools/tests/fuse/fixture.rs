@@ -12,6 +12,9 @@ use lavafs::{CheckMode, Error, MkfsOptions, check, mkfs};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// How long what takes a moment may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// An image and where it is mounted. Dropping it unmounts, after a panic too.
 pub(crate) struct Fixture {
     pub(crate) root: tempfile::TempDir,
@@ -60,9 +63,14 @@ impl Fixture {
             .spawn()
             .unwrap();
         self.server = Some(server);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while !self.log().contains("mounted on") {
-            assert!(Instant::now() < deadline, "no mount: {}", self.log());
+            let gone = self.server.as_mut().unwrap().try_wait().unwrap().is_some();
+            assert!(
+                !gone && Instant::now() < deadline,
+                "no mount: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -84,7 +92,7 @@ impl Fixture {
 
     /// What fsck says of the image, once its last owner has let go of it.
     pub(crate) fn assert_clean(&self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         let device = loop {
             match device::open(&self.image(), OpenMode::ReadWrite) {
                 Err(Error::InUse { .. }) if Instant::now() < deadline => {
