@@ -80,10 +80,10 @@ fn kept_bytes(version: &Version) -> u64 {
 fn hidden_in_runs(version: &Version) -> u64 {
     let mut newer = BlobUse::default();
     let mut deletions = 0;
-    let mut hidden = 0;
+    let mut hidden = 0_u64;
     for run in version.levels.iter().flat_map(|level| &level.runs) {
         let here = used_by(run.files.iter());
-        hidden += hideable(newer, deletions, here);
+        hidden = hidden.saturating_add(hideable(newer, deletions, here));
         newer.add(here);
         let files = run.files.iter();
         deletions += files.map(|file| file.meta.deletions).sum::<u64>();
