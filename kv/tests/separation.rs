@@ -232,6 +232,28 @@ fn garbage_is_told_to_the_byte_and_shadowed_values_apart() {
     assert_eq!((report.garbage_bytes, report.shadowed_bytes), (30_000, 0));
 }
 
+/// Nothing was told of them, however many runs the only level had.
+#[test]
+fn values_that_runs_of_one_level_hide_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = host(dir.path());
+    let quiet = Options {
+        disable_auto_compactions: true,
+        ..options()
+    };
+    let db = open(&fs, quiet);
+    for round in 0..4 {
+        for number in 0..10 {
+            put(&db, number, &value(number + round, 1000));
+        }
+        db.flush().unwrap();
+    }
+    assert_eq!(db.verify_garbage().unwrap().shadowed_bytes, 30_000);
+    assert_eq!(db.stats().blobs.shadowed_bytes, 30_000);
+    db.compact_range(None, None).unwrap();
+    assert_eq!(db.stats().blobs.shadowed_bytes, 0);
+}
+
 #[test]
 fn garbage_is_verified_by_a_reader_that_may_change_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -188,6 +188,12 @@ fn reads_and_writes_are_mixed_as_asked_for_and_walks_go_backward() {
         (&updated["ops"], &updated["found"]),
         (&40.into(), &40.into())
     );
+    for (flags, ops) in [("--writes=30", 30), ("--reads=20 --writes=30", 30)] {
+        for name in ["updaterandom", "readrandomwriterandom"] {
+            let told = bench.json(&format!("{kept} --benchmarks={name} {flags}"));
+            assert_eq!(told["ops"], ops, "{told}");
+        }
+    }
     // From the first key nothing lies backward but itself.
     let walk = |flag: &str| {
         let told = bench.json(&format!(

@@ -141,6 +141,19 @@ fn stress_takes_any_duration() {
     ok(&format!("lava kv stress {at} {times} --ops 20"));
 }
 
+/// It said of a sound database that it holds what was never written.
+#[test]
+fn stress_goes_on_with_what_a_run_of_more_pairs_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = format!("--fs host:{} --db /db", dir.path().display());
+    for pairs in [60, 20, 40] {
+        ok(&format!("lava kv stress {at} --pairs {pairs} --ops 400"));
+    }
+    let other = run(&format!("lava kv stress {at} --ops 1 --value-size 90"));
+    let message = String::from_utf8(other.stderr).unwrap();
+    assert!(message.contains("another --value-size"), "{message}");
+}
+
 #[test]
 fn stress_notices_a_value_that_was_never_written() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Running compactions: a choice of the picker becomes tables and a change of the version.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -91,11 +92,19 @@ impl Engine {
             self.merge_inputs(choice, version, &family, keep_bytes)
         })?;
         let (bytes, blob_bytes) = (outputs.bytes(), outputs.blob_bytes());
-        if let Err(failed) = self.install_outputs(cf, choice, Some(version), &outputs) {
-            if !failed.may_be_recorded {
+        match self.install_outputs(cf, choice, Some(version), &outputs) {
+            Ok(true) => {}
+            Ok(false) => {
+                // Whoever chose it finds it due still, and it is done anew from the present version.
                 outputs.discard(&self.fs, &self.dir);
+                return Ok(Vec::new());
             }
-            return Err(failed.error);
+            Err(failed) => {
+                if !failed.may_be_recorded {
+                    outputs.discard(&self.fs, &self.dir);
+                }
+                return Err(failed.error);
+            }
         }
         let replaced: Vec<_> = choice.files().map(|(_, file)| Arc::clone(file)).collect();
         self.warm_outputs(cf, &mut outputs, &replaced);
@@ -239,14 +248,15 @@ impl Engine {
         }
     }
 
-    /// `version` is the one that blob files' numbers were taken from, if any were.
+    /// `version` is the one that blob files' numbers were taken from, if any were. False, and nothing is changed,
+    /// where these do not lead to the values any more.
     fn install_outputs(
         self: &Arc<Self>,
         cf: CfId,
         choice: &Choice,
         version: Option<&Version>,
         outputs: &TableOutputs,
-    ) -> Result<(), ChangeFailed> {
+    ) -> Result<bool, ChangeFailed> {
         let removed = choice
             .files()
             .map(|(level, file)| (level as u32, file.meta.number))
@@ -259,10 +269,18 @@ impl Engine {
             blobs: outputs.blobs.clone(),
             ..CfEdit::default()
         };
+        let fits = Cell::new(true);
         let edit = |now: &Version| {
-            let forgotten = version.map(|then| outputs.forgotten_names(&then.blobs, &now.blobs));
+            let forgotten = match version {
+                Some(then) => outputs.forgotten_names(&then.blobs, &now.blobs),
+                None => Some(Vec::new()),
+            };
+            fits.set(forgotten.is_some());
+            let Some(forgotten) = forgotten else {
+                return CfEdit::default();
+            };
             let mut edit = edit.clone();
-            for (number, pieces) in forgotten.unwrap_or_default() {
+            for (number, pieces) in forgotten {
                 match pieces.single() {
                     Some(heir) => edit.heirs.push((number, heir)),
                     None => edit.splits.push((number, pieces)),
@@ -272,7 +290,8 @@ impl Engine {
         };
         let shares = self.prepare_shares(cf, edit)?;
         let edit = |_: &State, cf: &ColumnFamily| edit(&cf.view().version);
-        self.change_cf_sharing(cf, &shares, edit, |_| {})
+        self.change_cf_sharing(cf, &shares, edit, |_| {})?;
+        Ok(fits.get())
     }
 
     /// Merges everything in the range down to the last level that has data, level by level.

@@ -3,8 +3,8 @@
 //! A blob file's *garbage* is its values that no table refers to any more; the version knows it exactly, in bytes of
 //! values before compression. *Shadowed* values are referred to still, but a newer write hides them from
 //! everybody but snapshots; they become garbage when a compaction drops their entries. How many there are is
-//! an estimate without a scan: entries above the last level may hide as many bytes in it as they have, and tables
-//! know what they keep for snapshots.
+//! an estimate without a scan: newer runs may hide as many bytes in an older one as they have, and tables know what
+//! they keep for snapshots.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::file_names::{FileName, FileNumber};
 use crate::key::{InternalKeyRef, LookupKey, MAX_SEQ, SeqNo, ValueKind};
 use crate::sstable::filter_hash;
-use crate::version::{BlobFile, BlobUse, LiveBlob, Version};
+use crate::version::{BlobFile, BlobUse, LiveBlob, SstFile, Version};
 
 /// Blob files and the garbage in them, all column families together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,7 +43,7 @@ impl BlobStats {
         }
         self.garbage_bytes += garbage_bytes(version);
         self.ancestors += version.blobs.ancestor_count() as u64;
-        self.shadowed_bytes += shadowed_bytes(version) + kept_bytes(version);
+        self.shadowed_bytes += hidden_in_runs(version) + kept_bytes(version);
     }
 
     /// Garbage as a part of all values, 0 to 1.
@@ -75,24 +75,47 @@ fn kept_bytes(version: &Version) -> u64 {
     files.map(|(.., file)| file.meta.hidden.value_bytes).sum()
 }
 
+/// Bytes of separated values that newer runs may hide in older ones: of each run as many as the newer ones refer
+/// to, and for each of their deletions one of mean length.
+fn hidden_in_runs(version: &Version) -> u64 {
+    let mut newer = BlobUse::default();
+    let mut deletions = 0;
+    let mut hidden = 0_u64;
+    for run in version.levels.iter().flat_map(|level| &level.runs) {
+        let here = used_by(run.files.iter());
+        hidden = hidden.saturating_add(hideable(newer, deletions, here));
+        newer.add(here);
+        let files = run.files.iter();
+        deletions += files.map(|file| file.meta.deletions).sum::<u64>();
+    }
+    hidden
+}
+
 /// Bytes of separated values that entries above the last level may hide in it: as many as those refer to, and
 /// for each deletion one of mean length.
 pub(crate) fn shadowed_bytes(version: &Version) -> u64 {
     let mut levels = version.levels.iter().rev();
     let last = levels.find(|level| level.file_count() > 0);
-    let sum = |level: &crate::version::Level| {
-        let mut used = BlobUse::default();
-        let refs = level.files().flat_map(|file| &file.meta.blob_refs);
-        refs.for_each(|&(_, one)| used.add(one));
-        used
-    };
-    let below = last.map(sum).unwrap_or_default();
+    let below = last.map(|level| used_by(level.files())).unwrap_or_default();
     let mut above = BlobUse::default();
     let mut deletions = 0;
     for level in levels {
-        above.add(sum(level));
+        above.add(used_by(level.files()));
         deletions += level.files().map(|file| file.meta.deletions).sum::<u64>();
     }
+    hideable(above, deletions, below)
+}
+
+/// What tables refer to.
+fn used_by<'a>(files: impl Iterator<Item = &'a Arc<SstFile>>) -> BlobUse {
+    let mut used = BlobUse::default();
+    let refs = files.flat_map(|file| &file.meta.blob_refs);
+    refs.for_each(|&(_, one)| used.add(one));
+    used
+}
+
+/// Bytes of `below` that references and deletions above it may hide.
+fn hideable(above: BlobUse, deletions: u64, below: BlobUse) -> u64 {
     let mean = below.value_bytes.checked_div(below.references).unwrap_or(0);
     let hidden = above
         .value_bytes

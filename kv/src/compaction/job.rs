@@ -109,19 +109,22 @@ impl TableOutputs {
 
     /// Numbers that the tables refer to and that `now`, which has the job's inputs still, does not
     /// know any more, with the files they lead to: a collection has replaced them since `then`, from which the
-    /// job took the numbers.
+    /// job took the numbers. `None` where the tables are of no use: another job, which knew the file by other
+    /// names, has made its number known again meanwhile, for its own keys alone.
     pub(crate) fn forgotten_names(
         &self,
         then: &BlobSet<Arc<BlobFile>>,
         now: &BlobSet<Arc<BlobFile>>,
-    ) -> Vec<(FileNumber, Pieces)> {
-        let forgotten = self.renamed.iter();
-        let forgotten = forgotten.filter(|(number, _)| now.pieces(**number).is_none());
-        let mut names: Vec<_> = forgotten
-            .map(|(&number, known)| (number, heirs_of(number, known, then, now)))
-            .collect();
+    ) -> Option<Vec<(FileNumber, Pieces)>> {
+        let mut names = Vec::new();
+        for (&number, known) in &self.renamed {
+            let heirs = heirs_of(number, known, then, now)?;
+            if now.pieces(number).is_none() {
+                names.push((number, heirs));
+            }
+        }
         names.sort_unstable_by_key(|(number, _)| *number);
-        names
+        Some(names)
     }
 
     /// Removes the files of a job whose result is not wanted.
@@ -136,24 +139,30 @@ impl TableOutputs {
 }
 
 /// What a file's records, which `known` led to, are in now: where a name led to it, the name's heirs
-/// are its heirs.
+/// are its heirs. `None` where its own number leads elsewhere.
 fn heirs_of(
     number: FileNumber,
     known: &BTreeSet<FileNumber>,
     then: &BlobSet<Arc<BlobFile>>,
     now: &BlobSet<Arc<BlobFile>>,
-) -> Pieces {
+) -> Option<Pieces> {
+    let own = now.pieces(number);
     let mut heirs = Vec::new();
     for &name in known {
         let before = then.pieces(name).expect("the inputs have the name");
         let after = now.pieces(name).expect("the inputs are still there");
         for (piece, until) in before.ranges() {
             if piece.file == number {
-                heirs.extend(after.within(&piece.from, until));
+                let range = after.within(&piece.from, until);
+                let same = |own: &Pieces| own.within(&piece.from, until) == range;
+                if !own.as_ref().is_none_or(same) {
+                    return None;
+                }
+                heirs.extend(range);
             }
         }
     }
-    Pieces::of(heirs)
+    Some(Pieces::of(heirs))
 }
 
 /// Merges `input` into tables.

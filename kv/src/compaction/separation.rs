@@ -7,7 +7,7 @@
 //! A collection may commit while the merge runs, and the number written here may be an ancestor's by
 //! then, even one that no table of the version refers to any more. The names under which the
 //! inputs knew the value are therefore kept: [`TableOutputs::forgotten_names`] tells at commit
-//! where they lead.
+//! where they lead, or that the merge is to be done anew because others have given the number another meaning.
 //!
 //! [`TableOutputs::forgotten_names`]: super::job::TableOutputs::forgotten_names
 

@@ -28,7 +28,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use super::stress_pairs::{copy_name, counter_of, names, unlogged_name, value_of};
+use super::stress_pairs::{
+    NEVER_WRITTEN, PAIRS_MAX, copy_name, counter_of, names, pair_of, pairs_left, unlogged_name,
+    value_of,
+};
 use super::{Where, stress_options};
 use crate::cli::{Access, Failure, Mounted, Outcome, json_line, line};
 
@@ -46,7 +49,7 @@ pub struct Stress {
     /// Pairs of keys of each thread
     #[arg(long, default_value_t = 500)]
     pairs: u64,
-    /// Bytes of a value at most, at least 32
+    /// Bytes of a value at most, at least 32; the same as before where a database is gone on with
     #[arg(long, default_value_t = 400)]
     value_size: usize,
     /// Bytes of a memtable: small ones flush and compact all the time
@@ -106,7 +109,7 @@ fn second(db: &Db) -> Outcome<CfId> {
 
 impl Stress {
     pub(super) fn run(&self) -> Outcome {
-        if self.threads == 0 || self.threads > 1000 || self.pairs == 0 || self.pairs > 1_000_000 {
+        if !(1..=1000).contains(&self.threads) || !(1..=PAIRS_MAX).contains(&self.pairs) {
             return Err(Failure::usage(
                 "--threads is 1 to 1000 and --pairs 1 to 1000000",
             ));
@@ -262,7 +265,7 @@ impl<'a> Worker<'a> {
 
     /// A number that no other thread's pair has.
     fn id(&self, pair: u64) -> u64 {
-        self.thread * 1_000_000 + pair
+        self.thread * PAIRS_MAX + pair
     }
 
     fn run(mut self) -> Outcome<()> {
@@ -283,9 +286,10 @@ impl<'a> Worker<'a> {
         self.shared.with(|db| self.scan(db))
     }
 
-    /// Takes over what an earlier run left, which must be whole batches of values once written.
+    /// Takes over what an earlier run left, of more pairs perhaps, which must be whole batches of values once
+    /// written.
     fn adopt(&mut self, db: &Db) -> Outcome<()> {
-        for pair in 0..self.shared.stress.pairs {
+        for pair in 0..pairs_left(db, self.thread)?.max(self.shared.stress.pairs) {
             let [a, b] = names(self.thread, pair);
             let now = ReadOptions::default();
             let (a, b) = (db.get(&a, &now)?, db.get(&b, &now)?);
@@ -295,7 +299,7 @@ impl<'a> Worker<'a> {
             let Some(value) = a else { continue };
             let size = self.shared.stress.value_size;
             let Some(counter) = counter_of(self.id(pair), &value, size) else {
-                return Err(self.wrong(pair, "holds a value that was never written"));
+                return Err(self.wrong(pair, NEVER_WRITTEN));
             };
             let copy = db.get_cf(second(db)?, &copy_name(self.thread, pair), &now)?;
             if copy.is_some_and(|copy| copy != value) {
@@ -531,12 +535,7 @@ impl<'a> Worker<'a> {
             let mut iter = db.iter(&options)?;
             iter.seek_to_first();
             while iter.valid() {
-                let number = iter.key().rsplit(|&byte| byte == b'/').next();
-                let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
-                let Some(pair) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
-                    return Err(Failure::new("a key that was never written"));
-                };
-                found.insert(pair, iter.value().to_vec());
+                found.insert(pair_of(iter.key())?, iter.value().to_vec());
                 iter.next();
             }
             iter.status()?;

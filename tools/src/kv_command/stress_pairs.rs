@@ -1,12 +1,50 @@
 //! The keys of `lava kv stress`, and values that tell which write they are of.
 
+use lavakv::{Db, ReadOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+use crate::cli::{Failure, Outcome};
+
+/// Pairs of a thread at most.
+pub(super) const PAIRS_MAX: u64 = 1_000_000;
+
+/// What is wrong with a value that does not follow from its counter.
+pub(super) const NEVER_WRITTEN: &str =
+    "holds a value that was never written, or with another --value-size";
 
 /// The keys of a pair.
 pub(super) fn names(thread: u64, pair: u64) -> [Vec<u8>; 2] {
     // The two keys of a pair lie far apart, so that they are in different tables.
     ["a", "b"].map(|half| format!("{half}/{thread:03}/{pair:06}").into_bytes())
+}
+
+/// The pair that a key is of.
+pub(super) fn pair_of(key: &[u8]) -> Outcome<u64> {
+    let number = key.rsplit(|&byte| byte == b'/').next();
+    let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+    let number = number.and_then(|digits| digits.parse().ok());
+    number
+        .filter(|&pair| pair < PAIRS_MAX)
+        .ok_or_else(|| Failure::new("a key that was never written"))
+}
+
+/// The number after that of the last pair of a thread.
+pub(super) fn pairs_left(db: &Db, thread: u64) -> Outcome<u64> {
+    let mut pairs = 0;
+    for half in ["a", "b"] {
+        let of_thread = ReadOptions {
+            prefix: Some(format!("{half}/{thread:03}/").into_bytes()),
+            ..ReadOptions::default()
+        };
+        let mut iter = db.iter(&of_thread)?;
+        iter.seek_to_last();
+        if iter.valid() {
+            pairs = pairs.max(pair_of(iter.key())? + 1);
+        }
+        iter.status()?;
+    }
+    Ok(pairs)
 }
 
 /// In the second column family.

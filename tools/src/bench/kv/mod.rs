@@ -49,7 +49,8 @@ pub struct KvBench {
     /// Keys are drawn from 0 to num - 1; also the operations of each thread
     #[arg(long, default_value_t = 1_000_000)]
     num: u64,
-    /// Reads of each thread; negative: num
+    /// Reads of each thread; negative: num. Where each operation reads, writes or does both, the larger of
+    /// --reads and --writes counts
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
     reads: i64,
     /// Writes of each thread; 0 or negative: num
@@ -292,6 +293,11 @@ impl KvBench {
             }),
             ..Options::default()
         }))
+    }
+
+    /// Operations of benchmarks that both read and write.
+    fn read_writes(&self) -> u64 {
+        self.count(self.reads.max(self.writes))
     }
 
     /// A count given as a flag: negative means `num`.

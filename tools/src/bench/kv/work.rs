@@ -127,10 +127,10 @@ impl<'a> Worker<'a> {
             Benchmark::FillRandom | Benchmark::FillSync | Benchmark::Overwrite => {
                 self.write(writes, sync, Order::Random)
             }
-            Benchmark::UpdateRandom => self.mixed(bench.count(bench.reads), Mix::Update),
+            Benchmark::UpdateRandom => self.mixed(bench.read_writes(), Mix::Update),
             Benchmark::ReadRandomWriteRandom => {
                 let reads = f64::from(bench.readwritepercent) / 100.0;
-                self.mixed(bench.count(bench.reads), Mix::Reads(reads))
+                self.mixed(bench.read_writes(), Mix::Reads(reads))
             }
             Benchmark::ReadHot => {
                 // As in db_bench: a hundredth of the keys.
