@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{WatchFs, mount, sim_device, tiny};
+use common::{Rng, WatchFs, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{Db, Error, Options, ReadOptions, WriteOptions};
 use parking_lot::Mutex;
@@ -172,4 +172,43 @@ fn a_panic_in_a_collection_that_was_asked_for_poisons_the_database() {
     let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
     db.collect_blob_garbage().unwrap();
     db.verify_garbage().unwrap();
+}
+
+/// It merged what was flushed while it merged, again and again, and its caller never came back.
+#[test]
+fn a_compaction_that_was_asked_for_ends_while_others_write() {
+    let fs = mount(sim_device(1 << 30, 512));
+    let options = Options {
+        level0_slowdown_writes_trigger: 1000,
+        level0_stop_writes_trigger: 1000,
+        soft_pending_compaction_bytes_limit: 0,
+        hard_pending_compaction_bytes_limit: 0,
+        min_blob_size: 0,
+        ..tiny()
+    };
+    let db = Db::open(fs, Path::new(AT), options).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..2_u64 {
+            let (db, stop) = (&db, &stop);
+            scope.spawn(move || {
+                let mut rng = Rng(writer);
+                while !stop.load(Ordering::Relaxed) {
+                    let key = rng.below(3000).to_be_bytes();
+                    let value: Vec<u8> = (0..300).map(|_| rng.next() as u8).collect();
+                    db.put(&key, &value, &WriteOptions::default()).unwrap();
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let job = scope.spawn(|| db.compact_range(None, None));
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !job.is_finished() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ended = job.is_finished();
+        stop.store(true, Ordering::Relaxed);
+        job.join().unwrap().unwrap();
+        assert!(ended, "it ended with the writers alone");
+    });
 }

@@ -283,9 +283,14 @@ impl Engine {
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
         let _job = self.caller_job()?;
-        let levels = self.cf(cf)?.options.num_levels;
+        let family = self.cf(cf)?;
+        let newest = family.view().version.levels[0]
+            .runs
+            .first()
+            .map(|run| run.id);
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
+        let mut levels = 0..family.options.num_levels;
+        let outcome = levels.try_for_each(|level| self.compact_level(cf, level, range, newest));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -297,8 +302,10 @@ impl Engine {
         id: CfId,
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
+        newest_run: Option<u64>,
     ) -> Result<()> {
         let mut options = picker_options(self, &self.cf(id)?.options);
+        options.newest_run = newest_run.unwrap_or(0);
         loop {
             options.oldest_snapshot = self.snapshots.oldest().unwrap_or(SeqNo::MAX);
             let mut state = self.state.lock();
