@@ -37,7 +37,7 @@ use crate::memtable::MemTable;
 use crate::options::Options;
 use crate::sstable::{OpenOptions, Table, TableOptions};
 use crate::stats::histogram::Histograms;
-use crate::stats::listener::{FileEvent, FileKind};
+use crate::stats::listener::{Event, FileEvent, FileKind, Untold};
 use crate::stats::metrics::Tickers;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::write::WriteItem;
@@ -235,6 +235,8 @@ pub(crate) struct Engine {
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
     pub(crate) log: Mutex<Option<WalWriter>>,
     pub(crate) succession: Succession,
+    /// What their leader has to tell.
+    pub(crate) untold: Untold,
     pub(crate) versions: Mutex<VersionSet>,
     pub(crate) state: Mutex<State>,
     /// Signalled with every change of `state` that somebody may wait for.
@@ -367,7 +369,7 @@ impl Engine {
         state.resuming |= resume;
         drop(state);
         self.changed.notify_all();
-        self.tell(|listener| listener.on_background_error(&error, severity));
+        self.tell_unless_leading(Event::Failed(error, severity));
         if resume {
             crate::background::scheduler::resume_later(self);
         }

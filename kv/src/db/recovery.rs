@@ -33,6 +33,7 @@ use crate::file_names::{self, FileName, FileNumber, LOCK};
 use crate::key::{LookupKey, MAX_SEQ, SeqNo};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
+use crate::stats::listener::Untold;
 use crate::stats::metrics::Tickers;
 use crate::version::{
     CfEdit, ManifestWriter, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet,
@@ -233,6 +234,7 @@ pub(crate) fn engine_for(
         written_unseen: AtomicU64::new(0),
         tickers: Tickers::default(),
         histograms,
+        untold: Untold::default(),
         writers: GroupCommit::new(),
         log: Mutex::new(None),
         succession: Succession::default(),

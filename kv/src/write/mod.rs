@@ -31,7 +31,7 @@ use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::WriteOptions;
 use crate::stats::histogram::Timed;
-use crate::stats::listener::{FileEvent, FileKind};
+use crate::stats::listener::{Event, FileEvent, FileKind};
 use crate::write::batch::{CfId, WriteBatch};
 use crate::write::stall::Stall;
 use crate::write::wal::{WAL_GROUP_BYTES, WalWriter};
@@ -58,8 +58,15 @@ pub(crate) enum WriteItem {
 impl Engine {
     /// Queues `item` and returns its result.
     pub(crate) fn submit(self: &Arc<Self>, item: WriteItem) -> Result<()> {
-        self.writers
-            .submit_with(item, |items, crew| Ok(self.lead(items, crew)))?
+        let mut events = Vec::new();
+        let result = self.writers.submit_with(item, |items, crew| {
+            self.untold.begin();
+            let led = self.lead(items, crew);
+            events = self.untold.end();
+            Ok(led)
+        });
+        events.iter().for_each(|event| self.tell_event(event));
+        result?
     }
 
     /// Does `items` in order; one result each. Runs on one thread at a time.
@@ -438,7 +445,7 @@ impl Engine {
             path: self.dir.join(FileName::Wal(number).to_string()),
             bytes: Some(0),
         };
-        self.tell(|listener| listener.on_file_created(&event));
+        self.tell_unless_leading(Event::FileCreated(event));
         let mut state = self.state.lock();
         state.logs.insert(number, 0);
         for cf in state.cfs.values() {
