@@ -212,3 +212,24 @@ fn a_compaction_that_was_asked_for_ends_while_others_write() {
         assert!(ended, "it ended with the writers alone");
     });
 }
+
+/// Every later writer panicked too, and so did the close.
+#[test]
+fn a_panic_of_whoever_leads_the_writers_poisons_the_database() {
+    let fs = WatchFs::new(mount(sim_device(64 << 20, 512)), Box::new(|_, _| {}));
+    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options()).unwrap();
+    db.put(b"a", b"1", &WriteOptions::synced()).unwrap();
+    fs.before_next("append", ".wal", || panic!("on purpose"));
+    for key in [b"b", b"c"] {
+        let poisoned = db.put(key, b"2", &WriteOptions::synced()).unwrap_err();
+        assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+        assert!(poisoned.to_string().contains("on purpose"), "{poisoned}");
+    }
+    for again in [db.flush(), db.close()] {
+        assert!(matches!(again, Err(Error::Poisoned { .. })), "{again:?}");
+    }
+    drop(db);
+    let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
+    let has = |key: &[u8]| db.get(key, &ReadOptions::default()).unwrap().is_some();
+    assert!(has(b"a") && !has(b"c"));
+}

@@ -61,9 +61,11 @@ impl Engine {
         let mut events = Vec::new();
         let result = self.writers.submit_with(item, |items, crew| {
             self.untold.begin();
-            let led = self.lead(items, crew);
+            let led = scheduler::guarded(|| Ok(self.lead(items, crew)));
+            // A group may be in the log and in a part of the memtables: nothing is led any more.
+            let led = led.inspect_err(|panicked| self.fail(panicked.clone()));
             events = self.untold.end();
-            Ok(led)
+            led
         });
         events.iter().for_each(|event| self.tell_event(event));
         result?
