@@ -1,4 +1,4 @@
-//! Listeners that call back into the database.
+//! Listeners that call back into the database, and that panic.
 
 #![allow(
     clippy::allow_attributes,
@@ -83,4 +83,49 @@ fn a_listener_may_write_when_it_is_told_of_a_log() {
     assert!(outcomes.contains(&("log", true)), "{outcomes:?}");
     assert!(outcomes.contains(&("error", false)), "{outcomes:?}");
     assert!(db.get(b"log", &ReadOptions::default()).unwrap().is_some());
+}
+
+#[derive(Debug)]
+struct PanicsOnDeletions;
+
+impl EventListener for PanicsOnDeletions {
+    fn on_file_deleted(&self, file: &FileEvent) {
+        assert!(file.kind != FileKind::Table, "on purpose");
+    }
+}
+
+/// The thread that removed files ended, and a close waited for it for ever; without a rate the panic came out of the
+/// close. The database was not poisoned.
+#[test]
+fn a_panic_of_a_listener_of_deletions_poisons_the_database_and_it_can_be_closed() {
+    for delete_rate in [0, 1 << 20] {
+        let fs = mount(sim_device(256 << 20, 512));
+        let options = Options {
+            listeners: vec![Arc::new(PanicsOnDeletions)],
+            delete_rate,
+            ..tiny()
+        };
+        let db = Db::open(fs, Path::new(AT), options).unwrap();
+        let (tell, done) = mpsc::channel();
+        let writer = db.clone();
+        std::thread::spawn(move || {
+            let mut number = 0_u64;
+            let failed = loop {
+                let key = (number % 100).to_be_bytes();
+                number += 1;
+                if let Err(error) = writer.put(&key, &[5; 200], &WriteOptions::default()) {
+                    break error;
+                }
+            };
+            tell.send(failed).unwrap();
+            let _ = writer.close();
+            tell.send(Error::Busy {
+                what: "closed".to_owned(),
+            })
+            .unwrap();
+        });
+        let failed = done.recv_timeout(PATIENCE).expect("poisoned");
+        assert!(matches!(failed, Error::Poisoned { .. }), "{failed}");
+        done.recv_timeout(PATIENCE).expect("the close ends");
+    }
 }

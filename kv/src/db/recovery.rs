@@ -201,7 +201,6 @@ pub(crate) fn engine_for(
     };
     let (at, rate) = (dir.to_path_buf(), options.delete_rate);
     let remover = ObsoleteFiles::new(fs.clone(), at, Arc::clone(&env), rate);
-    remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.
     let on_disk = fs
         .list(dir)?
@@ -234,8 +233,8 @@ pub(crate) fn engine_for(
         written_unseen: AtomicU64::new(0),
         tickers: Tickers::default(),
         histograms,
-        untold: Untold::default(),
         writers: GroupCommit::new(),
+        untold: Untold::default(),
         log: Mutex::new(None),
         succession: Succession::default(),
         versions: Mutex::new(versions),
@@ -250,6 +249,7 @@ pub(crate) fn engine_for(
         options_file: Mutex::new(None),
     });
     engine.snapshots.set_engine(&engine);
+    engine.remover.set_engine(&engine);
     Ok(engine)
 }
 
