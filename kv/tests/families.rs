@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::draw::random_options;
-use common::{Rng, mount, seed, sim_device};
+use common::{Rng, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
 use lavakv::{CfId, Db, DbIterator, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
 
@@ -256,5 +256,28 @@ fn families_keep_their_contents_and_accounts_whatever_comes_between() {
     for run_seed in seed..seed + runs {
         println!("LAVA_SEED={run_seed} LAVA_RUNS=1");
         run(run_seed, 400);
+    }
+}
+
+/// An options file of more than 1 MiB did not read back: every family had the database's options after a reopen.
+#[test]
+fn the_options_of_very_many_families_read_back() {
+    let fs = mount(sim_device(256 << 20, 512));
+    let db = Db::open(fs.clone(), Path::new(AT), tiny()).unwrap();
+    let name = |number: usize| format!("{number:/>255}");
+    for number in 0..50 {
+        let own = Options {
+            write_buffer_size: 8192 + number,
+            ..tiny()
+        };
+        db.create_cf_with(&name(number), own).unwrap();
+    }
+    db.close().unwrap();
+    let loaded = Options::load(&fs, Path::new(AT)).unwrap();
+    let db = Db::open(fs, Path::new(AT), loaded).unwrap();
+    for number in 0..50 {
+        let cf = db.cf(&name(number)).unwrap();
+        let options = db.cf_options(cf).unwrap();
+        assert_eq!(options.write_buffer_size, 8192 + number);
     }
 }
