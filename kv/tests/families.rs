@@ -281,3 +281,51 @@ fn the_options_of_very_many_families_read_back() {
         assert_eq!(options.write_buffer_size, 8192 + number);
     }
 }
+
+/// The log in use did not count, and was alone until one memtable of many was full.
+#[test]
+fn one_log_of_many_families_keeps_to_the_limit_of_all_logs() {
+    let fs = mount(sim_device(256 << 20, 512));
+    let options = Options {
+        write_buffer_size: 1 << 20,
+        max_total_wal_size: 256 << 10,
+        min_blob_size: 0,
+        ..tiny()
+    };
+    let db = Db::open(fs.clone(), Path::new(AT), options).unwrap();
+    let made = (0..10).map(|number| db.create_cf(&number.to_string()).unwrap());
+    let families: Vec<CfId> = made.collect();
+    for number in 0..2000_u64 {
+        let cf = families[number as usize % families.len()];
+        db.put_cf(
+            cf,
+            &number.to_be_bytes(),
+            &[7; 1000],
+            &WriteOptions::default(),
+        )
+        .unwrap();
+    }
+    db.wait_for_background_work().unwrap();
+    // No memtable was full, but the log was eight times.
+    let flushes = db.tickers().flushes;
+    assert!((10..200).contains(&flushes), "{flushes} flushes");
+
+    // Where nothing is said, the limit leaves a family with larger buffers than the database's its own.
+    let db = Db::open(fs, Path::new("/other"), tiny()).unwrap();
+    let own = Options {
+        write_buffer_size: 2 << 20,
+        ..tiny()
+    };
+    let cf = db.create_cf_with("large", own).unwrap();
+    for number in 0..1000_u64 {
+        db.put_cf(
+            cf,
+            &number.to_be_bytes(),
+            &[7; 1000],
+            &WriteOptions::default(),
+        )
+        .unwrap();
+    }
+    db.wait_for_background_work().unwrap();
+    assert_eq!(db.tickers().flushes, 0);
+}

@@ -318,6 +318,9 @@ impl Engine {
                 }
                 continue;
             }
+            if let Some(wal) = log {
+                state.logs.insert(wal.number(), wal.size());
+            }
             let Some(full) = self.full_cf(&state) else {
                 self.prepare_next_log(&mut state);
                 drop(state);
@@ -387,7 +390,8 @@ impl Engine {
             return Some(Arc::clone(cf));
         }
         let total: u64 = state.logs.values().sum();
-        if state.logs.len() < 2 || total < self.options.wal_size_limit() {
+        let families = state.cfs.values().map(|cf| &*cf.options);
+        if total < self.options.wal_size_limit(families) {
             return None;
         }
         let oldest = *state.logs.keys().next()?;
