@@ -223,8 +223,8 @@ impl Engine {
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
-            keep_going: &|| self.keep_going(),
-            pace: &|bytes| self.pace(bytes, Priority::Low),
+            keep_going: &|| self.keep_going_on(family),
+            pace: &|bytes| self.pace(family, bytes, Priority::Low),
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
             separation: self.separation(options, blob_bytes, &resolve, along),
         };

@@ -233,10 +233,10 @@ pub(crate) struct Engine {
     pub(crate) tickers: Tickers,
     pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
-    pub(crate) log: Mutex<Option<WalWriter>>,
-    pub(crate) succession: Succession,
     /// What their leader has to tell.
     pub(crate) untold: Untold,
+    pub(crate) log: Mutex<Option<WalWriter>>,
+    pub(crate) succession: Succession,
     pub(crate) versions: Mutex<VersionSet>,
     pub(crate) state: Mutex<State>,
     /// Signalled with every change of `state` that somebody may wait for.
@@ -341,6 +341,14 @@ impl Engine {
         match &state.error {
             Some(background) if !background.transient => Err(read_only(&background.error)),
             _ => Ok(()),
+        }
+    }
+
+    /// The same for work on `cf`, which ends where that was dropped.
+    pub(crate) fn keep_going_on(&self, cf: &ColumnFamily) -> Result<()> {
+        match cf.dropped.load(Ordering::Acquire) {
+            true => Err(no_such_cf(cf.id)),
+            false => self.keep_going(),
         }
     }
 
