@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{Rng, WatchFs, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Db, Error, Options, ReadOptions, WriteOptions};
+use lavakv::{Db, Env, EnvOptions, Error, Options, ReadOptions, WriteOptions};
 use parking_lot::Mutex;
 
 const AT: &str = "/db";
@@ -211,6 +211,51 @@ fn a_compaction_that_was_asked_for_ends_while_others_write() {
         job.join().unwrap().unwrap();
         assert!(ended, "it ended with the writers alone");
     });
+}
+
+/// A close waited in the writers' queue behind one that waited for a flush, for as long as the rate limiter had that wait.
+#[test]
+fn a_close_does_not_wait_until_a_stalled_writer_may_go_on() {
+    let fs = mount(sim_device(64 << 20, 512));
+    let rate_bytes_per_s = 1;
+    let env = Env::with_options(EnvOptions {
+        rate_bytes_per_s,
+        ..EnvOptions::default()
+    });
+    let options = Options {
+        env: Some(env),
+        ..tiny()
+    };
+    let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
+    let (tell, done) = std::sync::mpsc::channel();
+    let writer = db.clone();
+    let writing = std::thread::spawn(move || {
+        let mut written = 0_u64;
+        let value = |number| value(number, 1);
+        let unsynced = WriteOptions::default();
+        while let Ok(()) = writer.put(&written.to_be_bytes(), &value(written), &unsynced) {
+            written += 1;
+        }
+        written
+    });
+    let mut before = u64::MAX;
+    while before != db.tickers().keys_written {
+        before = db.tickers().keys_written;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    std::thread::spawn(move || tell.send(db.close()).unwrap());
+    let closed = done.recv_timeout(Duration::from_secs(30));
+    closed.expect("the close ends").unwrap();
+    let written = writing.join().unwrap();
+    let options = Options {
+        env: None,
+        ..options
+    };
+    let db = Db::open(fs, Path::new(AT), options).unwrap();
+    for number in 0..written {
+        let found = db.get(&number.to_be_bytes(), &ReadOptions::default());
+        assert_eq!(found.unwrap(), Some(value(number, 1)));
+    }
 }
 
 /// Every later writer panicked too, and so did the close.

@@ -194,6 +194,8 @@ pub(crate) struct State {
     /// Transient failures since background work last succeeded.
     pub(crate) retries: u32,
     pub(crate) closing: bool,
+    /// Somebody closes the database: who waits for background work to write gives up.
+    pub(crate) closing_soon: bool,
     pub(crate) stall: Stall,
     /// The part of `stall` that the backlog of compactions demands.
     pub(crate) backlog_stall: Stall,

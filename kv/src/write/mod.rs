@@ -404,6 +404,9 @@ impl Engine {
 
     /// Waits for background work; gives up where none can help.
     fn wait_for_change(&self, state: &mut parking_lot::MutexGuard<'_, State>) -> Result<()> {
+        if state.closing_soon {
+            return Err(closing());
+        }
         if let Some(background) = &state.error {
             let may_help = background.error.is_no_space() && state.collections.in_progress();
             if !may_help {
