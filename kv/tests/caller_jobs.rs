@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{WatchFs, mount, sim_device, tiny};
+use common::{Rng, WatchFs, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Db, Error, Options, ReadOptions, WriteOptions};
+use lavakv::{Db, Env, EnvOptions, Error, Options, ReadOptions, WriteOptions};
 use parking_lot::Mutex;
 
 const AT: &str = "/db";
@@ -172,4 +172,109 @@ fn a_panic_in_a_collection_that_was_asked_for_poisons_the_database() {
     let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
     db.collect_blob_garbage().unwrap();
     db.verify_garbage().unwrap();
+}
+
+/// It merged what was flushed while it merged, again and again, and its caller never came back.
+#[test]
+fn a_compaction_that_was_asked_for_ends_while_others_write() {
+    let fs = mount(sim_device(1 << 30, 512));
+    let options = Options {
+        level0_slowdown_writes_trigger: 1000,
+        level0_stop_writes_trigger: 1000,
+        soft_pending_compaction_bytes_limit: 0,
+        hard_pending_compaction_bytes_limit: 0,
+        min_blob_size: 0,
+        ..tiny()
+    };
+    let db = Db::open(fs, Path::new(AT), options).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..2_u64 {
+            let (db, stop) = (&db, &stop);
+            scope.spawn(move || {
+                let mut rng = Rng(writer);
+                while !stop.load(Ordering::Relaxed) {
+                    let key = rng.below(3000).to_be_bytes();
+                    let value: Vec<u8> = (0..300).map(|_| rng.next() as u8).collect();
+                    db.put(&key, &value, &WriteOptions::default()).unwrap();
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let job = scope.spawn(|| db.compact_range(None, None));
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !job.is_finished() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ended = job.is_finished();
+        stop.store(true, Ordering::Relaxed);
+        job.join().unwrap().unwrap();
+        assert!(ended, "it ended with the writers alone");
+    });
+}
+
+/// A close waited in the writers' queue behind one that waited for a flush, for as long as the rate limiter had that wait.
+#[test]
+fn a_close_does_not_wait_until_a_stalled_writer_may_go_on() {
+    let fs = mount(sim_device(64 << 20, 512));
+    let rate_bytes_per_s = 1;
+    let env = Env::with_options(EnvOptions {
+        rate_bytes_per_s,
+        ..EnvOptions::default()
+    });
+    let options = Options {
+        env: Some(env),
+        ..tiny()
+    };
+    let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
+    let (tell, done) = std::sync::mpsc::channel();
+    let writer = db.clone();
+    let writing = std::thread::spawn(move || {
+        let mut written = 0_u64;
+        let value = |number| value(number, 1);
+        let unsynced = WriteOptions::default();
+        while let Ok(()) = writer.put(&written.to_be_bytes(), &value(written), &unsynced) {
+            written += 1;
+        }
+        written
+    });
+    let mut before = u64::MAX;
+    while before != db.tickers().keys_written {
+        before = db.tickers().keys_written;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    std::thread::spawn(move || tell.send(db.close()).unwrap());
+    let closed = done.recv_timeout(Duration::from_secs(30));
+    closed.expect("the close ends").unwrap();
+    let written = writing.join().unwrap();
+    let options = Options {
+        env: None,
+        ..options
+    };
+    let db = Db::open(fs, Path::new(AT), options).unwrap();
+    for number in 0..written {
+        let found = db.get(&number.to_be_bytes(), &ReadOptions::default());
+        assert_eq!(found.unwrap(), Some(value(number, 1)));
+    }
+}
+
+/// Every later writer panicked too, and so did the close.
+#[test]
+fn a_panic_of_whoever_leads_the_writers_poisons_the_database() {
+    let fs = WatchFs::new(mount(sim_device(64 << 20, 512)), Box::new(|_, _| {}));
+    let db = Db::open(fs.clone() as FileSystemRef, Path::new(AT), options()).unwrap();
+    db.put(b"a", b"1", &WriteOptions::synced()).unwrap();
+    fs.before_next("append", ".wal", || panic!("on purpose"));
+    for key in [b"b", b"c"] {
+        let poisoned = db.put(key, b"2", &WriteOptions::synced()).unwrap_err();
+        assert!(matches!(poisoned, Error::Poisoned { .. }), "{poisoned}");
+        assert!(poisoned.to_string().contains("on purpose"), "{poisoned}");
+    }
+    for again in [db.flush(), db.close()] {
+        assert!(matches!(again, Err(Error::Poisoned { .. })), "{again:?}");
+    }
+    drop(db);
+    let db = Db::open(fs as FileSystemRef, Path::new(AT), options()).unwrap();
+    let has = |key: &[u8]| db.get(key, &ReadOptions::default()).unwrap().is_some();
+    assert!(has(b"a") && !has(b"c"));
 }

@@ -11,11 +11,16 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use common::draw::random_options;
-use common::{Rng, mount, seed, sim_device};
+use common::{Rng, mount, seed, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{CfId, Db, DbIterator, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions};
+use lavakv::{
+    CfId, Db, DbIterator, Env, Options, Priority, ReadOptions, Snapshot, WriteBatch, WriteOptions,
+};
 
 const AT: &str = "/db";
 const KEYS: u64 = 60;
@@ -257,4 +262,138 @@ fn families_keep_their_contents_and_accounts_whatever_comes_between() {
         println!("LAVA_SEED={run_seed} LAVA_RUNS=1");
         run(run_seed, 400);
     }
+}
+
+/// An options file of more than 1 MiB did not read back: every family had the database's options after a reopen.
+#[test]
+fn the_options_of_very_many_families_read_back() {
+    let fs = mount(sim_device(256 << 20, 512));
+    let db = Db::open(fs.clone(), Path::new(AT), tiny()).unwrap();
+    let name = |number: usize| format!("{number:/>255}");
+    for number in 0..50 {
+        let own = Options {
+            write_buffer_size: 8192 + number,
+            ..tiny()
+        };
+        db.create_cf_with(&name(number), own).unwrap();
+    }
+    db.close().unwrap();
+    let loaded = Options::load(&fs, Path::new(AT)).unwrap();
+    let db = Db::open(fs, Path::new(AT), loaded).unwrap();
+    for number in 0..50 {
+        let cf = db.cf(&name(number)).unwrap();
+        let options = db.cf_options(cf).unwrap();
+        assert_eq!(options.write_buffer_size, 8192 + number);
+    }
+}
+
+/// The log in use did not count, and was alone until one memtable of many was full.
+#[test]
+fn one_log_of_many_families_keeps_to_the_limit_of_all_logs() {
+    let fs = mount(sim_device(256 << 20, 512));
+    let options = Options {
+        write_buffer_size: 1 << 20,
+        max_total_wal_size: 256 << 10,
+        min_blob_size: 0,
+        ..tiny()
+    };
+    let db = Db::open(fs.clone(), Path::new(AT), options).unwrap();
+    let made = (0..10).map(|number| db.create_cf(&number.to_string()).unwrap());
+    let families: Vec<CfId> = made.collect();
+    for number in 0..2000_u64 {
+        let cf = families[number as usize % families.len()];
+        db.put_cf(
+            cf,
+            &number.to_be_bytes(),
+            &[7; 1000],
+            &WriteOptions::default(),
+        )
+        .unwrap();
+    }
+    db.wait_for_background_work().unwrap();
+    // No memtable was full, but the log was eight times.
+    let flushes = db.tickers().flushes;
+    assert!((10..200).contains(&flushes), "{flushes} flushes");
+
+    // Where nothing is said, the limit leaves a family with larger buffers than the database's its own.
+    let db = Db::open(fs, Path::new("/other"), tiny()).unwrap();
+    let own = Options {
+        write_buffer_size: 2 << 20,
+        ..tiny()
+    };
+    let cf = db.create_cf_with("large", own).unwrap();
+    for number in 0..1000_u64 {
+        db.put_cf(
+            cf,
+            &number.to_be_bytes(),
+            &[7; 1000],
+            &WriteOptions::default(),
+        )
+        .unwrap();
+    }
+    db.wait_for_background_work().unwrap();
+    assert_eq!(db.tickers().flushes, 0);
+}
+
+/// They waited for the rate limiter to write what was discarded in the end, and took the threads of all other work meanwhile.
+#[test]
+fn flushes_and_compactions_of_a_dropped_family_end_while_they_wait_for_the_rate() {
+    let env = Env::new(1, 1);
+    let limiter = env.rate_limiter();
+    let options = Options {
+        env: Some(Arc::clone(&env)),
+        ..tiny()
+    };
+    let db = Db::open(mount(sim_device(64 << 20, 512)), Path::new(AT), options).unwrap();
+    let put = |cf, number: u64| {
+        let unsynced = WriteOptions::default();
+        db.put_cf(cf, &number.to_be_bytes(), &[7; 100], &unsynced)
+            .unwrap();
+    };
+    let ends = |what: &str| {
+        let (db, (tell, done)) = (db.clone(), mpsc::channel());
+        std::thread::spawn(move || tell.send(db.wait_for_background_work()).unwrap());
+        let ended = done.recv_timeout(Duration::from_secs(10));
+        ended.expect(what).unwrap();
+    };
+    // One that is let through, with debts for hours.
+    let all_wait = || {
+        limiter.set_bytes_per_s(1);
+        put(CfId::DEFAULT, limiter.bytes_through(Priority::High));
+        db.flush_cf(CfId::DEFAULT).unwrap();
+    };
+    for _ in 0..2 {
+        let cf = db.create_cf("flushed").unwrap();
+        all_wait();
+        (0..150).for_each(|number| put(cf, number));
+        db.drop_cf(cf).unwrap();
+        ends("flushes of a dropped family");
+        limiter.set_bytes_per_s(0);
+    }
+    let cf = db.create_cf("compacted").unwrap();
+    for number in 0..3 {
+        put(cf, number);
+        put(cf, 100);
+        db.flush_cf(cf).unwrap();
+    }
+    let begun = Arc::new(AtomicBool::new(false));
+    all_wait();
+    let job = {
+        let (db, begun) = (db.clone(), Arc::clone(&begun));
+        std::thread::spawn(move || {
+            begun.store(true, Ordering::SeqCst);
+            db.compact_range_cf(cf, None, None)
+        })
+    };
+    while !begun.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    db.drop_cf(cf).unwrap();
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !job.is_finished() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(job.is_finished(), "a compaction of a dropped family");
+    assert!(job.join().unwrap().is_err());
 }

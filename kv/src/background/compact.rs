@@ -232,8 +232,8 @@ impl Engine {
                 .min(choice.bytes())
                 .min(self.fs.space().free / 4),
             new_number: &|| self.new_file_number(),
-            keep_going: &|| self.keep_going(),
-            pace: &|bytes| self.pace(bytes, Priority::Low),
+            keep_going: &|| self.keep_going_on(family),
+            pace: &|bytes| self.pace(family, bytes, Priority::Low),
             is_oldest: &|key| !older.iter().any(|run| run.file_for(key).is_some()),
             separation: self.separation(options, blob_bytes, &resolve, along),
         };
@@ -302,9 +302,14 @@ impl Engine {
         range: (Option<&[u8]>, Option<&[u8]>),
     ) -> Result<()> {
         let _job = self.caller_job()?;
-        let levels = self.cf(cf)?.options.num_levels;
+        let family = self.cf(cf)?;
+        let newest = family.view().version.levels[0]
+            .runs
+            .first()
+            .map(|run| run.id);
         self.state.lock().manual_compactions += 1;
-        let outcome = (0..levels).try_for_each(|level| self.compact_level(cf, level, range));
+        let mut levels = 0..family.options.num_levels;
+        let outcome = levels.try_for_each(|level| self.compact_level(cf, level, range, newest));
         let mut state = self.state.lock();
         state.manual_compactions -= 1;
         scheduler::schedule(self, &mut state);
@@ -316,8 +321,10 @@ impl Engine {
         id: CfId,
         level: usize,
         range: (Option<&[u8]>, Option<&[u8]>),
+        newest_run: Option<u64>,
     ) -> Result<()> {
         let mut options = picker_options(self, &self.cf(id)?.options);
+        options.newest_run = newest_run.unwrap_or(0);
         loop {
             options.oldest_snapshot = self.snapshots.oldest().unwrap_or(SeqNo::MAX);
             let mut state = self.state.lock();

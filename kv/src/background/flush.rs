@@ -89,18 +89,18 @@ impl Engine {
                 _ => 0,
             },
             new_number: &|| self.new_file_number(),
-            keep_going: &|| self.keep_going(),
-            pace: &|bytes| self.pace(bytes, Priority::High),
+            keep_going: &|| self.keep_going_on(cf),
+            pace: &|bytes| self.pace(cf, bytes, Priority::High),
             is_oldest: &|_| false,
             separation: self.separation(&cf.options, memory as u64, &|_, _| None, &nothing),
         };
         compaction::run(&context, &mut MergingIterator::new(children), filter)
     }
 
-    /// Waits until background work may write so many more bytes.
-    pub(crate) fn pace(&self, bytes: u64, priority: Priority) -> Result<()> {
+    /// Waits until background work on `cf` may write so many more bytes.
+    pub(crate) fn pace(&self, cf: &ColumnFamily, bytes: u64, priority: Priority) -> Result<()> {
         let limiter = self.env.rate_limiter();
-        limiter.request(bytes, priority, || self.keep_going())
+        limiter.request(bytes, priority, || self.keep_going_on(cf))
     }
 
     /// Charges buffers of background work to the ledger, if there is one.
@@ -142,7 +142,11 @@ impl Engine {
         let mut job = self.begin_job(id, memory_of(&mems) as u64, 0);
         self.tell(|listener| listener.on_flush_begin(&job));
         let begin = Instant::now();
-        let outcome = self.flush_mems(&cf, &mems, &version);
+        let outcome = match self.flush_mems(&cf, &mems, &version) {
+            // Dropped meanwhile.
+            Err(_) if self.cf(id).is_err() => Ok(Vec::new()),
+            other => other,
+        };
         self.end_job(&mut job, begin, &outcome);
         self.tell(|listener| listener.on_flush_end(&job));
         outcome.map(|_| ())
@@ -238,8 +242,7 @@ impl Engine {
             if !failed.may_be_recorded {
                 outputs.discard(&self.fs, &self.dir);
             }
-            // Unless it was dropped meanwhile.
-            return self.cf(id).map_or(Ok(Vec::new()), |_| Err(failed.error));
+            return Err(failed.error);
         }
         self.warm_outputs(id, &mut outputs, &[]);
         for blob in &outputs.blobs {

@@ -231,7 +231,7 @@ fn poisoned(panic: &(dyn Any + Send)) -> Error {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message");
     Error::Poisoned {
-        reason: Arc::from(format!("a background thread panicked: {message}")),
+        reason: Arc::from(format!("a thread at work panicked: {message}")),
     }
 }
 

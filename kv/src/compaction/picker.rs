@@ -41,6 +41,8 @@ pub(crate) struct PickerOptions {
     pub(crate) now: u64,
     /// Entries up to this sequence number are seen by every reader.
     pub(crate) oldest_snapshot: SeqNo,
+    /// The newest run of level 0 that a manual compaction takes: it would not end while new ones come.
+    pub(crate) newest_run: u64,
 }
 
 impl PickerOptions {
@@ -56,6 +58,7 @@ impl PickerOptions {
             migration_credit: 0,
             now: 0,
             oldest_snapshot: 0,
+            newest_run: u64::MAX,
         }
     }
 }
@@ -249,7 +252,10 @@ pub(crate) fn pick_range(
         return fifo::pick(version, options, busy).map(Ok);
     }
     let last = version.levels.len() - 1;
-    let runs = &version.levels[level].runs;
+    let mut runs = version.levels[level].runs.as_slice();
+    if level == 0 {
+        runs = &runs[runs.partition_point(|run| run.id > options.newest_run)..];
+    }
     let overlaps = runs
         .iter()
         .any(|run| !run.overlapping(range.0, range.1).is_empty());
@@ -268,7 +274,7 @@ pub(crate) fn pick_range(
     let deeper = version.levels[level + 1..]
         .iter()
         .any(|level| level.file_count() > 0);
-    let [run] = runs.as_slice() else {
+    let [run] = runs else {
         if deeper {
             return Some(into_newest_run(version, whole, level + 1, busy).ok_or(()));
         }

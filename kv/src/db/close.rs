@@ -94,7 +94,9 @@ impl Engine {
             return Ok(());
         }
         let unlogged = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.closing_soon = true;
+            self.changed.notify_all();
             state.cfs.values().any(|cf| {
                 let view = cf.view();
                 view.mem.is_unlogged() || view.imms.iter().any(|mem| mem.is_unlogged())

@@ -37,7 +37,7 @@ use crate::memtable::MemTable;
 use crate::options::Options;
 use crate::sstable::{OpenOptions, Table, TableOptions};
 use crate::stats::histogram::Histograms;
-use crate::stats::listener::{FileEvent, FileKind};
+use crate::stats::listener::{Event, FileEvent, FileKind, Untold};
 use crate::stats::metrics::Tickers;
 use crate::version::{ObsoleteFiles, SstMeta, TableOpener, Version, VersionSet};
 use crate::write::WriteItem;
@@ -194,6 +194,8 @@ pub(crate) struct State {
     /// Transient failures since background work last succeeded.
     pub(crate) retries: u32,
     pub(crate) closing: bool,
+    /// Somebody closes the database: who waits for background work to write gives up.
+    pub(crate) closing_soon: bool,
     pub(crate) stall: Stall,
     /// The part of `stall` that the backlog of compactions demands.
     pub(crate) backlog_stall: Stall,
@@ -233,6 +235,8 @@ pub(crate) struct Engine {
     pub(crate) tickers: Tickers,
     pub(crate) histograms: Histograms,
     pub(crate) writers: GroupCommit<WriteItem, Result<()>, Error>,
+    /// What their leader has to tell.
+    pub(crate) untold: Untold,
     pub(crate) log: Mutex<Option<WalWriter>>,
     pub(crate) succession: Succession,
     pub(crate) versions: Mutex<VersionSet>,
@@ -342,6 +346,14 @@ impl Engine {
         }
     }
 
+    /// The same for work on `cf`, which ends where that was dropped.
+    pub(crate) fn keep_going_on(&self, cf: &ColumnFamily) -> Result<()> {
+        match cf.dropped.load(Ordering::Acquire) {
+            true => Err(no_such_cf(cf.id)),
+            false => self.keep_going(),
+        }
+    }
+
     /// Records a failure of background work or of the log. The first hard one stays, but for a panic after it.
     pub(crate) fn fail(self: &Arc<Self>, error: Error) {
         let severity = error.severity();
@@ -367,7 +379,7 @@ impl Engine {
         state.resuming |= resume;
         drop(state);
         self.changed.notify_all();
-        self.tell(|listener| listener.on_background_error(&error, severity));
+        self.tell_unless_leading(Event::Failed(error, severity));
         if resume {
             crate::background::scheduler::resume_later(self);
         }

@@ -33,6 +33,7 @@ use crate::file_names::{self, FileName, FileNumber, LOCK};
 use crate::key::{LookupKey, MAX_SEQ, SeqNo};
 use crate::options::{self, Options, WalRecoveryMode};
 use crate::stats::histogram::Histograms;
+use crate::stats::listener::Untold;
 use crate::stats::metrics::Tickers;
 use crate::version::{
     CfEdit, ManifestWriter, ObsoleteFiles, Recovered, SstMeta, Version, VersionSet,
@@ -200,7 +201,6 @@ pub(crate) fn engine_for(
     };
     let (at, rate) = (dir.to_path_buf(), options.delete_rate);
     let remover = ObsoleteFiles::new(fs.clone(), at, Arc::clone(&env), rate);
-    remover.set_listeners(options.listeners.clone());
     // Files that no manifest names have numbers too.
     let on_disk = fs
         .list(dir)?
@@ -234,6 +234,7 @@ pub(crate) fn engine_for(
         tickers: Tickers::default(),
         histograms,
         writers: GroupCommit::new(),
+        untold: Untold::default(),
         log: Mutex::new(None),
         succession: Succession::default(),
         versions: Mutex::new(versions),
@@ -248,6 +249,7 @@ pub(crate) fn engine_for(
         options_file: Mutex::new(None),
     });
     engine.snapshots.set_engine(&engine);
+    engine.remover.set_engine(&engine);
     Ok(engine)
 }
 

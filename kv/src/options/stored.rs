@@ -18,6 +18,9 @@ use crate::write::batch::CfId;
 
 const OPTIONS_HEADER: &str = "lavakv-options 1";
 
+/// Longest options file: a column family with options of its own takes about 2 KiB of it.
+const OPTIONS_MAX: u64 = 256 << 20;
+
 /// What the first line of every version of the format begins with.
 pub(crate) const OPTIONS_NAME: &str = "lavakv-options ";
 
@@ -306,7 +309,7 @@ fn newest_text(fs: &FileSystemRef, dir: &Path) -> Result<Option<(PathBuf, String
         return Ok(None);
     };
     let path = dir.join(FileName::Options(number).to_string());
-    let data = file_names::read_small_file(fs, &path, 1 << 20)?;
+    let data = file_names::read_small_file(fs, &path, OPTIONS_MAX)?;
     let text = String::from_utf8_lossy(&data).into_owned();
     Ok(Some((path, text)))
 }

@@ -1,11 +1,15 @@
 //! `EventListener`: what a database tells of its background work while it happens.
 //!
-//! Methods are called on the thread that does the work, without any lock of the database held: they may
+//! Methods are called on the thread that does the work, without any lock of the database held (whoever leads the writers
+//! tells what happened when he has handed over the lead): they may
 //! read and write, but must not wait for background work, which waits for them, nor close the database, and should be
 //! quick. A listener that panics on a background thread poisons the database.
 
 use std::path::PathBuf;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::db::engine::Engine;
 use crate::error::{Error, Severity};
@@ -98,7 +102,51 @@ pub trait EventListener: Send + Sync + std::fmt::Debug {
     fn on_file_deleted(&self, file: &FileEvent) {}
 }
 
+/// An event that the leader of the writers may have to tell.
+#[derive(Debug)]
+pub(crate) enum Event {
+    FileCreated(FileEvent),
+    Failed(Error, Severity),
+}
+
+/// What the leader of the writers has to tell when it has handed over the lead: a listener that writes waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Untold(Mutex<(Option<ThreadId>, Vec<Event>)>);
+
+impl Untold {
+    /// The calling thread leads.
+    pub(crate) fn begin(&self) {
+        self.0.lock().0 = Some(thread::current().id());
+    }
+
+    /// It does no longer, and has this to tell.
+    pub(crate) fn end(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.0.lock()).1
+    }
+}
+
 impl Engine {
+    /// Tells `event`, later where the calling thread leads the writers.
+    pub(crate) fn tell_unless_leading(&self, event: Event) {
+        if self.options.listeners.is_empty() {
+            return;
+        }
+        let mut untold = self.untold.0.lock();
+        if untold.0 == Some(thread::current().id()) {
+            untold.1.push(event);
+            return;
+        }
+        drop(untold);
+        self.tell_event(&event);
+    }
+
+    pub(crate) fn tell_event(&self, event: &Event) {
+        self.tell(|listener| match event {
+            Event::FileCreated(file) => listener.on_file_created(file),
+            Event::Failed(error, severity) => listener.on_background_error(error, *severity),
+        });
+    }
+
     /// Tells that a blob file is whole, durable and part of the database.
     pub(crate) fn tell_blob_file(&self, number: FileNumber, bytes: u64) {
         let file = FileEvent {

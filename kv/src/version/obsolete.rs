@@ -16,15 +16,17 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lavafs::FileSystemRef;
 use parking_lot::{Condvar, Mutex};
 
+use crate::background::scheduler::guarded;
+use crate::db::engine::Engine;
 use crate::env::{Env, Priority};
 use crate::file_names::FileName;
-use crate::stats::listener::{EventListener, FileEvent, FileKind};
+use crate::stats::listener::{FileEvent, FileKind};
 
 /// How often free space is looked at during a pause.
 const LOOK: Duration = Duration::from_millis(200);
@@ -41,7 +43,8 @@ pub(crate) struct ObsoleteFiles {
     /// Signalled when the queue changes its state.
     changed: Condvar,
     removing: Mutex<()>,
-    listeners: OnceLock<Vec<Arc<dyn EventListener>>>,
+    /// Whose listeners are told.
+    engine: OnceLock<Weak<Engine>>,
     /// Bytes of obsolete files that readers still hold.
     held_bytes: AtomicU64,
 }
@@ -67,14 +70,14 @@ impl ObsoleteFiles {
             queue: Mutex::default(),
             changed: Condvar::new(),
             removing: Mutex::new(()),
-            listeners: OnceLock::new(),
+            engine: OnceLock::new(),
             held_bytes: AtomicU64::new(0),
         })
     }
 
     /// Whom to tell of removed files; the first call counts.
-    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<dyn EventListener>>) {
-        let _ = self.listeners.set(listeners);
+    pub(crate) fn set_engine(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
     }
 
     /// Bytes of files that no version of the database needs, but that iterators, reads or jobs keep.
@@ -194,8 +197,16 @@ impl ObsoleteFiles {
                     path,
                     bytes: None,
                 };
-                for listener in self.listeners.get().into_iter().flatten() {
-                    listener.on_file_deleted(&event);
+                let Some(engine) = self.engine.get().and_then(Weak::upgrade) else {
+                    return;
+                };
+                // Whoever removes files goes on: the end waits for it.
+                let told = guarded(|| {
+                    engine.tell(|listener| listener.on_file_deleted(&event));
+                    Ok(())
+                });
+                if let Err(panicked) = told {
+                    engine.fail(panicked);
                 }
             }
             Err(_) => {}

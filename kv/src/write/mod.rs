@@ -31,7 +31,7 @@ use crate::error::{Error, Result, Severity};
 use crate::file_names::{FileName, FileNumber};
 use crate::options::WriteOptions;
 use crate::stats::histogram::Timed;
-use crate::stats::listener::{FileEvent, FileKind};
+use crate::stats::listener::{Event, FileEvent, FileKind};
 use crate::write::batch::{CfId, WriteBatch};
 use crate::write::stall::Stall;
 use crate::write::wal::{WAL_GROUP_BYTES, WalWriter};
@@ -58,8 +58,17 @@ pub(crate) enum WriteItem {
 impl Engine {
     /// Queues `item` and returns its result.
     pub(crate) fn submit(self: &Arc<Self>, item: WriteItem) -> Result<()> {
-        self.writers
-            .submit_with(item, |items, crew| Ok(self.lead(items, crew)))?
+        let mut events = Vec::new();
+        let result = self.writers.submit_with(item, |items, crew| {
+            self.untold.begin();
+            let led = scheduler::guarded(|| Ok(self.lead(items, crew)));
+            // A group may be in the log and in a part of the memtables: nothing is led any more.
+            let led = led.inspect_err(|panicked| self.fail(panicked.clone()));
+            events = self.untold.end();
+            led
+        });
+        events.iter().for_each(|event| self.tell_event(event));
+        result?
     }
 
     /// Does `items` in order; one result each. Runs on one thread at a time.
@@ -309,6 +318,9 @@ impl Engine {
                 }
                 continue;
             }
+            if let Some(wal) = log {
+                state.logs.insert(wal.number(), wal.size());
+            }
             let Some(full) = self.full_cf(&state) else {
                 self.prepare_next_log(&mut state);
                 drop(state);
@@ -378,7 +390,8 @@ impl Engine {
             return Some(Arc::clone(cf));
         }
         let total: u64 = state.logs.values().sum();
-        if state.logs.len() < 2 || total < self.options.wal_size_limit() {
+        let families = state.cfs.values().map(|cf| &*cf.options);
+        if total < self.options.wal_size_limit(families) {
             return None;
         }
         let oldest = *state.logs.keys().next()?;
@@ -391,6 +404,9 @@ impl Engine {
 
     /// Waits for background work; gives up where none can help.
     fn wait_for_change(&self, state: &mut parking_lot::MutexGuard<'_, State>) -> Result<()> {
+        if state.closing_soon {
+            return Err(closing());
+        }
         if let Some(background) = &state.error {
             let may_help = background.error.is_no_space() && state.collections.in_progress();
             if !may_help {
@@ -438,7 +454,7 @@ impl Engine {
             path: self.dir.join(FileName::Wal(number).to_string()),
             bytes: Some(0),
         };
-        self.tell(|listener| listener.on_file_created(&event));
+        self.tell_unless_leading(Event::FileCreated(event));
         let mut state = self.state.lock();
         state.logs.insert(number, 0);
         for cf in state.cfs.values() {
