@@ -37,10 +37,11 @@ pub(super) struct Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if self.kind == RawKind::Image && self.writable {
-            if let Err(error) = unlock(&self.file) {
-                tracing::warn!(image = %self.name, %error, "its lock ends with its last close");
-            }
+        if self.kind == RawKind::Image
+            && self.writable
+            && let Err(error) = unlock(&self.file)
+        {
+            tracing::warn!(image = %self.name, %error, "its lock ends with its last close");
         }
     }
 }
