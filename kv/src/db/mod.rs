@@ -75,8 +75,9 @@ impl Db {
 
     /// Opens the database in directory `dir` of `fs` for reading alone. Nothing is changed on disk,
     /// the directory's lock is not taken, and so another process or handle may have it
-    /// open: what is shown is the state of the moment of this call, logged writes included, and
-    /// stays so. Background work does not run; every change fails with [`Error::ReadOnly`].
+    /// open: what is shown is the state of the moment of this call, logged writes included but for
+    /// those that an owner still has in its memory (see [`WriteOptions`]), and stays so. Background
+    /// work does not run; every change fails with [`Error::ReadOnly`].
     ///
     /// # Errors
     /// As [`Db::open`]; [`Error::Busy`] where the owner replaces files faster than they are opened.

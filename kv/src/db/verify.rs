@@ -36,7 +36,6 @@ pub struct VerifyReport {
 }
 
 pub(crate) fn verify(engine: &Arc<Engine>) -> Result<VerifyReport> {
-    engine.refuse_when_closed()?;
     let mut report = VerifyReport::default();
     let (cfs, logs) = {
         // Under the structure's lock the manifest and memory must agree.
@@ -49,6 +48,8 @@ pub(crate) fn verify(engine: &Arc<Engine>) -> Result<VerifyReport> {
             .collect();
         let logs: Vec<_> = state.logs.keys().copied().collect();
         drop(state);
+        // After them, as a closed database has no families.
+        engine.refuse_when_closed()?;
         if versions.manifest_number().is_some() {
             compare_with_manifest(engine)?;
         }
