@@ -174,9 +174,6 @@ impl BlobWriter {
 
     /// Makes the open file durable.
     pub(super) fn finish(&mut self, context: &CompactionContext<'_>) -> Result<()> {
-        if self.unpaced > 0 {
-            (context.pace)(std::mem::take(&mut self.unpaced))?;
-        }
         let Some(open) = self.open.take() else {
             return Ok(());
         };
