@@ -133,37 +133,6 @@ fn a_budget_takes_no_other_cache_beside_it() {
     assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
 }
 
-/// The limiter was asked for each 64 KiB of a table, and never for a smaller table.
-#[test]
-fn small_tables_count_for_the_rate_too() {
-    let env = Env::new(1, 1);
-    let options = Options {
-        env: Some(Arc::clone(&env)),
-        min_blob_size: 0,
-        ..tiny()
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(host(dir.path()), &PathBuf::from("/db"), options).unwrap();
-    for number in 0..1000 {
-        let key = (number * 7919 % 1000_u64).to_be_bytes();
-        db.put(&key, &value(number), &WriteOptions::default())
-            .unwrap();
-    }
-    db.compact_range(None, None).unwrap();
-    db.wait_for_background_work().unwrap();
-    let tickers = db.tickers();
-    for (priority, written) in [
-        (Priority::High, tickers.flush_bytes),
-        (Priority::Low, tickers.compaction_write_bytes),
-    ] {
-        let through = env.rate_limiter().bytes_through(priority);
-        assert!(
-            written > 0 && through * 4 > written * 3,
-            "{through} of {written}"
-        );
-    }
-}
-
 #[test]
 fn flushes_and_compactions_keep_to_the_rate() {
     let dir = tempfile::tempdir().unwrap();

@@ -337,9 +337,6 @@ impl OutputWriter<'_> {
     }
 
     fn finish_table(&mut self) -> Result<()> {
-        if let Some(open) = &self.open {
-            (self.context.pace)(open.builder.estimated_size().saturating_sub(open.paced))?;
-        }
         let Some(open) = self.open.take() else {
             return Ok(());
         };
