@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{Rng, WatchFs, mount, sim_device, tiny};
 use lavafs::FileSystemRef;
-use lavakv::{Db, Env, EnvOptions, Error, Options, ReadOptions, WriteOptions};
+use lavakv::{Compression, Db, Env, EnvOptions, Error, Options, ReadOptions, WriteOptions};
 use parking_lot::Mutex;
 
 const AT: &str = "/db";
@@ -224,6 +224,10 @@ fn a_close_does_not_wait_until_a_stalled_writer_may_go_on() {
     });
     let options = Options {
         env: Some(env),
+        compression: Compression::None,
+        write_buffer_size: 256 << 10,
+        target_file_size_base: 1 << 20,
+        min_blob_size: 0,
         ..tiny()
     };
     let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
