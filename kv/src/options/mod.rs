@@ -101,7 +101,7 @@ pub struct Options {
     /// filesystem or less is free. Default 0.
     pub delete_rate: u64,
     /// Bytes of all write-ahead logs from which the column families that hold the oldest one are
-    /// flushed. 0: four times the write buffers of the family with the largest. Default 0.
+    /// flushed. 0: four times the write buffers of all families. Default 0.
     pub max_total_wal_size: u64,
     /// Bytes of a manifest from which a new one is begun. Default 64 MiB.
     pub max_manifest_file_size: u64,
@@ -441,7 +441,7 @@ impl Options {
             own.write_buffer_size
                 .saturating_mul(own.max_write_buffer_number)
         });
-        (buffers.max().unwrap_or(0) as u64).saturating_mul(4)
+        (buffers.fold(0, usize::saturating_add) as u64).saturating_mul(4)
     }
 
     /// Flushes at a time.
