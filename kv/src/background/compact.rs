@@ -303,11 +303,13 @@ impl Engine {
     ) -> Result<()> {
         let _job = self.caller_job()?;
         let family = self.cf(cf)?;
-        let newest = family.view().version.levels[0]
-            .runs
-            .first()
-            .map(|run| run.id);
-        self.state.lock().manual_compactions += 1;
+        let newest = {
+            // With one lock: no compaction begins in between that would take newer runs along with these.
+            let mut state = self.state.lock();
+            state.manual_compactions += 1;
+            let view = family.view();
+            view.version.levels[0].runs.first().map(|run| run.id)
+        };
         let mut levels = 0..family.options.num_levels;
         let outcome = levels.try_for_each(|level| self.compact_level(cf, level, range, newest));
         let mut state = self.state.lock();
