@@ -85,23 +85,34 @@ fn a_listener_may_write_when_it_is_told_of_a_log() {
     assert!(db.get(b"log", &ReadOptions::default()).unwrap().is_some());
 }
 
+/// Panics when a table goes, or when a log comes; and when that is told.
 #[derive(Debug)]
-struct PanicsOnDeletions;
+struct Panics {
+    of_logs: bool,
+}
 
-impl EventListener for PanicsOnDeletions {
+impl EventListener for Panics {
+    fn on_file_created(&self, file: &FileEvent) {
+        assert!(!self.of_logs || file.kind != FileKind::Wal, "on purpose");
+    }
+
     fn on_file_deleted(&self, file: &FileEvent) {
-        assert!(file.kind != FileKind::Table, "on purpose");
+        assert!(self.of_logs || file.kind != FileKind::Table, "on purpose");
+    }
+
+    fn on_background_error(&self, error: &Error, _: Severity) {
+        panic!("on purpose, told of {error}");
     }
 }
 
 /// The thread that removed files ended, and a close waited for it for ever; without a rate the panic came out of the
-/// close. The database was not poisoned.
+/// close. That of a new log came out of a write. The database was not poisoned.
 #[test]
-fn a_panic_of_a_listener_of_deletions_poisons_the_database_and_it_can_be_closed() {
-    for delete_rate in [0, 1 << 20] {
+fn a_panic_of_a_listener_poisons_the_database_and_it_can_be_closed() {
+    for (of_logs, delete_rate) in [(false, 0), (false, 1 << 20), (true, 0)] {
         let fs = mount(sim_device(256 << 20, 512));
         let options = Options {
-            listeners: vec![Arc::new(PanicsOnDeletions)],
+            listeners: vec![Arc::new(Panics { of_logs })],
             delete_rate,
             ..tiny()
         };

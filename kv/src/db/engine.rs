@@ -24,6 +24,7 @@ use lavafs::{FileLock, FileSystemRef};
 use lavalog::GroupCommit;
 use parking_lot::{Condvar, Mutex};
 
+use crate::background::scheduler;
 use crate::blob::gc::Collections;
 use crate::cache::BlockCache;
 use crate::compaction::InFlight;
@@ -379,9 +380,16 @@ impl Engine {
         state.resuming |= resume;
         drop(state);
         self.changed.notify_all();
-        self.tell_unless_leading(Event::Failed(error, severity));
+        // A listener that panics here must not take those with it who have more to do than to tell.
+        let told = scheduler::guarded(|| {
+            self.tell_unless_leading(Event::Failed(error, severity));
+            Ok(())
+        });
+        if let Err(panicked) = told {
+            tracing::error!(%panicked, dir = %self.dir.display(), "a listener of failures");
+        }
         if resume {
-            crate::background::scheduler::resume_later(self);
+            scheduler::resume_later(self);
         }
     }
 

@@ -67,7 +67,13 @@ impl Engine {
             events = self.untold.end();
             led
         });
-        events.iter().for_each(|event| self.tell_event(event));
+        let told = scheduler::guarded(|| {
+            events.iter().for_each(|event| self.tell_event(event));
+            Ok(())
+        });
+        if let Err(panicked) = told {
+            self.fail(panicked);
+        }
         result?
     }
 
