@@ -288,6 +288,15 @@ fn the_options_of_very_many_families_read_back() {
     }
 }
 
+/// A kilobyte a key, the families in turns.
+fn put_in_turns(db: &Db, families: &[CfId], count: u64) {
+    let unsynced = WriteOptions::default();
+    for (number, cf) in (0..count).zip(families.iter().cycle()) {
+        db.put_cf(*cf, &number.to_be_bytes(), &[7; 1000], &unsynced)
+            .unwrap();
+    }
+}
+
 /// The log in use did not count, and was alone until one memtable of many was full.
 #[test]
 fn one_log_of_many_families_keeps_to_the_limit_of_all_logs() {
@@ -301,16 +310,7 @@ fn one_log_of_many_families_keeps_to_the_limit_of_all_logs() {
     let db = Db::open(fs.clone(), Path::new(AT), options).unwrap();
     let made = (0..10).map(|number| db.create_cf(&number.to_string()).unwrap());
     let families: Vec<CfId> = made.collect();
-    for number in 0..2000_u64 {
-        let cf = families[number as usize % families.len()];
-        db.put_cf(
-            cf,
-            &number.to_be_bytes(),
-            &[7; 1000],
-            &WriteOptions::default(),
-        )
-        .unwrap();
-    }
+    put_in_turns(&db, &families, 2000);
     db.wait_for_background_work().unwrap();
     // No memtable was full, but the log was eight times.
     let flushes = db.tickers().flushes;
@@ -323,15 +323,7 @@ fn one_log_of_many_families_keeps_to_the_limit_of_all_logs() {
         ..tiny()
     };
     let cf = db.create_cf_with("large", own).unwrap();
-    for number in 0..1000_u64 {
-        db.put_cf(
-            cf,
-            &number.to_be_bytes(),
-            &[7; 1000],
-            &WriteOptions::default(),
-        )
-        .unwrap();
-    }
+    put_in_turns(&db, &[cf], 1000);
     db.wait_for_background_work().unwrap();
     assert_eq!(db.tickers().flushes, 0);
 }
