@@ -142,6 +142,31 @@ fn made(dir: &Path) -> Contents {
     contents(&host(copy.path()))
 }
 
+/// Copies of a directory, each with the step before which it was made.
+type Copies = Arc<Mutex<Vec<(PathBuf, String)>>>;
+
+/// The directory `live`, copied into `root` before each operation that is not skipped.
+fn copied_at_each_step(
+    live: &Path,
+    root: &Path,
+    skipped: impl Fn(&str) -> bool + Send + Sync + 'static,
+) -> (FileSystemRef, Copies) {
+    let copies = Copies::default();
+    let watcher = {
+        let (live, root, copies) = (live.to_path_buf(), root.to_path_buf(), copies.clone());
+        move |op: &str, path: &Path| {
+            if skipped(op) {
+                return;
+            }
+            let mut copies = copies.lock();
+            let copy = root.join(format!("copy{}", copies.len()));
+            copy_dir(&live, &copy);
+            copies.push((copy, format!("{op} {}", path.display())));
+        }
+    };
+    (WatchFs::new(host(live), Box::new(watcher)), copies)
+}
+
 #[test]
 fn a_healthy_database_with_blob_files_comes_out_as_it_was_however_often() {
     for manifest in [true, false] {
@@ -367,23 +392,12 @@ fn a_crash_in_the_midst_of_a_repair_loses_nothing() {
         if case != "blob damaged" {
             lose_manifest(&live);
         }
-        let copies: Arc<Mutex<Vec<(PathBuf, String)>>> = Arc::default();
-        let watcher = {
-            let (live, root, copies) = (live.clone(), root.path().to_path_buf(), copies.clone());
-            let steps = AtomicUsize::new(0);
-            move |op: &str, path: &Path| {
-                // Appends are many and alike.
-                let step = steps.fetch_add(1, Ordering::Relaxed);
-                if op == "append" && !step.is_multiple_of(5) {
-                    return;
-                }
-                let mut copies = copies.lock();
-                let copy = root.join(format!("copy{}", copies.len()));
-                copy_dir(&live, &copy);
-                copies.push((copy, format!("{op} {}", path.display())));
-            }
-        };
-        let watched: FileSystemRef = WatchFs::new(host(&live), Box::new(watcher));
+        // Appends are many and alike.
+        let steps = AtomicUsize::new(0);
+        let (watched, copies) = copied_at_each_step(&live, root.path(), move |op| {
+            let step = steps.fetch_add(1, Ordering::Relaxed);
+            op == "append" && !step.is_multiple_of(5)
+        });
         let whole = repair(&watched);
         let expected = contents(&host(&live));
         check_lost(&expected, &before, &whole, case);
@@ -517,20 +531,7 @@ fn what_opens_after_a_crash_in_the_midst_of_a_repair_has_everything_once() {
     let options = quiet_options();
     let before = with_logs_and_tables(&host(&live), &options);
     lose_manifest(&live);
-    let copies: Arc<Mutex<Vec<(PathBuf, String)>>> = Arc::default();
-    let watcher = {
-        let (live, root, copies) = (live.clone(), root.path().to_path_buf(), copies.clone());
-        move |op: &str, path: &Path| {
-            if op == "append" {
-                return;
-            }
-            let mut copies = copies.lock();
-            let copy = root.join(format!("copy{}", copies.len()));
-            copy_dir(&live, &copy);
-            copies.push((copy, format!("{op} {}", path.display())));
-        }
-    };
-    let watched: FileSystemRef = WatchFs::new(host(&live), Box::new(watcher));
+    let (watched, copies) = copied_at_each_step(&live, root.path(), |op| op == "append");
     Db::repair(&watched, Path::new(AT), &options).unwrap();
     let mut opened = 0;
     for (copy, step) in std::mem::take(&mut *copies.lock()) {
