@@ -10,7 +10,9 @@
 pub(crate) mod draw;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::io::IoSlice;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -112,20 +114,44 @@ impl Rng {
     }
 }
 
-/// Copies the files of a directory, as they are now; those removed meanwhile are left out.
+/// Copies a directory as it is at one moment, which is what a crash leaves: where something changed meanwhile, all is
+/// copied again. A list of files from before a flush and the manifest from after it are what no crash leaves.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            match std::fs::copy(entry.path(), target) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                copied => drop(copied.unwrap()),
-            }
+    loop {
+        let before = files_below(from);
+        std::fs::create_dir_all(to).unwrap();
+        for path in before.keys() {
+            let target = to.join(path.strip_prefix(from).unwrap());
+            std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+            unless_gone(std::fs::copy(path, target));
         }
+        if files_below(from) == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+    }
+}
+
+/// The files below a directory, each with its inode and its size: files only grow, so that none has changed whose
+/// inode and size are the same.
+fn files_below(dir: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match unless_gone(entry.metadata()) {
+            Some(metadata) if metadata.is_dir() => files.append(&mut files_below(&entry.path())),
+            Some(metadata) => drop(files.insert(entry.path(), (metadata.ino(), metadata.len()))),
+            None => {}
+        }
+    }
+    files
+}
+
+/// What was found of a file that may be removed meanwhile.
+fn unless_gone<T>(found: std::io::Result<T>) -> Option<T> {
+    match found {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        found => Some(found.unwrap()),
     }
 }
 
