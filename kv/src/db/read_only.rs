@@ -36,8 +36,10 @@ pub(crate) fn open(fs: &FileSystemRef, dir: &Path, options: &Options) -> Result<
             }
             // The same file each time: no owner is at work, it is lost.
             Err(error) if error.to_string() == missing => return Err(error),
-            Err(Error::Fs(error)) if error.is_not_found() => {
-                let what = format!("files vanish while {} is opened: {error}", dir.display());
+            Err(busy @ Error::Busy { .. }) => return Err(busy),
+            // Another file than before, or another damage: the owner is at work.
+            Err(error) if may_pass(&error) => {
+                let what = format!("files change while {} is opened: {error}", dir.display());
                 return Err(Error::Busy { what });
             }
             other => return other,
