@@ -79,7 +79,7 @@ fn move_money(fs: FileSystemRef) {
         let (db, stop, views) = (&db, &stop, &views);
         for reader in 0..2 {
             scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) || views.load(Ordering::Relaxed) == 0 {
                     let mut options = ReadOptions::default();
                     if reader == 0 {
                         options.snapshot = Some(db.snapshot());

@@ -348,7 +348,7 @@ fn writes_fail_without_space_and_go_on_when_it_returns() {
         fs.set_space(u64::MAX / 2);
         let begin = std::time::Instant::now();
         while let Err(error) = db.put(b"again", b"", &WriteOptions::default()) {
-            assert!(begin.elapsed().as_secs() < 10, "no resume: {error}");
+            assert!(begin.elapsed().as_secs() < 60, "no resume: {error}");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }

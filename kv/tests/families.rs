@@ -352,7 +352,7 @@ fn flushes_and_compactions_of_a_dropped_family_end_while_they_wait_for_the_rate(
     let ends = |what: &str| {
         let (db, (tell, done)) = (db.clone(), mpsc::channel());
         std::thread::spawn(move || tell.send(db.wait_for_background_work()).unwrap());
-        let ended = done.recv_timeout(Duration::from_secs(10));
+        let ended = done.recv_timeout(Duration::from_secs(60));
         ended.expect(what).unwrap();
     };
     // One that is let through, with debts for hours.
@@ -388,7 +388,7 @@ fn flushes_and_compactions_of_a_dropped_family_end_while_they_wait_for_the_rate(
     }
     std::thread::sleep(Duration::from_millis(50));
     db.drop_cf(cf).unwrap();
-    let patience = Instant::now() + Duration::from_secs(10);
+    let patience = Instant::now() + Duration::from_secs(60);
     while !job.is_finished() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
     }
