@@ -34,8 +34,12 @@ fn rate(discard_rate: u64) -> MountOptions {
 }
 
 fn make(fs: &LavaFs, name: &str, len: u64) {
+    make_expecting(fs, name, len, len);
+}
+
+fn make_expecting(fs: &LavaFs, name: &str, len: u64, expected_size: u64) {
     let options = CreateOptions {
-        expected_size: len,
+        expected_size,
         ..CreateOptions::default()
     };
     let file = fs.create(Path::new(name), &options).unwrap();
@@ -62,12 +66,13 @@ fn wait(what: impl Fn() -> bool) {
 fn freed_space_is_discarded_only_when_the_unlink_is_durable() {
     let device = device("discard");
     let fs = mount(&device, rate(1 << 40));
-    make(&fs, "/f", 10 * MIB);
+    // So far from its end, nobody allocates ahead for it; that would commit beside the unlink.
+    make_expecting(&fs, "/f", 10 * MIB, 30 * MIB);
     remove(&fs, "/f");
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(fs.counters().discard_bytes, 0);
     fs.commit().unwrap();
-    wait(|| fs.counters().discard_bytes == 10 * MIB);
+    wait(|| fs.counters().discard_bytes == 30 * MIB);
     assert_eq!(fs.discard_backlog(), (0, 0));
 }
 
@@ -96,7 +101,8 @@ fn the_rate_holds_and_an_unmount_discards_the_rest() {
     assert!(done > 0 && done <= allowed, "{done} bytes in {elapsed:?}");
     assert!(done < 40 * MIB);
     fs.unmount().unwrap();
-    assert_eq!(device.counters().discard_bytes, 40 * MIB);
+    // More than the file's bytes, where an extent was allocated ahead for it.
+    assert!(device.counters().discard_bytes >= 40 * MIB);
 }
 
 #[test]
