@@ -81,7 +81,10 @@ impl Fixture {
 
     pub(crate) fn umount(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        let umount = || Command::new("umount").arg(self.dir()).output().unwrap();
+        let umount = || {
+            let mut command = Command::new("umount");
+            command.env("LC_ALL", "C").arg(self.dir()).output().unwrap()
+        };
         let mut output = umount();
         // Somebody may look at all that is mounted.
         while !output.status.success() && Instant::now() < deadline {
