@@ -11,6 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{await_free, image, ok, program, run};
@@ -264,7 +265,8 @@ fn a_second_process_is_refused_with_one_clear_line() {
         // The first acknowledgement says that the database is open.
         let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
         lines.next().unwrap().unwrap();
-        let reader = std::thread::spawn(move || lines.count());
+        let (told, acknowledged) = mpsc::channel();
+        let reader = std::thread::spawn(move || lines.for_each(|_| told.send(()).unwrap()));
         for command in ["put k v", "compact", "repair", "stress --duration 1"] {
             let refused = run(&format!("lava kv {command} {place}"));
             let message = String::from_utf8(refused.stderr).unwrap();
@@ -275,10 +277,12 @@ fn a_second_process_is_refused_with_one_clear_line() {
                 "{command}: {message}"
             );
         }
-        assert!(owner.try_wait().unwrap().is_none(), "the owner ended");
+        acknowledged.try_iter().for_each(drop);
+        let patience = Duration::from_secs(60);
+        acknowledged.recv_timeout(patience).expect("it goes on");
         owner.kill().unwrap();
         owner.wait().unwrap();
-        assert!(reader.join().unwrap() > 0);
+        reader.join().unwrap();
         if place == &on_image {
             await_free(&dir.path().join("test.img"));
         }
