@@ -117,7 +117,7 @@ fn synced_appends_do_not_wait_for_a_checkpoint_and_survive_a_crash_in_it() {
         drop(sender);
         let mut acked = Vec::new();
         let mut finished = 0;
-        while let Ok(told) = receiver.recv_timeout(Duration::from_secs(30)) {
+        while let Ok(told) = receiver.recv_timeout(Duration::from_secs(120)) {
             acked.extend(told);
             finished += 1;
         }

@@ -168,7 +168,7 @@ fn an_unmount_ends_while_the_background_thread_commits_to_a_journal_that_gets_ha
     std::thread::spawn(move || sender.send(fs.unmount()));
     std::thread::sleep(LONG_ENOUGH);
     gated.open();
-    let unmounted = unmounted.recv_timeout(Duration::from_secs(20));
+    let unmounted = unmounted.recv_timeout(Duration::from_secs(120));
     unmounted.expect("the unmount ends").unwrap();
     assert!(check(device, CheckMode::ReadOnly).unwrap().is_clean());
 }

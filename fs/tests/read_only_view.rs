@@ -1,12 +1,17 @@
 //! A read-only mount beside the owner that goes on writing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use lavafs::device::SimDevice;
-use lavafs::{CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
+use lavafs::device::{
+    BlockDevice, DeviceCounters, DeviceRead, DeviceWrite, Durability, Geometry, SimDevice,
+};
+use lavafs::{
+    BLOCK_SIZE, CreateOptions, Error, FileSize, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -213,4 +218,89 @@ fn assert_is_a_state(view: &LavaFs, seen: usize) -> usize {
     let pairs = names.iter().filter(|entry| is_pair(&entry.name)).count();
     assert_eq!(pairs, 1, "{names:?}");
     bytes.len()
+}
+
+/// A device whose owner writes two checkpoints before each read behind the header of a region, for so many
+/// reads.
+#[derive(Debug)]
+struct Restless {
+    device: Arc<SimDevice>,
+    owner: LavaFs,
+    left: AtomicU32,
+}
+
+impl Restless {
+    fn before_read(&self, offset: u64) {
+        let superblock = self.owner.superblock();
+        let [start, blocks] = [superblock.journal_start, superblock.journal_blocks];
+        let behind_header = |region| offset == (start + region * blocks + 1) * BLOCK_SIZE;
+        let left = self.left.load(Ordering::Relaxed);
+        if left > 0 && (behind_header(0) || behind_header(1)) {
+            self.left.store(left - 1, Ordering::Relaxed);
+            write(&self.owner, &format!("/{left}"), b"x");
+            self.owner.checkpoint().unwrap();
+            self.owner.checkpoint().unwrap();
+        }
+    }
+}
+
+impl BlockDevice for Restless {
+    fn name(&self) -> &str {
+        "restless"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.before_read(offset);
+        self.device.read(offset, buf)
+    }
+
+    fn read_batch(&self, reads: &mut [DeviceRead<'_>], queue_depth: usize) {
+        reads.iter().for_each(|read| self.before_read(read.offset));
+        self.device.read_batch(reads, queue_depth);
+    }
+
+    fn write(&self, _: u64, _: &[u8], _: Durability) -> io::Result<()> {
+        unreachable!("a view writes nothing")
+    }
+
+    fn write_batch(&self, _: &[DeviceWrite<'_>], _: Durability) -> io::Result<()> {
+        unreachable!("a view writes nothing")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!("a view writes nothing")
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        self.device.counters()
+    }
+}
+
+/// What a reader found overwritten six times was damage, however much had moved: a slow reader beside a
+/// busy owner was told that a sound filesystem is corrupt.
+#[test]
+fn what_moves_while_it_is_read_is_no_damage() {
+    const TIMES: u32 = 12;
+    let device = device();
+    let owner = mount(&device, false);
+    let restless = Arc::new(Restless {
+        device,
+        owner,
+        left: AtomicU32::new(TIMES),
+    });
+    let options = MountOptions {
+        read_only: true,
+        ..MountOptions::default()
+    };
+    let view = LavaFs::mount(restless.clone(), &options).unwrap();
+    assert_eq!(restless.left.load(Ordering::Relaxed), 0);
+    assert_eq!(view.list(Path::new("/")).unwrap().len(), TIMES as usize);
 }

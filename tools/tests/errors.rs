@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{image, ok, program, run};
+use common::{PATIENCE, await_free, image, ok, program, run};
 
 /// Runs a command line that must fail with `code`, with one line on stderr that holds each of
 /// `parts`.
@@ -110,14 +110,18 @@ fn a_newer_format_is_refused() {
     fails(&format!("mkfs.lavafs {path}"), 1, &["-f"]);
 }
 
-/// True where the process with these descriptors has the file open.
-fn holds(descriptors: &str, file: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(descriptors) else {
+/// True where the process has the file open and locked.
+fn holds(process: u32, file: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{process}/fd")) else {
         return false;
     };
-    entries
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .any(|target| target == file)
+    let locked = |number: &std::ffi::OsStr| {
+        let info = format!("/proc/{process}/fdinfo/{}", number.display());
+        fs::read_to_string(info).is_ok_and(|info| info.contains("\nlock:"))
+    };
+    entries.flatten().any(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|target| target == file) && locked(&entry.file_name())
+    })
 }
 
 #[test]
@@ -126,18 +130,16 @@ fn a_device_in_use_is_refused() {
     let path = image(dir.path(), "64M").display().to_string();
     let mut owner = program("lava")
         .args(["bench", "fs", "--workload", "randread", "--file-size", "1M"])
-        .args(["--runtime", "60", "--fs", &path])
+        .args(["--runtime", "600", "--fs", &path])
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
     // Not before the owner has the device, or it would be the one refused.
-    let descriptors = format!("/proc/{}/fd", owner.id());
     let started = Instant::now();
-    while !holds(&descriptors, path.as_ref()) {
-        assert!(started.elapsed() < Duration::from_secs(30), "never opened");
+    while !holds(owner.id(), path.as_ref()) {
+        assert!(started.elapsed() < PATIENCE, "never opened");
         std::thread::sleep(Duration::from_millis(10));
     }
-    std::thread::sleep(Duration::from_millis(200));
     let refused = run(&format!("lava fs mkdir --fs {path} /second"));
     assert!(!refused.status.success());
     let refused = String::from_utf8(refused.stderr).unwrap();
@@ -154,6 +156,7 @@ fn a_device_in_use_is_refused() {
         !formatted.status.success(),
         "not even -f takes a device away"
     );
+    await_free(path.as_ref());
     ok(&format!("fsck.lavafs -n {path}"));
 }
 

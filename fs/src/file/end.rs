@@ -212,7 +212,7 @@ mod tests {
             scope.spawn(move || drop(file));
             std::thread::sleep(Duration::from_millis(100));
             scope.spawn(move || sender.send(create("/other").map(drop)));
-            let created = created.recv_timeout(Duration::from_secs(5));
+            let created = created.recv_timeout(Duration::from_secs(120));
             open.pipeline.finish(0, false, |_| {});
             created.expect("nobody waits").unwrap();
         });

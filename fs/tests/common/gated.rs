@@ -27,9 +27,8 @@ pub(crate) struct Gated {
 #[derive(Debug, Default)]
 struct Gate {
     closed: Option<Range<u64>>,
-    waiting: usize,
-    /// Where the write that came last goes.
-    last: u64,
+    /// Where the writes go that were held back and have not gone on.
+    held: Vec<u64>,
 }
 
 impl Gated {
@@ -55,26 +54,35 @@ impl Gated {
 
     fn pass(&self, offset: u64) {
         let mut gate = self.gate.lock().unwrap();
-        gate.waiting += 1;
-        gate.last = offset;
+        if !gate.holds(offset) {
+            return;
+        }
+        gate.held.push(offset);
         self.moved.notify_all();
-        while gate
-            .closed
-            .as_ref()
-            .is_some_and(|range| range.contains(&offset))
-        {
+        while gate.holds(offset) {
             gate = self.moved.wait(gate).unwrap();
         }
-        gate.waiting -= 1;
+        let at = gate.held.iter().position(|&held| held == offset);
+        gate.held.swap_remove(at.unwrap());
     }
 
     /// Returns when some write waits at the gate, and where it goes.
     pub(crate) fn await_waiter(&self) -> u64 {
         let mut gate = self.gate.lock().unwrap();
-        while gate.waiting == 0 {
+        loop {
+            // One that was let go may not have gone on yet.
+            if let Some(&offset) = gate.held.iter().rev().find(|&&offset| gate.holds(offset)) {
+                return offset;
+            }
             gate = self.moved.wait(gate).unwrap();
         }
-        gate.last
+    }
+}
+
+impl Gate {
+    fn holds(&self, offset: u64) -> bool {
+        let closed = self.closed.as_ref();
+        closed.is_some_and(|range| range.contains(&offset))
     }
 }
 

@@ -17,11 +17,11 @@ use std::io::{BufRead, BufReader, BufWriter};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use lavafs::device::{self, OpenMode};
-use lavafs::{CheckMode, MkfsOptions};
+use lavafs::{CheckMode, Error, MkfsOptions};
 
 pub use load::DemoLoad;
 
@@ -44,6 +44,9 @@ const LOG_NAME: &str = "changes";
 
 /// The database's directory in the image.
 const DB_DIR: &str = "/demo/db";
+
+/// How long the kernel may take to end what the killed process had in flight.
+const LEAVING_GRACE: Duration = Duration::from_secs(60);
 
 /// Exit code: every stored byte is verified, but some inputs could not be read.
 const SKIPPED: u8 = 3;
@@ -96,6 +99,7 @@ impl Demo {
         ))?;
         let loaded = self.load_and_kill(&data, &found)?;
         line("the loading process is killed; recovering")?;
+        self.await_free()?;
         self.check("after the crash")?;
         let verified = verify::verify(&self.image, &found.files, &loaded.stored)?;
         self.check("after recovery")?;
@@ -172,6 +176,21 @@ impl Demo {
             other => {
                 handed.context(|| "handing the list of files over")?;
                 other
+            }
+        }
+    }
+
+    /// Waits until nobody has the image. A killed process is gone before its requests are: the image
+    /// would be looked at while they still change it.
+    fn await_free(&self) -> Outcome<()> {
+        let started = Instant::now();
+        loop {
+            match device::open(&self.image, OpenMode::ReadWrite) {
+                Ok(_) => return Ok(()),
+                Err(Error::InUse { .. }) if started.elapsed() < LEAVING_GRACE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -5,8 +5,15 @@
     reason = "each test binary uses a part"
 )]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// How long what takes a moment may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program of this package.
 pub(crate) fn program(name: &str) -> Command {
@@ -39,4 +46,16 @@ pub(crate) fn image(dir: &Path, size: &str) -> PathBuf {
     let image = dir.join("test.img");
     ok(&format!("mkfs.lavafs --size {size} {}", image.display()));
     image
+}
+
+/// Waits until nobody has the image: a process that was killed is gone before the kernel has taken down its
+/// rings, which hold the image and its lock, and the commands wait for that no longer than two seconds.
+pub(crate) fn await_free(image: &Path) {
+    let started = Instant::now();
+    let mut file = File::open(image).unwrap();
+    while let Err((still, error)) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        assert!(started.elapsed() < PATIENCE, "{}: {error}", image.display());
+        file = still;
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

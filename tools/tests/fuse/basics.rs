@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::fcntl::{FallocateFlags, RenameFlags, fallocate, renameat2};
 
 use crate::fixture::{Fixture, MIB, append, command, errno, refused, run};
+use crate::foreign::have;
 
 #[test]
 fn a_copied_tree_is_equal_after_umount_and_mount() {
@@ -273,6 +274,9 @@ fn a_directory_that_changes_is_listed_without_loss_or_repetition() {
 
 #[test]
 fn extended_attributes_mappings_and_space() {
+    if !have("python3") {
+        return;
+    }
     let Some(fixture) = Fixture::mounted(64 * MIB) else {
         return;
     };

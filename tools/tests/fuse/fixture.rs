@@ -13,7 +13,7 @@ use lavafs::{CheckMode, Error, MkfsOptions, check, mkfs};
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// How long what takes a moment may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An image and where it is mounted. Dropping it unmounts, after a panic too.
 pub(crate) struct Fixture {
@@ -80,7 +80,20 @@ impl Fixture {
     }
 
     pub(crate) fn umount(&mut self) {
-        run("umount", [self.dir()]);
+        let deadline = Instant::now() + PATIENCE;
+        let umount = || {
+            let mut command = Command::new("umount");
+            command.env("LC_ALL", "C").arg(self.dir()).output().unwrap()
+        };
+        let mut output = umount();
+        // Somebody may look at all that is mounted.
+        while !output.status.success() && Instant::now() < deadline {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("busy"), "{said}");
+            std::thread::sleep(Duration::from_millis(10));
+            output = umount();
+        }
+        assert!(output.status.success(), "{output:?}");
         let status = self.server.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}: {}", self.log());
     }

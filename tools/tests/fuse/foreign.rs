@@ -85,6 +85,7 @@ fn a_git_clone_is_whole_and_can_be_worked_in() {
         &format!(
             "git config --global user.name n; git config --global user.email e@example.org
              git config --global safe.directory '*'; git config --global gc.auto 0
+             git config --global maintenance.auto false
              cp -r {0} $T/repository; cd $T/repository; git init -q .; git add .; git commit -q -m one
              git clone -q --no-local file://$T/repository $M/clone; cd $M/clone; git fsck --full
              test -z \"$(git status --porcelain)\"

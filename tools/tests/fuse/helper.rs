@@ -13,7 +13,7 @@ ln -s $MOUNT $T/helpers/mount.lavafs; ln -s $FSCK $T/helpers/fsck.lavafs; ln -s 
 sbin=$(readlink -f /sbin)
 mount -t overlay overlay -o lowerdir=$T/helpers:$sbin $sbin 2>/dev/null || exit 77
 # Not the exit code alone: the daemon has let go of the image when fsck may have it.
-gone() { for i in $(seq 100); do fsck.lavafs -n $I >/dev/null 2>&1 && return; sleep 0.05; done; return 1; }
+gone() { for i in $(seq 1000); do fsck.lavafs -n $I >/dev/null 2>&1 && return; sleep 0.05; done; return 1; }
 ";
 
 /// Runs the script in a namespace with the helpers; `None` where that cannot be had.
@@ -31,7 +31,7 @@ fn in_namespace(fixture: &Fixture, script: &str) -> Option<String> {
         .output()
         .unwrap();
     if output.status.code() == Some(77) {
-        eprintln!("skipped: no overlay in a mount namespace");
+        eprintln!("skipped: no overlay in a mount namespace, or no loop device");
         return None;
     }
     let (out, err) = (
@@ -71,7 +71,7 @@ fn fsck_and_mkfs_keep_the_conventions() {
         return;
     };
     let script = "
-L=$(losetup -f --show $I); trap 'losetup -d $L' EXIT
+L=$(losetup -f --show $I) || exit 77; trap 'losetup -d $L' EXIT
 fsck -t lavafs $L >/dev/null; echo $?
 fsck -t lavafs $L -- -n --json | grep -q '\"clean\":true'; echo $?
 fsck -A -t lavafs -T -N >/dev/null; echo $?

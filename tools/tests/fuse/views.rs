@@ -12,7 +12,7 @@ use lavafs::device::{Fault, FaultOn, FaultPlan, FaultWhen, SimDevice};
 use lavafs::fuse::FuseOptions;
 use lavafs::{CreateOptions, FileSystem, LavaFs, MkfsOptions, MountOptions, mkfs};
 
-use crate::fixture::{Fixture, MIB, append, command, errno, run};
+use crate::fixture::{Fixture, MIB, PATIENCE, append, command, errno, run};
 
 /// A second mount of the fixture's image, read-only. Unmounted when dropped.
 struct View {
@@ -43,9 +43,9 @@ impl Drop for View {
 
 /// Waits until `holds`, which a view may take a moment for.
 fn soon(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        assert!(Instant::now() < deadline, "it never came: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -43,18 +43,20 @@ pub(crate) fn recover_moving(disk: &Disk) -> Result<Recovered> {
     for attempt in 0..ATTEMPTS_MAX {
         let before = marks(disk);
         let outcome = recover(disk);
-        let still = match (before, marks(disk)) {
-            (Ok(before), Ok(after)) => before == after,
-            _ => false,
+        let (still, moved) = match (before, marks(disk)) {
+            (Ok(before), Ok(after)) => (before == after, before != after),
+            _ => (false, false),
         };
         let sound = outcome.as_ref().is_ok_and(|found| found.damage.is_empty());
         if sound && still {
             return outcome;
         }
-        let owned = read_owner(disk)?.is_some_and(|owner| owner.may_live());
-        damaged += u32::from(!sound);
-        if !sound && (!owned || damaged >= DAMAGED_ATTEMPTS) {
-            return outcome;
+        if !sound && !moved {
+            let owned = read_owner(disk)?.is_some_and(|owner| owner.may_live());
+            damaged += 1;
+            if !owned || damaged >= DAMAGED_ATTEMPTS {
+                return outcome;
+            }
         }
         std::thread::sleep(Duration::from_millis(1 << attempt.min(5)));
     }

@@ -59,7 +59,7 @@ case("far future", lambda: (utimens("f", (1, 2), (5000000000, 0)), os.stat("f").
 case("omit", lambda: (utimens("f", (1, 2), (1, OMIT)), os.stat("f").st_mtime_ns)[1])
 case("omit both", lambda: changed("f", lambda: utimens("f", (1, OMIT), (1, OMIT))))
 case("set moves ctime", lambda: changed("f", lambda: utimens("f", (1, 2), (3, 4))))
-case("now", lambda: (utimens("f", (0, NOW), (0, NOW)), abs(os.stat("f").st_mtime - time.time()) < 5)[1])
+case("now", lambda: (utimens("f", (0, NOW), (0, NOW)), abs(os.stat("f").st_mtime - time.time()) < 60)[1])
 case("nanoseconds out of range", lambda: utimens("f", (1, 2), (3, 10**9)))
 case("symlink itself", lambda: (utimens("s", (1, 2), (3, 4), 0x100), os.lstat("s").st_mtime_ns, os.stat("f").st_mtime_ns > 9)[1:])
 as_user("set by another", lambda: utimens("f", (1, 2), (3, 4)))
