@@ -20,7 +20,7 @@ use lavakv::{
 use parking_lot::Mutex;
 
 const AT: &str = "/db";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Keeps a record in the database itself.
 #[derive(Debug, Default)]

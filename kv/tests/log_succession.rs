@@ -225,7 +225,7 @@ impl Stuck {
             count += 1;
             assert!(count < 10_000, "no log was closed");
         }
-        is_stuck.recv_timeout(Duration::from_secs(30)).unwrap();
+        is_stuck.recv_timeout(Duration::from_secs(60)).unwrap();
         Stuck {
             dir,
             db,
@@ -443,9 +443,10 @@ fn a_spare_that_cannot_be_made_is_no_error_and_is_tried_again() {
                 count += 1;
             } else {
                 db.put(&key(0), &[7], &WriteOptions::default()).unwrap();
-                std::thread::sleep(Duration::from_millis(10));
+                // Rarely, so that the memtable does not fill where the log thread is slow.
+                std::thread::sleep(Duration::from_millis(50));
             }
-            assert!(begin.elapsed() < Duration::from_secs(30));
+            assert!(begin.elapsed() < Duration::from_secs(60));
         }
         assert_eq!(db.tickers().spare_logs, 0);
         while db.tickers().spare_logs < 2 {
@@ -491,6 +492,7 @@ fn a_spare_takes_a_sixteenth_of_the_free_space_at_most_and_none_is_lost() {
     };
     for _ in 0..3 {
         let db = Db::open(fs.clone(), Path::new(AT), options.clone()).unwrap();
+        db.wait_for_background_work().unwrap();
         let mut count = 0;
         let mut free = fs.space().free;
         while allocated().len() < 2 {

@@ -375,7 +375,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(
-            begin.elapsed() < Duration::from_secs(30),
+            begin.elapsed() < Duration::from_secs(60),
             "waited for {what}"
         );
         std::thread::sleep(Duration::from_millis(5));

@@ -61,7 +61,7 @@ fn tables(fs: &FileSystemRef) -> (u64, usize) {
 fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -103,10 +103,13 @@ fn keeps_the_newest(min_blob_size: usize) {
 fn a_fifo_drops_what_is_too_old_though_nobody_writes() {
     let fs = mount(sim_device(64 << 20, 512));
     let db = Db::open(fs.clone(), Path::new(AT), fifo(1 << 30, 2)).unwrap();
+    let begin = Instant::now();
     fill(&db, 0..100, 200);
     db.flush().unwrap();
     let found = db.get(&7_u64.to_be_bytes(), &ReadOptions::default());
-    assert!(found.unwrap().is_some(), "not yet");
+    // Ages are whole seconds.
+    let is_young = begin.elapsed() < Duration::from_secs(1);
+    assert!(found.unwrap().is_some() || !is_young, "not yet");
     wait_for("nothing outlives its time", || tables(&fs).1 == 0);
     let found = db.get(&7_u64.to_be_bytes(), &ReadOptions::default());
     assert_eq!(found.unwrap(), None);
@@ -154,7 +157,7 @@ fn obsolete_files_go_no_faster_than_the_rate_and_at_once_on_closing() {
         disable_auto_compactions: true,
         level0_slowdown_writes_trigger: 1000,
         level0_stop_writes_trigger: 1000,
-        delete_rate: 400 << 10,
+        delete_rate: 24 << 10,
         target_file_size_base: 1 << 20,
         ..tiny()
     };
@@ -169,18 +172,20 @@ fn obsolete_files_go_no_faster_than_the_rate_and_at_once_on_closing() {
     db.compact_range(None, None).unwrap();
     let inputs_left = |count: usize| tables(&fs).1 <= count;
     assert!(before.1 >= 20, "{before:?}");
-    // Half of the bytes take more than half a second at the rate.
-    let few = before.1 / 2;
-    wait_for("files go", || inputs_left(few));
+    // The first of them goes at once, each next one when the bytes of the one before have taken their time, which is
+    // about half a second. At most two are shorter than a memtable. A table has come.
+    let pause = before.0 as f64 / before.1 as f64 / f64::from(24 << 10);
+    wait_for("files go", || inputs_left(before.1 - 3));
     let took = begin.elapsed();
     assert!(
-        took >= Duration::from_millis(350),
-        "{took:?} for half of {before:?}"
+        took >= Duration::from_secs_f64(pause / 2.0),
+        "{took:?} for four of {before:?}"
     );
+    // At the rate the others would take more than ten seconds.
     let begin = Instant::now();
     db.close().unwrap();
     let took = begin.elapsed();
-    assert!(took < Duration::from_millis(400), "{took:?} to close");
+    assert!(took < Duration::from_secs(8), "{took:?} to close");
     assert!(inputs_left(2), "closing leaves nothing behind");
 }
 

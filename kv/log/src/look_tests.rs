@@ -122,19 +122,26 @@ fn a_look_beside_an_owner_who_changes_files_finds_a_state_of_his() {
     let (_, fs) = mem();
     let owner = open(&fs).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
+    let both = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
         let looker = scope.spawn(|| {
+            both.wait();
             let mut looks = 0;
-            while !done.load(std::sync::atomic::Ordering::Acquire) {
+            loop {
+                // The last look is one at what is left at the end, for a looker who was slow.
+                let is_last = done.load(std::sync::atomic::Ordering::Acquire);
                 match look(&fs) {
                     Ok(engine) => looks += usize::from(!engine.list().is_empty()),
                     // Each of ten attempts met another removal.
                     Err(Error::Fs(error)) => assert!(error.is_not_found(), "{error}"),
                     Err(error) => panic!("{error}"),
                 }
+                if is_last {
+                    return looks;
+                }
             }
-            looks
         });
+        both.wait();
         for round in 0..300 {
             let log = owner.create(&format!("log-{round}"), DENSE).unwrap();
             for lsn in 0..8 {

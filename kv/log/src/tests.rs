@@ -510,7 +510,7 @@ fn sixteen_writers_of_4_kib_records_share_flushes_at_1_03() {
     let logs: Vec<_> = (0..16)
         .map(|i| engine.create(&format!("log-{i}"), DENSE).unwrap())
         .collect();
-    mem.slow_syncs(500);
+    mem.slow_syncs(2000);
     let before = mem.counters();
     std::thread::scope(|scope| {
         for log in &logs {

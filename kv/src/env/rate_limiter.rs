@@ -129,6 +129,8 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     fn always() -> Result<(), ()> {
@@ -149,26 +151,37 @@ mod tests {
         limiter.set_bytes_per_s(0);
         let begin = Instant::now();
         limiter.request(1 << 40, Priority::Low, always).unwrap();
-        assert!(begin.elapsed() < Duration::from_secs(1));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 
     #[test]
     fn a_flush_goes_before_compactions_that_wait() {
-        let limiter = RateLimiter::new(1 << 20);
+        // Days pass before a byte does.
+        let limiter = RateLimiter::new(1);
         limiter.request(300 << 10, Priority::Low, always).unwrap();
         let order = Mutex::new(Vec::new());
+        let (waits, waiting) = mpsc::channel();
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| {
-                    limiter.request(200 << 10, Priority::Low, always).unwrap();
+                let waits = waits.clone();
+                let (limiter, order) = (&limiter, &order);
+                scope.spawn(move || {
+                    let wait_on = || waits.send(()).map_err(drop);
+                    limiter.request(200 << 10, Priority::Low, wait_on).unwrap();
                     order.lock().push(Priority::Low);
                 });
+                waiting.recv().unwrap();
             }
-            std::thread::sleep(Duration::from_millis(20));
             scope.spawn(|| {
-                limiter.request(200 << 10, Priority::High, always).unwrap();
+                limiter.request(1 << 50, Priority::High, always).unwrap();
                 order.lock().push(Priority::High);
+                limiter.set_bytes_per_s(0);
             });
+            while limiter.bucket.lock().high_waiting == 0 {
+                std::thread::yield_now();
+            }
+            // A byte passes, and after the flush again none for a while.
+            limiter.set_bytes_per_s(1 << 40);
         });
         assert_eq!(order.lock()[0], Priority::High);
     }
