@@ -51,12 +51,13 @@ fn memory_of(mems: &[Arc<Mem>]) -> usize {
 
 impl Engine {
     /// Writes memtables, none of them empty, into one table. None if no entry survives.
-    /// `version` is the one that the table is for.
+    /// `version` is the one that the table is for; `keep_bytes` bounds the blocks that are kept for the cache.
     pub(crate) fn write_mems(
         &self,
         cf: &ColumnFamily,
         mems: &[Arc<Mem>],
         version: &Version,
+        keep_bytes: usize,
     ) -> Result<TableOutputs> {
         let filter = VersionFilter::new(Retention {
             snapshots: self.snapshots.sequences(),
@@ -73,7 +74,7 @@ impl Engine {
             fs: &self.fs,
             dir: &self.dir,
             table_options: TableOptions {
-                keep_bytes: self.warm_bytes_of_flush(memory),
+                keep_bytes,
                 ..cf.named(cf.options.table_options(version, 0, entries, entries))
             },
             warm: match self.options.prepopulate_block_cache {
@@ -198,10 +199,11 @@ impl Engine {
         version: &Version,
     ) -> Result<Vec<SstMeta>> {
         let id = cf.id;
-        let _kept = self.charge_io(self.warm_bytes_of_flush(memory_of(mems)));
-        let mut outputs = self
-            .histograms
-            .time(Timed::Flush, || self.write_mems(cf, mems, version))?;
+        let keep_bytes = self.warm_bytes_of_flush(memory_of(mems));
+        let _kept = self.charge_io(keep_bytes);
+        let mut outputs = self.histograms.time(Timed::Flush, || {
+            self.write_mems(cf, mems, version, keep_bytes)
+        })?;
         // A batch goes to several families: none may have its part for good before the log has the whole.
         if let Err(error) = self.end_previous() {
             outputs.discard(&self.fs, &self.dir);

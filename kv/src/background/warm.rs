@@ -10,7 +10,7 @@
 //! What a flush keeps is at most an eighth of the cache, and enters it like what a scan reads: it goes first
 //! if nobody asks for it. What a compaction keeps takes the place of its inputs' blocks: those are the next
 //! to go, and these stay like what was read before. It is at most half of the cache. Both are charged to the
-//! memory ledger until they are in.
+//! memory ledger until they are in, and take at most half of what fits into its limit.
 //!
 //! Nothing depends on it: a failure is logged, and readers open the file and find out themselves.
 
@@ -39,7 +39,7 @@ struct Kept {
 impl Engine {
     /// Bytes of blocks that a flush of so much memory may keep for the cache.
     pub(crate) fn warm_bytes_of_flush(&self, memory: usize) -> usize {
-        (self.cache.capacity() / 8).min(WARM_BYTES_MAX).min(memory)
+        self.warm_bytes(self.cache.capacity() / 8).min(memory)
     }
 
     /// Bytes of blocks that a compaction may keep for the cache: not more than its inputs have before compression.
@@ -53,8 +53,17 @@ impl Engine {
             None => file.meta.file_size,
         });
         let raw = raw.fold(0, u64::saturating_add);
-        let most = (self.cache.capacity() / 2).min(WARM_BYTES_MAX);
+        let most = self.warm_bytes(self.cache.capacity() / 2);
         most.min(usize::try_from(raw).unwrap_or(usize::MAX))
+    }
+
+    /// Of `most` bytes, those that a job may keep: where there is a ledger, half of what fits into its limit now.
+    fn warm_bytes(&self, most: usize) -> usize {
+        let fits = match self.env.ledger() {
+            Some(_) => self.cache.unreserved() / 2,
+            None => usize::MAX,
+        };
+        most.min(WARM_BYTES_MAX).min(fits)
     }
 
     /// Warms what a job has committed; takes the blocks that it kept. `replaced` are the tables that its

@@ -68,6 +68,11 @@ impl Beside {
         (self.fixed.load(Ordering::Relaxed) + evictable, evictable)
     }
 
+    /// What a budget of `capacity` bytes still has for what is reserved for good.
+    pub(super) fn unreserved(&self, capacity: usize) -> usize {
+        (capacity / 4 * 3).saturating_sub(self.fixed.load(Ordering::Relaxed))
+    }
+
     /// What a budget of `capacity` bytes has for the evictable and for the cache's entries: the most that the first
     /// may have, and what the second have now.
     pub(super) fn room(&self, capacity: usize) -> (usize, usize) {

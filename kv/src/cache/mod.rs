@@ -277,6 +277,11 @@ impl BlockCache {
         self.reservation(bytes, true)
     }
 
+    /// Bytes that [`BlockCache::reserve`] has room for now: beyond them memory is over the budget.
+    pub(crate) fn unreserved(&self) -> usize {
+        self.beside.unreserved(self.capacity)
+    }
+
     fn reservation(self: &Arc<Self>, bytes: usize, is_evictable: bool) -> Reservation {
         self.beside.add(bytes, is_evictable);
         Reservation {

@@ -75,7 +75,9 @@ fn entries_give_way_to_reserved_memory_down_to_a_quarter() {
     let stats = cache.stats();
     assert_eq!(stats.reserved, 4 << 20);
     assert!((3 << 20..=4 << 20).contains(&stats.charged), "{stats:?}");
+    assert_eq!(cache.unreserved(), 2 << 20);
     let filter = cache.reserve(100 << 20);
+    assert_eq!(cache.unreserved(), 0);
     fill(20_000);
     assert!((1 << 20..=2 << 20).contains(&cache.stats().charged));
     drop((index, filter));

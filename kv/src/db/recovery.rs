@@ -419,7 +419,7 @@ impl Engine {
         if view.mem.table.is_empty() {
             return Ok(());
         }
-        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem), &view.version)?;
+        let outputs = self.write_mems(cf, std::slice::from_ref(&view.mem), &view.version, 0)?;
         let add = |meta: SstMeta| (0, meta.number, meta);
         let edit = CfEdit {
             added: outputs.tables.into_iter().map(add).collect(),
