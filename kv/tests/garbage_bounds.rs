@@ -72,10 +72,14 @@ fn overwrite(image_bytes: u64, rounds: u64) {
     let db = Db::open(fs.clone(), Path::new("/db"), options).unwrap();
     let mut rng = Rng(seed());
     let mut model = vec![0; keys as usize];
+    // Where threads are so slow that files on their way fill the rest of the disk, a write is told so and done later.
     let put = |number, round| {
-        let options = WriteOptions::default();
-        db.put(&key(number), &value(number, round), &options)
-            .unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        let (key, value) = (key(number), value(number, round));
+        while let Err(error) = db.put(&key, &value, &WriteOptions::default()) {
+            assert!(Instant::now() < until, "{error}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     };
     for number in 0..keys {
         put(number, 0);
